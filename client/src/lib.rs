@@ -1,0 +1,1 @@
+//! postanalytics client

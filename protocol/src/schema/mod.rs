@@ -1,0 +1,3 @@
+//! One module per released schema, never changed after its release.
+
+pub mod v1;

@@ -1,0 +1,178 @@
+//! The statistics page of a shard: written by the shard once a turn, read by anyone at any time.
+//!
+//! A sequence lock over plain atomics: the version is odd while the shard writes, and a reader that sees it change reads
+//! again. So a reader always gets counters of one instant, and the laws between them hold in every reading.
+
+use std::sync::atomic::{AtomicU64, Ordering, fence};
+
+macro_rules! shard_stats {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// Counters and gauges of one shard. Counters only grow; laws: `received = stored + rejected + duplicate`,
+        /// `stored = live + evicted` (records of the request log).
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct ShardStats { $($(#[$doc])* pub $name: u64,)* }
+
+        impl ShardStats {
+            /// Names of the values, in the order of [`Self::values`].
+            pub const NAMES: &'static [&'static str] = &[$(stringify!($name)),*];
+
+            /// All values, in order.
+            pub fn values(&self) -> [u64; Self::NAMES.len()] {
+                [$(self.$name),*]
+            }
+
+            fn from_values(values: [u64; Self::NAMES.len()]) -> Self {
+                let [$($name),*] = values;
+                Self { $($name),* }
+            }
+        }
+    };
+}
+
+shard_stats! {
+    /// Connections open now.
+    connections,
+    /// Records of whole Batch frames that arrived.
+    records_received,
+    /// Records committed to the request log.
+    records_stored,
+    /// Records of batches refused for their content or order.
+    records_rejected,
+    /// Records of batches that were stored before.
+    records_duplicate,
+    /// Bytes of places committed to the request log, headers included.
+    bytes_stored,
+    /// Records in the request log now.
+    records_live,
+    /// Records whose slab was recycled.
+    records_evicted,
+    /// Records copied to the attack log.
+    attack_records_stored,
+    /// Records in the attack log now.
+    attack_records_live,
+    /// Batch frames stored.
+    frames_stored,
+    /// Frames whose analysis panicked.
+    frames_quarantined,
+    /// Error frames sent, of every code.
+    errors_sent,
+    /// Connections adopted.
+    connections_adopted,
+    /// Connections closed for unfinished frames, recycled slabs, or too much unsent.
+    connections_shed,
+    /// Open places in the request log now.
+    open_places,
+    /// Bytes of open places now.
+    open_place_bytes,
+    /// Places that were begun and never committed.
+    places_void,
+    /// Times that a connection had to wait for receive buffers.
+    receive_starved,
+    /// Sessions known.
+    sessions,
+    /// Verdicts live.
+    verdicts_live,
+    /// Verdicts that yielded to later ones because the set was full.
+    verdicts_displaced,
+    /// Largest scratch memory of a turn, bytes.
+    scratch_bytes_peak,
+    /// Bytes of the request log's and attack log's slabs together.
+    arena_bytes_total,
+    /// Bytes of slabs that hold places now.
+    arena_bytes_used,
+    /// Arrival of the oldest stored request, Unix µs; 0 if there is none.
+    oldest_arrival_us,
+    /// Arrival of the newest stored request, Unix µs; 0 if there is none.
+    newest_arrival_us,
+    /// CPU time of the shard's thread, µs.
+    cpu_us,
+    /// Loop turns.
+    turns,
+    /// Completions that came for operations long over.
+    completions_stale,
+    /// Receive to ack, median of the last interval, ns.
+    ack_latency_p50_ns,
+    /// Receive to ack, 99th percentile of the last interval, ns.
+    ack_latency_p99_ns,
+    /// Receive to ack, 99.9th percentile of the last interval, ns.
+    ack_latency_p999_ns,
+    /// Receive to ack, largest of the last interval, ns.
+    ack_latency_max_ns,
+}
+
+impl ShardStats {
+    /// Oldest to newest stored request by arrival, µs: the timeframe.
+    pub const fn timeframe_us(&self) -> u64 {
+        self.newest_arrival_us.saturating_sub(self.oldest_arrival_us)
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct StatsPage {
+    version: AtomicU64,
+    values: [AtomicU64; ShardStats::NAMES.len()],
+}
+
+impl Default for StatsPage {
+    fn default() -> Self {
+        Self { version: AtomicU64::new(0), values: [const { AtomicU64::new(0) }; ShardStats::NAMES.len()] }
+    }
+}
+
+impl StatsPage {
+    /// Publishes `stats`. Only the shard that owns the page may call this.
+    pub fn publish(&self, stats: &ShardStats) {
+        let version = self.version.load(Ordering::Relaxed);
+        self.version.store(version.wrapping_add(1), Ordering::Relaxed);
+        fence(Ordering::Release);
+        for (slot, value) in self.values.iter().zip(stats.values()) {
+            slot.store(value, Ordering::Relaxed);
+        }
+        self.version.store(version.wrapping_add(2), Ordering::Release);
+    }
+
+    /// Reads the values of one instant.
+    pub fn read(&self) -> ShardStats {
+        loop {
+            let before = self.version.load(Ordering::Acquire);
+            let mut values = [0; ShardStats::NAMES.len()];
+            for (value, slot) in values.iter_mut().zip(&self.values) {
+                *value = slot.load(Ordering::Relaxed);
+            }
+            fence(Ordering::Acquire);
+            if before % 2 == 0 && self.version.load(Ordering::Relaxed) == before {
+                return ShardStats::from_values(values);
+            }
+            std::hint::spin_loop();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    #[test]
+    fn readers_never_see_a_torn_page() {
+        let page = Arc::new(StatsPage::default());
+        let writer = std::thread::spawn({
+            let page = Arc::clone(&page);
+            move || {
+                for n in 0..200_000u64 {
+                    page.publish(&ShardStats::from_values([n; ShardStats::NAMES.len()]));
+                }
+            }
+        });
+        let mut readings = 0;
+        while !writer.is_finished() {
+            let values = page.read().values();
+            assert!(values.iter().all(|value| *value == values[0]), "{values:?}");
+            readings += 1;
+        }
+        writer.join().expect("the writer ends well");
+        assert!(readings > 0);
+        assert_eq!(page.read().records_stored, 199_999);
+    }
+}
