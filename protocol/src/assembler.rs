@@ -99,11 +99,7 @@ impl Assembler {
             return Ok(Step::NeedMore);
         }
         let header = FrameHeader::decode(&self.header, self.max_body_bytes)?;
-        self.body = Some(Body {
-            left: header.body_bytes as usize,
-            stated_crc: header.body_crc,
-            crc: crc32fast::Hasher::new(),
-        });
+        self.body = Some(Body { left: header.body_bytes as usize, stated_crc: header.body_crc, crc: crc32fast::Hasher::new() });
         Ok(Step::Header(header))
     }
 

@@ -166,20 +166,8 @@ pub fn flatten(fields: &RecordFields<'_>, blob: &mut Vec<u8>) -> Record {
     let (host, path, query) = (put(fields.host), put(fields.path), put(fields.query));
     let (user_agent, referer) = (put(fields.user_agent), put(fields.referer));
     let (raw_headers, raw_body) = (put(fields.raw_headers), put(fields.raw_body));
-    let hits = put_table(blob, &fields.hits, HIT_BYTES, |hit, blob, at| {
-        let point = put_span(blob, hit.point);
-        let payload = put_span(blob, hit.payload);
-        blob[at..at + 2].copy_from_slice(&hit.attack_type.to_le_bytes());
-        blob[at + 2] = hit.severity;
-        blob[at + 4..at + 8].copy_from_slice(&hit.rule_id.to_le_bytes());
-        write_span(blob, at + 8, point);
-        write_span(blob, at + 16, payload);
-    });
-    let extensions = put_table(blob, &fields.extensions, EXTENSION_BYTES, |extension, blob, at| {
-        let value = put_span(blob, extension.value);
-        blob[at..at + 2].copy_from_slice(&extension.tag.to_le_bytes());
-        write_span(blob, at + 4, value);
-    });
+    let hits = put_hits(blob, fields.hits.iter().copied());
+    let extensions = put_extensions(blob, fields.extensions.iter().copied());
     Record {
         request_id: fields.request_id,
         client_ip: fields.client_ip,
@@ -231,13 +219,38 @@ pub const fn check_parts(hits: usize, extensions: usize) -> Result<(), EncodeErr
     Ok(())
 }
 
-fn put_table<T>(blob: &mut Vec<u8>, entries: &[T], entry_bytes: usize, put: impl Fn(&T, &mut Vec<u8>, usize)) -> Span {
-    let table = blob.len();
-    blob.resize(table + entries.len() * entry_bytes, 0);
-    for (index, entry) in entries.iter().enumerate() {
+fn put_hits<'a>(blob: &mut Vec<u8>, hits: impl ExactSizeIterator<Item = Hit<'a>>) -> Span {
+    put_table(blob, hits, HIT_BYTES, |hit, blob, at| {
+        let point = put_span(blob, hit.point);
+        let payload = put_span(blob, hit.payload);
+        blob[at..at + 2].copy_from_slice(&hit.attack_type.to_le_bytes());
+        blob[at + 2] = hit.severity;
+        blob[at + 4..at + 8].copy_from_slice(&hit.rule_id.to_le_bytes());
+        write_span(blob, at + 8, point);
+        write_span(blob, at + 16, payload);
+    })
+}
+
+fn put_extensions<'a>(blob: &mut Vec<u8>, extensions: impl ExactSizeIterator<Item = Extension<'a>>) -> Span {
+    put_table(blob, extensions, EXTENSION_BYTES, |extension, blob, at| {
+        let value = put_span(blob, extension.value);
+        blob[at..at + 2].copy_from_slice(&extension.tag.to_le_bytes());
+        write_span(blob, at + 4, value);
+    })
+}
+
+fn put_table<T>(
+    blob: &mut Vec<u8>,
+    entries: impl ExactSizeIterator<Item = T>,
+    entry_bytes: usize,
+    put: impl Fn(T, &mut Vec<u8>, usize),
+) -> Span {
+    let (table, count) = (blob.len(), entries.len());
+    blob.resize(table + count * entry_bytes, 0);
+    for (index, entry) in entries.enumerate() {
         put(entry, blob, table + index * entry_bytes);
     }
-    Span { offset: table as u32, length: entries.len() as u32 }
+    Span { offset: table as u32, length: count as u32 }
 }
 
 fn put_span(blob: &mut Vec<u8>, bytes: &[u8]) -> Span {
@@ -313,6 +326,50 @@ impl BatchBuilder {
             rebase_at(record.extensions.offset as usize + extension * EXTENSION_BYTES + 4);
         }
         self.batch.records.push(record);
+    }
+
+    /// Adds a record read in place elsewhere, unless the body would then be longer than `limit` bytes. Allocates nothing
+    /// while the capacity lasts.
+    pub fn push_view(&mut self, view: &RecordView<'_>, limit: usize) -> Result<(), EncodeError> {
+        let would_be = body_bytes(self.batch.records.len() + 1, self.batch.blob.len() + view.blob_bytes());
+        if would_be > limit {
+            return Err(EncodeError::TooLong { would_be, limit });
+        }
+        let blob = &mut self.batch.blob;
+        let [host, path, query] = [view.host(), view.path(), view.query()].map(|bytes| put_span(blob, bytes));
+        let [user_agent, referer] = [view.user_agent(), view.referer()].map(|bytes| put_span(blob, bytes));
+        let [raw_headers, raw_body] = [view.raw_headers(), view.raw_body()].map(|bytes| put_span(blob, bytes));
+        let record = Record {
+            request_id: view.request_id(),
+            client_ip: view.client_ip(),
+            event_us: view.event_us(),
+            tenant: view.tenant(),
+            session_hash: view.session_hash(),
+            user_hash: view.user_hash(),
+            request_bytes: view.request_bytes(),
+            response_bytes: view.response_bytes(),
+            application: view.application(),
+            response_us: view.response_us(),
+            detection_us: view.detection_us(),
+            flags: view.flags(),
+            server_port: view.server_port(),
+            status: view.status(),
+            method: view.method(),
+            scheme: view.scheme(),
+            http_version: view.http_version(),
+            zero: 0,
+            host,
+            path,
+            query,
+            user_agent,
+            referer,
+            raw_headers,
+            raw_body,
+            hits: put_hits(blob, view.hits()),
+            extensions: put_extensions(blob, view.extensions()),
+        };
+        self.batch.records.push(record);
+        Ok(())
     }
 
     /// Records in it.
@@ -445,16 +502,10 @@ impl<'a> ValidBatch<'a> {
 #[inline]
 fn check_record(index: usize, record: &ArchivedRecord, blob: &[u8]) -> Result<u64, BatchError> {
     let limit = blob.len() as u64;
-    let spans = [
-        &record.host,
-        &record.path,
-        &record.query,
-        &record.user_agent,
-        &record.referer,
-        &record.raw_headers,
-        &record.raw_body,
-    ];
-    let mut furthest = 0u64;
+    let spans =
+        [&record.host, &record.path, &record.query, &record.user_agent, &record.referer, &record.raw_headers, &record.raw_body];
+    // The offset of an empty table is checked too, so that one rule holds for every part.
+    let mut furthest = u64::from(record.hits.offset.to_native().max(record.extensions.offset.to_native()));
     let mut bytes = 0u64;
     for span in spans {
         let length = u64::from(span.length.to_native());
@@ -636,6 +687,15 @@ impl<'a> RecordView<'a> {
             tag: u16::from_le_bytes([entry[0], entry[1]]),
             value: span_in(blob, entry, 4).unwrap_or_default(),
         })
+    }
+
+    /// Bytes of blob that the parts of this record take.
+    pub fn blob_bytes(&self) -> usize {
+        let texts = self.host().len() + self.path().len() + self.query().len() + self.user_agent().len() + self.referer().len();
+        let raw = self.raw_headers().len() + self.raw_body().len();
+        let hits: usize = self.hits().map(|hit| HIT_BYTES + hit.point.len() + hit.payload.len()).sum();
+        let extensions: usize = self.extensions().map(|extension| EXTENSION_BYTES + extension.value.len()).sum();
+        texts + raw + hits + extensions
     }
 
     /// All fields, borrowed. Allocates for hits and extensions if there are any: not for the hot path.

@@ -1,5 +1,6 @@
 //! Everything that can be wrong with bytes from the wire, each with a number that travels in Error frames.
 
+use crate::header::FrameKind;
 use thiserror::Error;
 
 /// Numbers of Error frames. PROTOCOL.md lists them with cause and remedy.
@@ -10,7 +11,7 @@ pub enum ErrorCode {
     BadMagic = 1,
     /// The header's CRC does not hold.
     BadHeaderCrc = 2,
-    /// The header's version is not spoken here.
+    /// The header's version is not spoken here, or none of Hello's range is.
     UnsupportedVersion = 3,
     /// No frame kind has this number.
     UnknownKind = 4,
@@ -28,7 +29,7 @@ pub enum ErrorCode {
     UnexpectedKind = 10,
     /// Bytes came before Welcome was sent.
     PrematureBytes = 11,
-    /// No common protocol or schema version.
+    /// No common record schema.
     UnsupportedSchema = 12,
     /// The body of a Batch is no valid archive.
     BadArchive = 13,
@@ -48,7 +49,7 @@ pub enum ErrorCode {
     WrongSession = 20,
     /// The frame can never be stored in this arena.
     TooLargeToStore = 21,
-    /// Hello did not come in time, or not within its size.
+    /// Hello did not come whole in time.
     HandshakeTimeout = 22,
     /// The server has no room for this now; come back later.
     Overloaded = 23,
@@ -177,7 +178,7 @@ pub enum FrameError {
     #[error("body CRC is {stated:#010x}, computed {computed:#010x}")]
     BadBodyCrc { stated: u32, computed: u32 },
     #[error("the body of a {kind:?} frame is wrong: {what}")]
-    BadBody { kind: crate::header::FrameKind, what: &'static str },
+    BadBody { kind: FrameKind, what: &'static str },
 }
 
 impl FrameError {
@@ -192,6 +193,7 @@ impl FrameError {
             Self::BodyNotAligned { .. } => ErrorCode::BodyNotAligned,
             Self::BodyTooLong { .. } => ErrorCode::BodyTooLong,
             Self::BadBodyCrc { .. } => ErrorCode::BadBodyCrc,
+            Self::BadBody { kind: FrameKind::Challenge | FrameKind::Proof, .. } => ErrorCode::AuthenticationUnsupported,
             Self::BadBody { .. } => ErrorCode::BadBody,
         }
     }

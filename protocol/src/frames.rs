@@ -347,7 +347,15 @@ impl Verdicts {
 }
 
 /// Appends a Verdicts frame without owning the entries (the server's shards keep them elsewhere).
-pub fn encode_verdicts(sequence: u64, begin: bool, end: bool, verdicts: &[Verdict], session: u64, sent_us: u64, out: &mut Vec<u8>) {
+pub fn encode_verdicts(
+    sequence: u64,
+    begin: bool,
+    end: bool,
+    verdicts: &[Verdict],
+    session: u64,
+    sent_us: u64,
+    out: &mut Vec<u8>,
+) {
     let verdicts = &verdicts[..verdicts.len().min(VERDICTS_PER_FRAME_MAX)];
     let start = begin_frame(out);
     put_u32(out, u32::from(begin) | u32::from(end) << 1);
@@ -358,7 +366,12 @@ pub fn encode_verdicts(sequence: u64, begin: bool, end: bool, verdicts: &[Verdic
             Subject::Source(address) => (1, address, 0),
             Subject::Session(hash) => (2, [0; 16], hash),
         };
-        out.extend_from_slice(&[verdict.action.map_or(0, |action| action as u8), scope, u8::from(verdict.application.is_none()), 0]);
+        out.extend_from_slice(&[
+            verdict.action.map_or(0, |action| action as u8),
+            scope,
+            u8::from(verdict.application.is_none()),
+            0,
+        ]);
         put_u32(out, verdict.application.unwrap_or(0).cast_unsigned());
         out.extend_from_slice(&address);
         put_u64(out, session_hash);

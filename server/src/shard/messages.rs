@@ -165,7 +165,7 @@ pub struct ShardHandle {
     pub page: Arc<StatsPage>,
     /// Messages to it.
     pub messages: crate::queue::Sender<ToShard>,
-    /// Queries that come back. The shard writes a byte to the wake-up socket given at its start when it sends one.
+    /// Queries that come back.
     pub answers: crate::queue::Receiver<Box<Query>>,
     /// Ends when the shard is drained; an error says why it ended otherwise.
     pub thread: std::thread::JoinHandle<anyhow::Result<()>>,

@@ -1,0 +1,225 @@
+//! The live verdicts of a shard: a bounded set that expires by itself.
+//!
+//! Entries have stable positions, so that a connection can be sent the whole set piece by piece while it changes.
+//! When the set is full, the entry that expires soonest yields.
+
+use hashbrown::HashMap;
+use postanalytics_protocol::frames::{Subject, Verdict};
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+/// Most live verdicts of a shard.
+pub const VERDICTS_MAX: usize = 65_536;
+
+type Key = (Subject, Option<i32>);
+
+/// See the module.
+#[derive(Debug)]
+pub struct VerdictSet {
+    limit: usize,
+    entries: Vec<Option<Verdict>>,
+    free: Vec<u32>,
+    positions: HashMap<Key, u32, foldhash::fast::RandomState>,
+    /// Soonest first; entries whose verdict changed meanwhile are skipped when they come up.
+    expiries: BinaryHeap<Reverse<(u64, u32)>>,
+    sequence: u64,
+    displaced: u64,
+}
+
+impl Default for VerdictSet {
+    fn default() -> Self {
+        Self::with_limit(VERDICTS_MAX)
+    }
+}
+
+impl VerdictSet {
+    /// An empty set for at most `limit` verdicts.
+    pub fn with_limit(limit: usize) -> Self {
+        Self {
+            limit,
+            entries: Vec::new(),
+            free: Vec::new(),
+            positions: HashMap::default(),
+            expiries: BinaryHeap::new(),
+            sequence: 0,
+            displaced: 0,
+        }
+    }
+
+    /// Live verdicts.
+    pub fn len(&self) -> usize {
+        self.positions.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.positions.is_empty()
+    }
+
+    /// Number of the last change.
+    pub const fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    /// Verdicts that yielded because the set was full.
+    pub const fn displaced(&self) -> u64 {
+        self.displaced
+    }
+
+    /// Applies a verdict (one without action takes an earlier one back). `changed` gets what every client must be told.
+    pub fn apply(&mut self, verdict: Verdict, mut changed: impl FnMut(Verdict)) {
+        let key = (verdict.subject, verdict.application);
+        if verdict.action.is_none() {
+            if self.remove(key) {
+                changed(verdict);
+            }
+            return;
+        }
+        if let Some(&position) = self.positions.get(&key) {
+            self.entries[position as usize] = Some(verdict);
+            self.expiries.push(Reverse((verdict.until_us, position)));
+        } else {
+            if self.positions.len() >= self.limit
+                && let Some(soonest) = self.pop_soonest(u64::MAX)
+            {
+                self.displaced += 1;
+                changed(Verdict { action: None, ..soonest });
+            }
+            let position = self.free.pop().unwrap_or_else(|| {
+                self.entries.push(None);
+                self.entries.len() as u32 - 1
+            });
+            self.entries[position as usize] = Some(verdict);
+            self.positions.insert(key, position);
+            self.expiries.push(Reverse((verdict.until_us, position)));
+        }
+        self.sequence += 1;
+        changed(verdict);
+        self.compact();
+    }
+
+    /// Forgets verdicts that ended by `now_us`. Clients do so by themselves: nothing is sent.
+    pub fn expire(&mut self, now_us: u64) {
+        while self.pop_soonest(now_us).is_some() {}
+    }
+
+    /// Up to `count` verdicts from position `from` on, and the position to go on from; `None` at the end.
+    pub fn slice(&self, from: usize, count: usize, mut each: impl FnMut(Verdict)) -> Option<usize> {
+        let mut found = 0;
+        for (position, entry) in self.entries.iter().enumerate().skip(from) {
+            if found == count {
+                return Some(position);
+            }
+            if let Some(verdict) = entry {
+                each(*verdict);
+                found += 1;
+            }
+        }
+        None
+    }
+
+    fn remove(&mut self, key: Key) -> bool {
+        let Some(position) = self.positions.remove(&key) else { return false };
+        self.entries[position as usize] = None;
+        self.free.push(position);
+        self.sequence += 1;
+        true
+    }
+
+    /// Removes the verdict that ends soonest, if it ends by `limit_us`.
+    fn pop_soonest(&mut self, limit_us: u64) -> Option<Verdict> {
+        while let Some(Reverse((until_us, position))) = self.expiries.peek().copied() {
+            let current = self.entries.get(position as usize).copied().flatten().filter(|verdict| verdict.until_us == until_us);
+            match current {
+                Some(_) if until_us > limit_us => return None,
+                Some(verdict) => {
+                    self.expiries.pop();
+                    self.remove((verdict.subject, verdict.application));
+                    return Some(verdict);
+                }
+                None => {
+                    self.expiries.pop();
+                }
+            }
+        }
+        None
+    }
+
+    /// Keeps the heap within twice the set, however often verdicts are renewed.
+    fn compact(&mut self) {
+        if self.expiries.len() > 2 * self.positions.len() + 64 {
+            self.expiries.clear();
+            let live = self.entries.iter().enumerate();
+            let live = live.filter_map(|(position, entry)| entry.map(|verdict| Reverse((verdict.until_us, position as u32))));
+            self.expiries.extend(live);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use postanalytics_protocol::frames::Action;
+
+    fn verdict(session: u64, until_us: u64) -> Verdict {
+        Verdict {
+            subject: Subject::Session(session),
+            application: None,
+            action: Some(Action::Denylist),
+            until_us,
+            detector: 0,
+        }
+    }
+
+    fn sessions(set: &VerdictSet) -> Vec<u64> {
+        let mut found = Vec::new();
+        let mut from = Some(0);
+        while let Some(at) = from {
+            from = set.slice(at, 2, |verdict| {
+                if let Subject::Session(session) = verdict.subject {
+                    found.push(session);
+                }
+            });
+        }
+        found.sort_unstable();
+        found
+    }
+
+    #[test]
+    fn verdicts_expire_are_renewed_and_taken_back() {
+        let mut set = VerdictSet::default();
+        for session in 1..=5 {
+            set.apply(verdict(session, session * 10), |_| {});
+        }
+        set.apply(verdict(1, 100), |_| {});
+        set.apply(Verdict { action: None, ..verdict(5, 0) }, |_| {});
+        assert_eq!(sessions(&set), [1, 2, 3, 4]);
+        set.expire(30);
+        assert_eq!(sessions(&set), [1, 4]);
+        assert_eq!(set.len(), 2);
+        let mut told = 0;
+        set.apply(Verdict { action: None, ..verdict(77, 0) }, |_| told += 1);
+        assert_eq!(told, 0, "what is not there is not taken back");
+    }
+
+    #[test]
+    fn a_full_set_drops_the_soonest_to_expire_and_says_so() {
+        let mut set = VerdictSet::with_limit(2);
+        let mut told = Vec::new();
+        for (session, until_us) in [(1, 300), (2, 100), (3, 200)] {
+            set.apply(verdict(session, until_us), |change| told.push((change.subject, change.action.is_some())));
+        }
+        assert_eq!(sessions(&set), [1, 3]);
+        assert_eq!(set.displaced(), 1);
+        assert!(told.contains(&(Subject::Session(2), false)));
+    }
+
+    #[test]
+    fn renewing_for_ever_keeps_memory_bounded() {
+        let mut set = VerdictSet::with_limit(4);
+        for round in 1..10_000 {
+            set.apply(verdict(round % 4, round), |_| {});
+        }
+        assert!(set.expiries.len() <= 2 * 4 + 65 && set.entries.len() <= 4);
+    }
+}

@@ -1,0 +1,180 @@
+//! A shard's slab memory: one anonymous private mapping, aligned to 2 MiB.
+//!
+//! Made and prefaulted on the shard's own pinned thread, so that it lies on the local NUMA node. Explicit huge pages are
+//! tried first, then transparent ones; core dumps leave it out (it holds other people's requests).
+
+#![expect(unsafe_code, reason = "maps memory and hands it out as slices; see ARCHITECTURE.md, rooms with unsafe code")]
+
+use super::SLAB_BYTES;
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
+use std::io;
+use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// What kind of pages the kernel gave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pages {
+    /// Reserved 2 MiB pages (`vm.nr_hugepages`).
+    Huge,
+    /// Transparent huge pages were asked for.
+    TransparentHuge,
+    /// Ordinary pages: no huge page support.
+    Ordinary,
+}
+
+/// Memory for a whole number of slabs. Dereferences to its bytes.
+#[derive(Debug)]
+pub struct Mapping {
+    mapped: NonNull<u8>,
+    mapped_bytes: usize,
+    start: NonNull<u8>,
+    bytes: usize,
+    pages: Pages,
+}
+
+// SAFETY: the mapping is plain memory that this value alone owns; nothing in it refers to a thread.
+unsafe impl Send for Mapping {}
+
+impl Mapping {
+    /// Maps `slabs` slabs. Errors: the kernel has no such range of addresses to give.
+    pub fn new(slabs: u64) -> io::Result<Self> {
+        let too_large = || io::Error::from(io::ErrorKind::OutOfMemory);
+        let bytes = usize::try_from(slabs.checked_mul(SLAB_BYTES).ok_or_else(too_large)?).map_err(|_| too_large())?;
+        if let Ok(mapped) = map(bytes, MapFlags::HUGETLB | MapFlags::HUGE_2MB) {
+            let mapping = Self { mapped, mapped_bytes: bytes, start: mapped, bytes, pages: Pages::Huge };
+            mapping.keep_out_of_core_dumps();
+            return Ok(mapping);
+        }
+        // One slab more, so that an aligned start can be chosen within: only aligned ranges become huge pages.
+        let mapped_bytes = bytes.checked_add(SLAB_BYTES as usize).ok_or_else(too_large)?;
+        let mapped = map(mapped_bytes, MapFlags::empty())?;
+        let skip = mapped.as_ptr().align_offset(SLAB_BYTES as usize);
+        // SAFETY: `skip` is less than a slab, and the mapping is a slab longer than `bytes`.
+        let start = unsafe { mapped.add(skip) };
+        let mut mapping = Self { mapped, mapped_bytes, start, bytes, pages: Pages::Ordinary };
+        mapping.keep_out_of_core_dumps();
+        // SAFETY: the range is ours; the advice changes no content.
+        if unsafe { madvise(start.as_ptr().cast(), bytes, Advice::LinuxHugepage) }.is_ok() {
+            mapping.pages = Pages::TransparentHuge;
+        }
+        Ok(mapping)
+    }
+
+    /// Touches every page now, so that no request pays for it later. Errors: not enough memory.
+    pub fn prefault(&mut self) -> io::Result<()> {
+        // SAFETY: the range is ours; populating writes nothing.
+        match unsafe { madvise(self.start.as_ptr().cast(), self.bytes, Advice::LinuxPopulateWrite) } {
+            Ok(()) => Ok(()),
+            // Before Linux 5.14, or forbidden by a sandbox: write to every page.
+            Err(rustix::io::Errno::INVAL | rustix::io::Errno::PERM) => {
+                for page in self.chunks_mut(4096) {
+                    page[0] = 0;
+                }
+                Ok(())
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// What kind of pages was asked for with success.
+    pub const fn pages(&self) -> Pages {
+        self.pages
+    }
+
+    /// Bytes that really lie on huge pages, as the kernel tells (0 if it does not). Call after [`Self::prefault`].
+    pub fn huge_page_bytes(&self) -> u64 {
+        if self.pages == Pages::Huge {
+            return self.bytes as u64;
+        }
+        std::fs::read_to_string("/proc/self/smaps").map_or(0, |text| huge_bytes_of(&text, self.start.as_ptr() as u64))
+    }
+
+    /// Stores a number that other eyes may read (a recovering process, later): everything written before is visible
+    /// before it. `at` must be a multiple of 4 within the mapping.
+    pub fn store_release(&mut self, at: usize, value: u32) {
+        assert!(at.is_multiple_of(4) && at + 4 <= self.bytes, "an aligned number within the mapping");
+        // SAFETY: aligned and within the mapping (asserted); `&mut self` excludes every other access from this process.
+        unsafe { AtomicU32::from_ptr(self.start.as_ptr().add(at).cast()) }.store(value, Ordering::Release);
+    }
+
+    fn keep_out_of_core_dumps(&self) {
+        // SAFETY: the range is ours; the advice changes no content. Failure only makes core dumps larger.
+        let _ = unsafe { madvise(self.mapped.as_ptr().cast(), self.mapped_bytes, Advice::LinuxDontDump) };
+    }
+}
+
+impl Deref for Mapping {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: `start..start + bytes` is mapped, readable, zeroed by the kernel, and lives as long as `self`.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.bytes) }
+    }
+}
+
+impl DerefMut for Mapping {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `deref`, writable, and `&mut self` makes it exclusive.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.bytes) }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the range was mapped by `map` and no slice of it outlives `self`.
+        let _ = unsafe { munmap(self.mapped.as_ptr().cast(), self.mapped_bytes) };
+    }
+}
+
+fn map(bytes: usize, flags: MapFlags) -> io::Result<NonNull<u8>> {
+    let protection = ProtFlags::READ | ProtFlags::WRITE;
+    // Not NORESERVE: huge pages that turn out not to be there would end the process at the first touch.
+    let flags = flags | MapFlags::PRIVATE;
+    // SAFETY: a new anonymous mapping at an address of the kernel's choice touches no memory in use.
+    let start = unsafe { mmap_anonymous(std::ptr::null_mut(), bytes, protection, flags) }?;
+    NonNull::new(start.cast()).ok_or_else(|| io::Error::from(io::ErrorKind::OutOfMemory))
+}
+
+/// `AnonHugePages` of the mappings in `smaps` text that begin at or hold `address`.
+fn huge_bytes_of(smaps: &str, address: u64) -> u64 {
+    let mut inside = false;
+    for line in smaps.lines() {
+        if let Some((range, _)) = line.split_once(' ')
+            && let Some((low, high)) = range.split_once('-')
+            && let (Ok(low), Ok(high)) = (u64::from_str_radix(low, 16), u64::from_str_radix(high, 16))
+        {
+            inside = (low..high).contains(&address);
+        } else if inside && let Some(rest) = line.strip_prefix("AnonHugePages:") {
+            return rest.trim().trim_end_matches(" kB").parse::<u64>().map_or(0, |kilobytes| kilobytes * 1024);
+        }
+    }
+    0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_zero_aligned_and_writable() {
+        let mut mapping = Mapping::new(2).expect("4 MiB");
+        mapping.prefault().expect("4 MiB of memory");
+        assert_eq!(mapping.len(), 4 << 20);
+        assert_eq!(mapping.as_ptr() as usize % (2 << 20), 0);
+        assert!(mapping.iter().all(|byte| *byte == 0));
+        mapping[4 << 19] = 7;
+        mapping.store_release(8, 0x0403_0201);
+        assert_eq!(mapping[8..12], [1, 2, 3, 4]);
+        assert_eq!(mapping[4 << 19], 7);
+    }
+
+    #[test]
+    fn huge_page_bytes_are_read_from_smaps() {
+        let text = "7f0000000000-7f0000400000 rw-p 00000000 00:00 0 \nSize: 4096 kB\nAnonHugePages:      2048 kB\n\
+                    7f1000000000-7f1000400000 rw-p 00000000 00:00 0 \nAnonHugePages:      4096 kB\n";
+        assert_eq!(huge_bytes_of(text, 0x7f00_0020_0000), 2 << 20);
+        assert_eq!(huge_bytes_of(text, 0x7f10_0000_0000), 4 << 20);
+        assert_eq!(huge_bytes_of(text, 0x1000), 0);
+    }
+}

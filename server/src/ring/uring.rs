@@ -1,0 +1,188 @@
+//! One ring: set up for a single pinned thread, fed with the operations of [`Links`].
+
+#![expect(unsafe_code, reason = "submissions give the kernel addresses; see ARCHITECTURE.md, rooms with unsafe code")]
+
+use super::buffers::{Buffers, GROUP};
+use super::links::{Completion, Links, Operation, WAKE_USER_DATA};
+use io_uring::types::{Fd, SubmitArgs, Timespec};
+use io_uring::{IoUring, opcode, squeue};
+use rustix::net::Shutdown;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::time::Duration;
+
+const SUBMISSIONS: u32 = 1024;
+/// Most entries that the kernel allows a completion queue.
+const COMPLETIONS_MAX: u32 = 65_536;
+
+/// Size of a ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UringConfig {
+    /// Receive buffers, a power of two.
+    pub buffers: u16,
+    /// Bytes of each.
+    pub buffer_bytes: u32,
+    /// Most links at a time.
+    pub links_max: u32,
+}
+
+impl UringConfig {
+    /// Completions that can be outstanding: every buffer filled, and for every link the ends of its receive and its send.
+    pub fn completions(&self) -> u32 {
+        (u32::from(self.buffers) + 3 * self.links_max + 64).next_power_of_two()
+    }
+
+    /// Most links that a ring with these buffers can serve without its completion queue ever overflowing.
+    pub fn links_max(buffers: u16) -> u32 {
+        (COMPLETIONS_MAX - 64 - u32::from(buffers)) / 3
+    }
+}
+
+/// See the module. **Field order matters**: the ring goes before the buffers that are registered with it.
+pub struct Uring {
+    ring: IoUring,
+    buffers: Buffers,
+    /// Waits and submissions that the kernel asked to repeat.
+    pub retries: u64,
+}
+
+impl std::fmt::Debug for Uring {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Uring").field("buffers", &self.buffers).finish_non_exhaustive()
+    }
+}
+
+impl Uring {
+    /// Sets the ring up on this thread, which alone may use it. Errors: what the kernel says; [`super::probe()`] explains.
+    pub fn new(config: UringConfig) -> io::Result<Self> {
+        let completions = config.completions();
+        if completions > COMPLETIONS_MAX {
+            let most = UringConfig::links_max(config.buffers);
+            let text = format!("{} connections a shard are too many, at most {most} can be served", config.links_max);
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        }
+        let ring = IoUring::builder()
+            .dontfork()
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .setup_coop_taskrun()
+            .setup_submit_all()
+            .setup_cqsize(completions.max(2 * SUBMISSIONS))
+            .build(SUBMISSIONS)?;
+        // Saves a file look-up at every entry; nothing is lost without it.
+        let _ = ring.submitter().register_ring_fd();
+        let buffers = Buffers::new(config.buffers, config.buffer_bytes)?;
+        // SAFETY: the address holds `count` entries, and `Buffers` outlives the ring (field order).
+        unsafe { ring.submitter().register_buf_ring_with_flags(buffers.ring_address(), buffers.count(), GROUP, 0) }?;
+        assert!(ring.params().cq_entries() >= completions, "the completion queue has the size asked for");
+        Ok(Self { ring, buffers, retries: 0 })
+    }
+
+    /// Waits for the wake-up socket to become readable, from now on.
+    pub fn watch(&mut self, wake: &impl AsRawFd) -> io::Result<()> {
+        let poll = opcode::PollAdd::new(Fd(wake.as_raw_fd()), rustix::event::PollFlags::IN.bits().into()).multi(true).build();
+        self.push(poll.user_data(WAKE_USER_DATA))
+    }
+
+    /// Whether the wake-up must be watched again after this completion.
+    pub const fn watch_ended(completion: &Completion) -> bool {
+        completion.user_data == WAKE_USER_DATA && completion.flags & 2 == 0
+    }
+
+    /// Queues the operations that `links` wants. They reach the kernel with the next [`Self::enter`].
+    pub fn submit(&mut self, links: &mut Links) -> io::Result<()> {
+        if links.operations().is_empty() {
+            return Ok(());
+        }
+        for at in 0..links.operations().len() {
+            let operation = links.operations()[at];
+            self.submit_one(links, operation)?;
+        }
+        links.drain_operations();
+        Ok(())
+    }
+
+    fn submit_one(&mut self, links: &Links, operation: Operation) -> io::Result<()> {
+        let (Operation::Receive(link) | Operation::Send(link) | Operation::Shutdown(link) | Operation::ShutdownWrite(link)) = operation;
+        let Some(socket) = links.socket(link) else { return Ok(()) };
+        let fd = Fd(socket.as_raw_fd());
+        match operation {
+            Operation::Receive(_) => {
+                self.push(opcode::RecvMulti::new(fd, GROUP).build().user_data(links.receive_user_data(link)))
+            }
+            Operation::Send(_) => {
+                let bytes = links.sending(link);
+                // WAITALL makes the kernel go on after a partial send by itself.
+                let flags = rustix::net::SendFlags::NOSIGNAL.bits() as i32 | rustix::net::RecvFlags::WAITALL.bits() as i32;
+                let send = opcode::Send::new(fd, bytes.as_ptr(), bytes.len() as u32).flags(flags).build();
+                self.push(send.user_data(links.send_user_data(link)))
+            }
+            // Not blocking: shutdown only marks the socket. An error means that the peer was faster.
+            Operation::Shutdown(_) => {
+                let _ = rustix::net::shutdown(socket, Shutdown::Both);
+                Ok(())
+            }
+            Operation::ShutdownWrite(_) => {
+                let _ = rustix::net::shutdown(socket, Shutdown::Write);
+                Ok(())
+            }
+        }
+    }
+
+    /// Submits what is queued and waits for a completion, up to `timeout`. Also with a timeout of zero the kernel is
+    /// entered: deferred completions appear only then.
+    pub fn enter(&mut self, timeout: Duration) -> io::Result<()> {
+        let timespec = Timespec::from(timeout);
+        let args = SubmitArgs::new().timespec(&timespec);
+        match self.ring.submitter().submit_with_args(1, &args) {
+            Ok(_) => Ok(()),
+            Err(error) => match rustix::io::Errno::from_io_error(&error) {
+                Some(rustix::io::Errno::TIME) => Ok(()),
+                Some(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN | rustix::io::Errno::BUSY) => {
+                    self.retries += 1;
+                    Ok(())
+                }
+                _ => Err(error),
+            },
+        }
+    }
+
+    /// Moves all completions into `into`.
+    pub fn completions(&mut self, into: &mut Vec<Completion>) {
+        for entry in self.ring.completion() {
+            into.push(Completion { user_data: entry.user_data(), result: entry.result(), flags: entry.flags() });
+        }
+    }
+
+    /// The bytes of a filled buffer; give it back when done.
+    pub fn filled(&mut self, buffer: u16, length: u32) -> &[u8] {
+        self.buffers.filled(buffer, length).unwrap_or_default()
+    }
+
+    /// Gives a buffer back. The kernel sees it after [`Self::publish_buffers`].
+    pub fn give_back(&mut self, buffer: u16) {
+        self.buffers.give_back(buffer);
+    }
+
+    /// Shows the kernel all buffers given back since the last call.
+    pub fn publish_buffers(&self) {
+        self.buffers.publish();
+    }
+
+    /// Buffers that the kernel may fill.
+    pub const fn buffers_free(&self) -> usize {
+        self.buffers.free() as usize
+    }
+
+    fn push(&mut self, entry: squeue::Entry) -> io::Result<()> {
+        for _ in 0..2 {
+            // SAFETY: addresses in entries are those of `Links::sending`, which nobody touches until the completion of
+            // the send, and of `Buffers`, which outlive the ring; sockets stay open until the link's last completion.
+            if unsafe { self.ring.submission().push(&entry) }.is_ok() {
+                return Ok(());
+            }
+            self.ring.submit()?;
+        }
+        Err(io::Error::other("the kernel does not take submissions"))
+    }
+}

@@ -1,0 +1,689 @@
+//! One shard: connections, sessions, the two logs and the analysis of one share of the sources.
+//!
+//! Sans-IO: bytes, messages and `now` come in, bytes to send and [`Command`]s go out. [`thread`] drives it with a ring,
+//! tests drive it from memory. One shard lives on one thread; nothing here is shared but the statistics page.
+//!
+//! **Invariants.** A batch is stored, analysed and acknowledged, or refused with a named error, or a duplicate: never two
+//! of these. An Ack goes out only after the batch is committed and analysed. A session has one connection at a time.
+//! Nothing in [`Shard::received`] allocates once buffers have grown to their size.
+
+pub mod connection;
+pub mod messages;
+pub mod page;
+mod query;
+pub mod session;
+mod store;
+pub mod thread;
+
+#[cfg(test)]
+mod tests;
+
+pub use thread::{ShardConfig, StartingShard, start};
+
+use crate::analytics::Analytics;
+use crate::analytics::verdicts::VerdictSet;
+use crate::arena::Log;
+use bumpalo::Bump;
+use bumpalo::collections::Vec as BumpVec;
+use connection::{CONTROL_BODY_BYTES_MAX, Connection, Incoming, Refusal, UNSENT_BYTES_MAX};
+use hdrhistogram::Histogram;
+use messages::{ConnectionTicket, Query, Topology};
+use page::ShardStats;
+use postanalytics_protocol::frames::{
+    Ack, ControlFrame, Goodbye, Hello, Pong, Stats, StoredSequence, VERDICTS_PER_FRAME_MAX, Verdict, Welcome, encode_verdicts,
+};
+use postanalytics_protocol::schema::v1::SCHEMA;
+use postanalytics_protocol::{BatchBuilder, ErrorCode, FrameHeader, FrameKind, PROTOCOL_VERSION, Step};
+use session::{SessionKey, Sessions};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Bytes that a client may have unacknowledged on one connection.
+pub const WINDOW_BYTES: u64 = 4 << 20;
+/// Most scratch memory of a turn.
+const SCRATCH_BYTES_MAX: usize = 64 << 20;
+/// A session without connection is kept at least this long: as long as a client may resend.
+const SESSION_IDLE_US_MIN: u64 = 900_000_000;
+/// A connection that is silent this long after Goodbye has nothing more to say.
+const DRAIN_QUIET_US: u64 = 250_000;
+
+/// Lines about closed connections between two ticks; more would let a peer flood the log.
+const LOG_LINES_PER_TICK: u32 = 20;
+
+/// The time, read once per turn.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Now {
+    /// For deadlines, µs.
+    pub monotonic_us: u64,
+    /// Unix time, µs, never going back.
+    pub wall_us: u64,
+}
+
+/// What the driver is to do with a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Send what is in the outbox, then close politely.
+    Finish(u32),
+    /// Close at once.
+    Close(u32),
+}
+
+/// Use of the process and the thread, for Stats frames.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// CPU time of the process, µs.
+    pub process_cpu_us: u64,
+    /// Resident memory of the process, bytes.
+    pub process_rss_bytes: u64,
+    /// CPU time of the shard's thread, µs.
+    pub thread_cpu_us: u64,
+    /// Since the server started, µs.
+    pub uptime_us: u64,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Shard {
+    id: u32,
+    topology: Arc<Topology>,
+    frame_deadline_us: u64,
+    requests: Log,
+    attacks: Log,
+    /// Records with hits on their way to the attack log.
+    attack_batch: BatchBuilder,
+    analytics: Analytics,
+    verdicts: VerdictSet,
+    sessions: Sessions,
+    connections: Vec<Option<Box<Connection>>>,
+    connection_count: u64,
+    commit_index: u64,
+    /// Per-turn memory: positions of hits, outgoing verdicts.
+    scratch: Bump,
+    verdict_inbox: Vec<Verdict>,
+    /// Links that owe an Ack or a Stats frame.
+    replies: Vec<u32>,
+    /// Links with bytes in their outbox.
+    dirty: Vec<u32>,
+    /// Links that get the verdict snapshot.
+    snapshots: Vec<u32>,
+    commands: Vec<Command>,
+    query: Option<Box<Query>>,
+    draining: bool,
+    stats: ShardStats,
+    /// Lines about closed connections that may still be logged before the next tick.
+    log_lines_left: u32,
+    ack_latency: Histogram<u64>,
+}
+
+impl Shard {
+    /// A shard over two mapped logs.
+    pub fn new(id: u32, topology: Arc<Topology>, frame_deadline: Duration, requests: Log, attacks: Log) -> Self {
+        let scratch = Bump::with_capacity(256 << 10);
+        scratch.set_allocation_limit(Some(SCRATCH_BYTES_MAX));
+        let ack_latency = Histogram::new_with_bounds(100, 60_000_000_000, 3);
+        Self {
+            id,
+            topology,
+            frame_deadline_us: frame_deadline.as_micros() as u64,
+            requests,
+            attacks,
+            attack_batch: BatchBuilder::with_capacity(1024, 1 << 20),
+            analytics: Analytics::default(),
+            verdicts: VerdictSet::default(),
+            sessions: Sessions::default(),
+            connections: Vec::new(),
+            connection_count: 0,
+            commit_index: 0,
+            scratch,
+            verdict_inbox: Vec::with_capacity(64),
+            replies: Vec::with_capacity(1024),
+            dirty: Vec::with_capacity(1024),
+            snapshots: Vec::new(),
+            commands: Vec::with_capacity(64),
+            query: None,
+            draining: false,
+            stats: ShardStats::default(),
+            log_lines_left: LOG_LINES_PER_TICK,
+            ack_latency: ack_latency.unwrap_or_else(|_| unreachable!("the bounds are constants that hold")),
+        }
+    }
+
+    /// Adopts a connection on `link`: closes an older one of the same session, then says Welcome.
+    pub fn adopt(&mut self, link: u32, hello: &Hello, session: u64, ticket: Arc<ConnectionTicket>, now: Now) {
+        self.stats.connections_adopted += 1;
+        self.connection_count += 1;
+        let key = SessionKey { node: hello.node, session };
+        let max_body_bytes = self.topology.max_body_bytes;
+        let Some(position) = self.sessions.open(key) else {
+            // Not part of any session: the position is never used, for the connection is over.
+            let mut connection = Connection::new(ticket, u32::MAX, hello.replay, max_body_bytes, now.monotonic_us);
+            let text = format!("{} sessions are known, more are not kept; come back later", self.sessions.len());
+            self.end(link, &mut connection, &Refusal::of_connection(ErrorCode::Overloaded, text), now);
+            self.put(link, Box::new(connection));
+            return;
+        };
+        if let Some(older) = self.sessions.at(position).link {
+            let text = "a newer connection of the same node, session and shard took over";
+            self.refuse(older, &Refusal::of_connection(ErrorCode::Replaced, text), now);
+        }
+        self.sessions.at(position).link = Some(link);
+        let mut connection = Connection::new(ticket, position, hello.replay, max_body_bytes, now.monotonic_us);
+        self.welcome(&key, position, &mut connection, now);
+        self.snapshots.push(link);
+        self.dirty.push(link);
+        self.put(link, Box::new(connection));
+        if self.draining {
+            self.goodbye(link, now);
+        }
+    }
+
+    /// Takes bytes of a connection.
+    pub fn received(&mut self, link: u32, bytes: &[u8], now: Now) {
+        let Some(mut connection) = self.take(link) else { return };
+        connection.received_us = now.monotonic_us;
+        let mut input = bytes;
+        while !connection.over {
+            let step = connection.assembler.step(&mut input).map_err(Refusal::from);
+            let outcome = step.and_then(|step| match step {
+                Step::NeedMore => Ok(false),
+                Step::Header(header) => self.frame_begins(&mut connection, header, now).map(|()| true),
+                Step::Body(piece) => {
+                    match &mut connection.incoming {
+                        Incoming::Batch(_, place) => self.requests.fill(place, piece),
+                        Incoming::Control(_) => connection.control_body.extend_from_slice(piece),
+                        Incoming::Duplicate(_) | Incoming::Nothing => {}
+                    }
+                    Ok(true)
+                }
+                Step::End => self.frame_ends(link, &mut connection, now).map(|()| true),
+            });
+            match outcome {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(refusal) => self.end(link, &mut connection, &refusal, now),
+            }
+        }
+        if connection.assembler.is_idle() {
+            connection.frame_since_us = 0;
+        } else if connection.frame_since_us == 0 {
+            connection.frame_since_us = now.monotonic_us;
+        }
+        self.put(link, connection);
+    }
+
+    /// The peer closed, or the connection broke.
+    pub fn peer_gone(&mut self, link: u32) {
+        if let Some(mut connection) = self.take(link) {
+            connection.over = true;
+            self.give_up_frame(&mut connection);
+            self.put(link, connection);
+        }
+        self.commands.push(Command::Close(link));
+    }
+
+    /// The link is closed and its number free.
+    pub fn link_gone(&mut self, link: u32, now: Now) {
+        let Some(mut connection) = self.take(link) else { return };
+        self.give_up_frame(&mut connection);
+        self.connection_count -= 1;
+        if connection.session != u32::MAX {
+            let session = self.sessions.at(connection.session);
+            if session.link == Some(link) {
+                session.link = None;
+                session.idle_since_us = now.monotonic_us;
+            }
+        }
+    }
+
+    /// Everything handed over by [`Self::take_outbox`] was sent.
+    pub fn sent(&mut self, link: u32) {
+        if let Some(Some(connection)) = self.connections.get_mut(link as usize) {
+            connection.in_flight_bytes = 0;
+            if !connection.outbox.is_empty() || connection.leaving {
+                self.dirty.push(link);
+            }
+        }
+    }
+
+    /// Sets or takes back a verdict at the end of this turn.
+    pub fn set_verdict(&mut self, verdict: Verdict) {
+        self.verdict_inbox.push(verdict);
+    }
+
+    /// Says Goodbye to everyone and from now on to everyone who comes.
+    pub fn drain(&mut self, now: Now) {
+        self.draining = true;
+        for link in 0..self.connections.len() as u32 {
+            self.goodbye(link, now);
+        }
+    }
+
+    /// Whether the drain is done: nobody is left.
+    pub const fn is_drained(&self) -> bool {
+        self.draining && self.connection_count == 0
+    }
+
+    /// Looks at deadlines. Call a few times a second.
+    pub fn tick(&mut self, now: Now) {
+        for link in 0..self.connections.len() as u32 {
+            let Some(Some(connection)) = self.connections.get(link as usize) else { continue };
+            if connection.over {
+                continue;
+            }
+            let (since_us, received_us) = (connection.frame_since_us, connection.received_us);
+            if since_us != 0 && since_us + self.frame_deadline_us <= now.monotonic_us {
+                let waited_ms = (now.monotonic_us - since_us) / 1000;
+                let text = format!("a frame was begun {waited_ms} ms ago and is not whole");
+                self.stats.connections_shed += 1;
+                self.refuse(link, &Refusal::of_connection(ErrorCode::FrameTimeout, text), now);
+            } else if self.draining && since_us == 0 && received_us + DRAIN_QUIET_US <= now.monotonic_us {
+                self.leave(link);
+            }
+        }
+        self.log_lines_left = LOG_LINES_PER_TICK;
+        self.verdicts.expire(now.wall_us);
+        let idle_us = SESSION_IDLE_US_MIN.max(self.stats().timeframe_us());
+        self.sessions.sweep(now.monotonic_us.saturating_sub(idle_us));
+        self.publish_ack_latency();
+    }
+
+    /// Whether [`Self::tick`] should come soon: someone is in the middle of a frame, or the drain is on.
+    pub fn has_deadlines(&self) -> bool {
+        self.draining || self.requests.usage().open_places > 0
+    }
+
+    /// Whether a Stats frame is owed, for which [`Self::end_turn`] needs the usage.
+    pub fn wants_usage(&self) -> bool {
+        self.replies.iter().any(|link| self.connections[*link as usize].as_ref().is_some_and(|of| of.stats_due.is_some()))
+    }
+
+    /// Ends a turn: one Ack per connection, verdicts to all. Returns how many Acks are going out.
+    pub fn end_turn(&mut self, usage: Usage, now: Now) -> u64 {
+        let acks = self.write_replies(usage, now);
+        self.write_verdicts(now);
+        self.write_snapshots(now);
+        self.stats.turns += 1;
+        self.stats.scratch_bytes_peak = self.stats.scratch_bytes_peak.max(self.scratch.allocated_bytes() as u64);
+        self.scratch.reset();
+        acks
+    }
+
+    /// Notes how long the Acks of a turn took, from the bytes to here.
+    pub fn acked(&mut self, acks: u64, latency_ns: u64) {
+        self.ack_latency.saturating_record_n(latency_ns, acks);
+    }
+
+    /// Links whose outbox has bytes, or which are to be closed once it is empty.
+    pub fn take_dirty(&mut self) -> Option<u32> {
+        self.dirty.pop()
+    }
+
+    /// The bytes to hand over for a link; `None` if there are none. Call only when the link can send: what is returned
+    /// counts as handed over.
+    pub fn outbox(&mut self, link: u32) -> Option<&mut Vec<u8>> {
+        let connection = self.connections.get_mut(link as usize)?.as_mut().filter(|connection| !connection.over)?;
+        if connection.outbox.is_empty() {
+            if connection.leaving && connection.in_flight_bytes == 0 {
+                connection.over = true;
+                self.commands.push(Command::Finish(link));
+            }
+            return None;
+        }
+        connection.in_flight_bytes = connection.outbox.len();
+        Some(&mut connection.outbox)
+    }
+
+    /// The last bytes of a link that is to be finished.
+    pub fn last_words(&mut self, link: u32) -> Vec<u8> {
+        match self.connections.get_mut(link as usize) {
+            Some(Some(connection)) => std::mem::take(&mut connection.outbox),
+            _ => Vec::new(),
+        }
+    }
+
+    /// What the driver is to do next.
+    pub fn take_command(&mut self) -> Option<Command> {
+        self.commands.pop()
+    }
+
+    /// The counters now, but for those that only the driver knows.
+    pub fn stats(&self) -> ShardStats {
+        let (requests, attacks) = (self.requests.usage(), self.attacks.usage());
+        ShardStats {
+            connections: self.connection_count,
+            records_stored: requests.records_stored,
+            bytes_stored: requests.bytes_stored,
+            records_live: requests.records_live,
+            records_evicted: requests.records_evicted,
+            attack_records_stored: attacks.records_stored,
+            attack_records_live: attacks.records_live,
+            open_places: requests.open_places,
+            open_place_bytes: requests.open_bytes,
+            places_void: requests.places_void,
+            sessions: self.sessions.len() as u64,
+            verdicts_live: self.verdicts.len() as u64,
+            verdicts_displaced: self.verdicts.displaced(),
+            arena_bytes_total: requests.bytes_total + attacks.bytes_total,
+            arena_bytes_used: requests.bytes_used + attacks.bytes_used,
+            oldest_arrival_us: requests.oldest_arrival_us,
+            newest_arrival_us: requests.newest_arrival_us,
+            ..self.stats
+        }
+    }
+
+    /// The analysis, for tests.
+    pub const fn analytics(&mut self) -> &mut Analytics {
+        &mut self.analytics
+    }
+
+    /// Panics if an invariant is broken. For tests and simulation.
+    pub fn invariants(&self) {
+        self.requests.invariants();
+        self.attacks.invariants();
+        let stats = self.stats();
+        let accounted = stats.records_stored + stats.records_rejected + stats.records_duplicate;
+        assert_eq!(stats.records_received, accounted, "received = stored + rejected + duplicate");
+        assert_eq!(stats.records_stored, stats.records_live + stats.records_evicted, "stored = live + evicted");
+        let connections = self.connections.iter().flatten();
+        let open = connections.filter(|connection| matches!(connection.incoming, Incoming::Batch(..))).count();
+        assert_eq!(stats.open_places, open as u64, "every open place has its connection");
+    }
+
+    fn take(&mut self, link: u32) -> Option<Box<Connection>> {
+        self.connections.get_mut(link as usize)?.take()
+    }
+
+    fn put(&mut self, link: u32, connection: Box<Connection>) {
+        let index = link as usize;
+        if self.connections.len() <= index {
+            self.connections.resize_with(index + 1, || None);
+        }
+        self.connections[index] = Some(connection);
+    }
+
+    fn welcome(&mut self, key: &SessionKey, position: u32, connection: &mut Connection, now: Now) {
+        let topology = &self.topology;
+        let sequence = self.sessions.at(position).highest;
+        Welcome {
+            package: topology.package,
+            server_id: topology.server_id,
+            deployment_id: topology.deployment_id,
+            epoch: topology.epoch,
+            shard_count: topology.shard_count,
+            shard: self.id,
+            routing_seed: topology.routing_seed,
+            identity_key: topology.identity_key,
+            server_us: now.wall_us,
+            window_bytes: WINDOW_BYTES,
+            max_body_bytes: topology.max_body_bytes,
+            protocol: u16::from(PROTOCOL_VERSION),
+            schema: SCHEMA,
+            stored: vec![StoredSequence { epoch: topology.epoch, shard: self.id, sequence }],
+        }
+        .encode(key.session, now.wall_us, &mut connection.outbox);
+    }
+
+    fn frame_begins(&mut self, connection: &mut Connection, header: FrameHeader, now: Now) -> Result<(), Refusal> {
+        if header.session != connection.ticket.session {
+            let text = format!("the frame is of session {:016x}, Hello was of {:016x}", header.session, connection.ticket.session);
+            return Err(Refusal::of_connection(ErrorCode::WrongSession, text));
+        }
+        if header.kind == FrameKind::Batch {
+            return self.batch_begins(connection, header, now);
+        }
+        if header.body_bytes > CONTROL_BODY_BYTES_MAX {
+            let text = format!("a control frame of {} bytes, the limit is {CONTROL_BODY_BYTES_MAX}", header.body_bytes);
+            return Err(Refusal::of_connection(ErrorCode::BodyTooLong, text));
+        }
+        connection.control_body.clear();
+        connection.incoming = Incoming::Control(header);
+        Ok(())
+    }
+
+    fn frame_ends(&mut self, link: u32, connection: &mut Connection, now: Now) -> Result<(), Refusal> {
+        connection.frame_since_us = 0;
+        match std::mem::replace(&mut connection.incoming, Incoming::Nothing) {
+            Incoming::Nothing => Ok(()),
+            Incoming::Batch(header, place) => {
+                self.store(connection, &header, place, now)?;
+                self.owe_ack(link, connection);
+                Ok(())
+            }
+            Incoming::Duplicate(header) => {
+                let records = u64::from(header.record_count);
+                self.stats.records_received += records;
+                self.stats.records_duplicate += records;
+                self.sessions.at(connection.session).records_duplicate += records;
+                self.owe_ack(link, connection);
+                Ok(())
+            }
+            Incoming::Control(header) => self.control_frame(link, connection, &header, now),
+        }
+    }
+
+    fn control_frame(&mut self, link: u32, connection: &mut Connection, header: &FrameHeader, now: Now) -> Result<(), Refusal> {
+        match ControlFrame::decode(header, &connection.control_body)? {
+            ControlFrame::Ping(ping) => {
+                Pong { token: ping.token }.encode(header.session, now.wall_us, &mut connection.outbox);
+                self.dirty.push(link);
+                self.check_unsent(connection)
+            }
+            ControlFrame::StatsRequest(request) => {
+                connection.stats_due = Some(request.token);
+                self.replies.push(link);
+                Ok(())
+            }
+            ControlFrame::Pong(_) => Ok(()),
+            ControlFrame::Goodbye(_) => {
+                connection.leaving = true;
+                self.dirty.push(link);
+                Ok(())
+            }
+            ControlFrame::Error(error) => {
+                tracing::warn!(peer = %connection.ticket.peer, code = error.code, text = error.text, "a client ended its connection with an error");
+                connection.leaving = true;
+                self.dirty.push(link);
+                Ok(())
+            }
+            ControlFrame::Hello(_)
+            | ControlFrame::Welcome(_)
+            | ControlFrame::Ack(_)
+            | ControlFrame::Verdicts(_)
+            | ControlFrame::Stats(_) => {
+                let text = format!("a {:?} frame may not come from a client after its Hello", header.kind);
+                Err(Refusal::of_connection(ErrorCode::UnexpectedKind, text))
+            }
+        }
+    }
+
+    fn owe_ack(&mut self, link: u32, connection: &mut Connection) {
+        if !connection.ack_due {
+            connection.ack_due = true;
+            self.replies.push(link);
+        }
+    }
+
+    fn write_replies(&mut self, usage: Usage, now: Now) -> u64 {
+        let mut acks = 0;
+        for at in 0..self.replies.len() {
+            let link = self.replies[at];
+            let Some(mut connection) = self.take(link) else { continue };
+            if connection.over {
+                self.put(link, connection);
+                continue;
+            }
+            let session = connection.ticket.session;
+            if std::mem::take(&mut connection.ack_due) {
+                let sequence = self.sessions.at(connection.session).highest;
+                Ack { sequence }.encode(session, now.wall_us, &mut connection.outbox);
+                acks += 1;
+            }
+            if let Some(token) = connection.stats_due.take() {
+                self.stats_frame(token, connection.session, usage).encode(session, now.wall_us, &mut connection.outbox);
+            }
+            self.dirty.push(link);
+            if let Err(refusal) = self.check_unsent(&connection) {
+                self.end(link, &mut connection, &refusal, now);
+            }
+            self.put(link, connection);
+        }
+        self.replies.clear();
+        acks
+    }
+
+    fn stats_frame(&mut self, token: u64, session: u32, usage: Usage) -> Stats {
+        let stats = self.stats();
+        let session = self.sessions.at(session);
+        Stats {
+            token,
+            process_cpu_us: usage.process_cpu_us,
+            process_rss_bytes: usage.process_rss_bytes,
+            uptime_us: usage.uptime_us,
+            session_records_stored: session.records_stored,
+            session_records_duplicate: session.records_duplicate,
+            session_records_rejected: session.records_rejected,
+            shard_records_received: stats.records_received,
+            shard_records_stored: stats.records_stored,
+            shard_records_rejected: stats.records_rejected,
+            shard_records_duplicate: stats.records_duplicate,
+            shard_records_live: stats.records_live,
+            shard_records_evicted: stats.records_evicted,
+            shard_timeframe_us: stats.timeframe_us(),
+            shard_cpu_us: usage.thread_cpu_us,
+        }
+    }
+
+    /// Applies the verdicts of this turn and tells every connection.
+    fn write_verdicts(&mut self, now: Now) {
+        if self.verdict_inbox.is_empty() {
+            return;
+        }
+        let mut inbox = std::mem::take(&mut self.verdict_inbox);
+        {
+            let mut changes = BumpVec::new_in(&self.scratch);
+            for verdict in inbox.drain(..) {
+                self.verdicts.apply(verdict, |change| changes.push(change));
+            }
+            for (link, connection) in self.connections.iter_mut().enumerate() {
+                let Some(connection) = connection.as_mut().filter(|connection| !connection.over) else { continue };
+                for part in changes.chunks(VERDICTS_PER_FRAME_MAX) {
+                    let session = connection.ticket.session;
+                    encode_verdicts(self.verdicts.sequence(), false, false, part, session, now.wall_us, &mut connection.outbox);
+                }
+                self.dirty.push(link as u32);
+            }
+        }
+        self.verdict_inbox = inbox;
+        self.end_slow_peers(now);
+    }
+
+    /// Sends every new connection the next piece of the whole set, as fast as it reads.
+    fn write_snapshots(&mut self, now: Now) {
+        let mut at = 0;
+        while at < self.snapshots.len() {
+            let link = self.snapshots[at];
+            let connection = self.connections.get_mut(link as usize).and_then(Option::as_mut);
+            let Some(connection) = connection.filter(|connection| !connection.over) else {
+                self.snapshots.swap_remove(at);
+                continue;
+            };
+            if connection.unsent_bytes() > UNSENT_BYTES_MAX / 4 {
+                at += 1;
+                continue;
+            }
+            let mut piece = BumpVec::new_in(&self.scratch);
+            let from = connection.snapshot_from.unwrap_or(0);
+            connection.snapshot_from = self.verdicts.slice(from, VERDICTS_PER_FRAME_MAX, |verdict| piece.push(verdict));
+            let (begin, end) = (std::mem::take(&mut connection.snapshot_begins), connection.snapshot_from.is_none());
+            let session = connection.ticket.session;
+            encode_verdicts(self.verdicts.sequence(), begin, end, &piece, session, now.wall_us, &mut connection.outbox);
+            self.dirty.push(link);
+            if end {
+                self.snapshots.swap_remove(at);
+            } else {
+                at += 1;
+            }
+        }
+    }
+
+    fn end_slow_peers(&mut self, now: Now) {
+        for link in 0..self.connections.len() as u32 {
+            let Some(Some(connection)) = self.connections.get(link as usize) else { continue };
+            if let Err(refusal) = self.check_unsent(connection)
+                && !connection.over
+            {
+                self.refuse(link, &refusal, now);
+            }
+        }
+    }
+
+    fn check_unsent(&self, connection: &Connection) -> Result<(), Refusal> {
+        let unsent = connection.unsent_bytes();
+        if unsent <= UNSENT_BYTES_MAX {
+            return Ok(());
+        }
+        let text = format!("{unsent} bytes wait to be read, the limit is {UNSENT_BYTES_MAX}");
+        Err(Refusal::of_connection(ErrorCode::PeerTooSlow, text))
+    }
+
+    fn goodbye(&mut self, link: u32, now: Now) {
+        if let Some(Some(connection)) = self.connections.get_mut(link as usize)
+            && !connection.over
+        {
+            Goodbye { retry_after_ms: 0 }.encode(connection.ticket.session, now.wall_us, &mut connection.outbox);
+            connection.received_us = now.monotonic_us;
+            self.dirty.push(link);
+        }
+    }
+
+    fn leave(&mut self, link: u32) {
+        if let Some(Some(connection)) = self.connections.get_mut(link as usize) {
+            connection.leaving = true;
+            self.dirty.push(link);
+        }
+    }
+
+    /// Ends a connection that is not in hand.
+    fn refuse(&mut self, link: u32, refusal: &Refusal, now: Now) {
+        if let Some(mut connection) = self.take(link) {
+            if !connection.over {
+                self.end(link, &mut connection, refusal, now);
+            }
+            self.put(link, connection);
+        }
+    }
+
+    /// Ends a connection with an Error frame. The Acks that it is owed go out before.
+    fn end(&mut self, link: u32, connection: &mut Connection, refusal: &Refusal, now: Now) {
+        connection.over = true;
+        self.give_up_frame(connection);
+        let session = connection.ticket.session;
+        if std::mem::take(&mut connection.ack_due) {
+            let sequence = self.sessions.at(connection.session).highest;
+            Ack { sequence }.encode(session, now.wall_us, &mut connection.outbox);
+        }
+        refusal.encode(session, now.wall_us, &mut connection.outbox);
+        self.stats.errors_sent += 1;
+        if self.log_lines_left > 0 {
+            self.log_lines_left -= 1;
+            tracing::info!(peer = %connection.ticket.peer, node = connection.ticket.name, error = refusal.code.name(),
+                sequence = refusal.sequence, text = refusal.text, "connection closed");
+        }
+        self.commands.push(Command::Finish(link));
+    }
+
+    fn give_up_frame(&mut self, connection: &mut Connection) {
+        if let Incoming::Batch(_, place) = std::mem::replace(&mut connection.incoming, Incoming::Nothing) {
+            self.requests.void(place);
+        }
+    }
+
+    fn publish_ack_latency(&mut self) {
+        let histogram = &self.ack_latency;
+        self.stats.ack_latency_p50_ns = histogram.value_at_quantile(0.5);
+        self.stats.ack_latency_p99_ns = histogram.value_at_quantile(0.99);
+        self.stats.ack_latency_p999_ns = histogram.value_at_quantile(0.999);
+        self.stats.ack_latency_max_ns = histogram.max();
+        self.ack_latency.reset();
+    }
+}

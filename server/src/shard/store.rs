@@ -1,0 +1,178 @@
+//! What becomes of a batch: refused by its header, a duplicate, or placed, checked, analysed, committed.
+
+use super::connection::{Connection, Incoming, Refusal};
+use super::{Now, Shard};
+use crate::arena::place::{FLAG_QUARANTINED, FLAG_REPLAY};
+use crate::arena::{Log, OpenPlace, PlaceHeader, ReserveError};
+use postanalytics_protocol::schema::v1::{RECORD_BYTES, SCHEMA};
+use postanalytics_protocol::{BatchBuilder, ErrorCode, FrameHeader, ValidBatch, shard_of};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+impl Shard {
+    /// The header of a batch came: decide by it, and reserve a place.
+    pub(super) fn batch_begins(&mut self, connection: &mut Connection, header: FrameHeader, now: Now) -> Result<(), Refusal> {
+        let highest = self.sessions.at(connection.session).highest;
+        let most = header.body_bytes / RECORD_BYTES as u32;
+        if header.record_count > most {
+            let text = format!("the header states {} records, its body has room for {most}", header.record_count);
+            return Err(Refusal::of_batch(ErrorCode::RecordCountMismatch, header.sequence, text));
+        }
+        if (1..=highest).contains(&header.sequence) {
+            connection.incoming = Incoming::Duplicate(header);
+            return Ok(());
+        }
+        let reserved = self.reserve(&header, highest, now);
+        match reserved {
+            Ok(place) => {
+                connection.incoming = Incoming::Batch(header, place);
+                Ok(())
+            }
+            Err(refusal) => {
+                self.count_rejected(connection, header.record_count);
+                Err(refusal)
+            }
+        }
+    }
+
+    fn reserve(&mut self, header: &FrameHeader, highest: u64, now: Now) -> Result<OpenPlace, Refusal> {
+        let sequence = header.sequence;
+        if sequence != highest + 1 {
+            let text = format!("sequence {sequence} came, {} was expected", highest + 1);
+            return Err(Refusal::of_batch(ErrorCode::SequenceGap, highest + 1, text));
+        }
+        if header.schema != SCHEMA {
+            let text = format!("schema {} is not spoken here, only schema {SCHEMA}: upgrade this server first", header.schema);
+            return Err(Refusal::of_batch(ErrorCode::UnsupportedSchema, sequence, text));
+        }
+        loop {
+            match self.requests.reserve(header.body_bytes) {
+                Ok(place) => return Ok(place),
+                Err(ReserveError::SlabInUse { slab, .. }) => self.end_frames_in(slab, now),
+                Err(error @ ReserveError::TooManyOpen { .. }) => {
+                    self.stats.connections_shed += 1;
+                    return Err(Refusal::of_batch(ErrorCode::Overloaded, sequence, error.to_string()));
+                }
+                Err(error @ ReserveError::TooLarge { .. }) => {
+                    return Err(Refusal::of_batch(ErrorCode::TooLargeToStore, sequence, error.to_string()));
+                }
+            }
+        }
+    }
+
+    /// A slab must be recycled: ends the connections whose frame in it is still not whole. Afterwards none is open there.
+    fn end_frames_in(&mut self, slab: u32, now: Now) {
+        for link in 0..self.connections.len() as u32 {
+            let Some(Some(connection)) = self.connections.get(link as usize) else { continue };
+            if matches!(&connection.incoming, Incoming::Batch(_, place) if place.slab() == slab) {
+                self.stats.connections_shed += 1;
+                let text = "the memory that held the unfinished frame had to be recycled: it came too slowly, or the arena is too small";
+                self.refuse(link, &Refusal::of_connection(ErrorCode::SlabRecycled, text), now);
+            }
+        }
+    }
+
+    /// The body of a batch is whole and its CRC holds: check, analyse, commit.
+    pub(super) fn store(
+        &mut self,
+        connection: &mut Connection,
+        header: &FrameHeader,
+        place: OpenPlace,
+        now: Now,
+    ) -> Result<(), Refusal> {
+        let stored = PlaceHeader {
+            record_count: header.record_count,
+            commit_index: self.commit_index + 1,
+            arrival_us: now.wall_us,
+            sent_us: header.sent_us,
+            session: header.session,
+            sequence: header.sequence,
+            node: connection.ticket.node,
+            body_crc: header.body_crc,
+            schema: header.schema,
+            flags: if connection.replay { FLAG_REPLAY } else { 0 },
+            ..PlaceHeader::default()
+        };
+        match self.check_and_analyse(header, &place, stored) {
+            Ok(quarantined) => {
+                let flags = stored.flags | if quarantined { FLAG_QUARANTINED } else { 0 };
+                self.requests.commit(place, PlaceHeader { flags, ..stored });
+            }
+            Err(refusal) => {
+                self.requests.void(place);
+                self.count_rejected(connection, header.record_count);
+                return Err(refusal);
+            }
+        }
+        self.commit_index += 1;
+        self.stats.frames_stored += 1;
+        self.stats.records_received += u64::from(header.record_count);
+        let session = self.sessions.at(connection.session);
+        session.highest = header.sequence;
+        session.records_stored += u64::from(header.record_count);
+        Ok(())
+    }
+
+    /// Returns whether the analysis panicked: the frame is kept, marked and counted, the analysis starts afresh.
+    fn check_and_analyse(&mut self, header: &FrameHeader, place: &OpenPlace, stored: PlaceHeader) -> Result<bool, Refusal> {
+        let batch = ValidBatch::parse(header.schema, header.record_count, self.requests.body(place))
+            .map_err(|error| Refusal::from((error, header.sequence)))?;
+        let topology = &self.topology;
+        if topology.shard_count > 1 {
+            for (position, record) in batch.records().enumerate() {
+                let shard = shard_of(record.source(), topology.routing_seed, topology.shard_count);
+                if shard != self.id {
+                    let text = format!("record {position} belongs to shard {shard}, this is shard {}", self.id);
+                    return Err(Refusal::of_batch(ErrorCode::WrongShard, header.sequence, text));
+                }
+            }
+        }
+        let (analytics, scratch) = (&mut self.analytics, &self.scratch);
+        match catch_unwind(AssertUnwindSafe(|| analytics.observe(&batch, scratch))) {
+            Ok(with_hits) => {
+                keep_attacks(&mut self.attacks, &mut self.attack_batch, &batch, &with_hits, stored);
+                Ok(false)
+            }
+            Err(_) => {
+                self.stats.frames_quarantined += 1;
+                self.analytics = crate::analytics::Analytics::default();
+                tracing::error!(commit_index = stored.commit_index, sequence = stored.sequence,
+                    "the analysis of a batch panicked: the batch is kept and marked, the analysis starts afresh");
+                Ok(true)
+            }
+        }
+    }
+
+    fn count_rejected(&mut self, connection: &Connection, records: u32) {
+        self.stats.records_received += u64::from(records);
+        self.stats.records_rejected += u64::from(records);
+        self.sessions.at(connection.session).records_rejected += u64::from(records);
+    }
+}
+
+/// Copies the records that carry hits to the attack log, where ordinary traffic cannot push them out.
+fn keep_attacks(attacks: &mut Log, copy: &mut BatchBuilder, batch: &ValidBatch<'_>, with_hits: &[u32], stored: PlaceHeader) {
+    copy.clear();
+    for position in with_hits {
+        let Some(record) = batch.record(*position as usize) else { continue };
+        if copy.push_view(&record, Log::body_bytes_max() as usize / 2).is_err() {
+            commit_attacks(attacks, copy, stored);
+            // A record of a batch is never larger than half a slab.
+            let _ = copy.push_view(&record, Log::body_bytes_max() as usize);
+        }
+    }
+    commit_attacks(attacks, copy, stored);
+}
+
+fn commit_attacks(attacks: &mut Log, copy: &mut BatchBuilder, stored: PlaceHeader) {
+    if copy.is_empty() {
+        return;
+    }
+    // Places of this log are open only within this function: it can always recycle.
+    if let Ok(mut place) = attacks.reserve(copy.body_bytes() as u32) {
+        let body = attacks.body_mut(&mut place);
+        copy.encode_body(body);
+        let body_crc = crc32fast::hash(body);
+        attacks.commit(place, PlaceHeader { record_count: copy.len() as u32, body_crc, ..stored });
+    }
+    copy.clear();
+}

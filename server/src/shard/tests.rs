@@ -1,0 +1,442 @@
+//! The shard driven from memory: every rule of the protocol's server side, without a kernel.
+
+use super::messages::{ConnectionTicket, Query, QueryPage, Topology};
+use super::*;
+use crate::arena::Log;
+use postanalytics_protocol::frames::{ANY_SHARD, Action, PackageVersion, Ping, StatsRequest, Subject};
+use postanalytics_protocol::{AlignedVec, Assembler, Hit, RecordFields, Source};
+
+const SESSION: u64 = 77;
+
+/// A shard and the client's ends of its connections.
+struct World {
+    shard: Shard,
+    now: Now,
+    assemblers: Vec<Assembler>,
+    finished: Vec<u32>,
+}
+
+fn topology(shard_count: u32) -> Arc<Topology> {
+    Arc::new(Topology {
+        server_id: [1; 16],
+        deployment_id: [2; 16],
+        epoch: 3,
+        shard_count,
+        routing_seed: 4,
+        identity_key: [5; 32],
+        package: PackageVersion { major: 0, minor: 1, patch: 0 },
+        max_body_bytes: 1 << 20,
+    })
+}
+
+fn hello(node: u8) -> Hello {
+    Hello {
+        protocol_min: 1,
+        protocol_max: 1,
+        schema_min: 1,
+        schema_max: 1,
+        package: PackageVersion::default(),
+        node: [node; 16],
+        wanted_shard: ANY_SHARD,
+        replay: false,
+        nonce: [0; 32],
+        name: "test".to_owned(),
+    }
+}
+
+impl World {
+    fn new(shard_count: u32) -> Self {
+        Self::with_slabs(shard_count, 8)
+    }
+
+    fn with_slabs(shard_count: u32, slabs: u64) -> Self {
+        let logs = (Log::new(slabs).expect("memory"), Log::new(2).expect("memory"));
+        let shard = Shard::new(0, topology(shard_count), Duration::from_secs(10), logs.0, logs.1);
+        let now = Now { monotonic_us: 1_000_000, wall_us: 1_700_000_000_000_000 };
+        Self { shard, now, assemblers: Vec::new(), finished: Vec::new() }
+    }
+
+    fn connect(&mut self, link: u32, node: u8, session: u64) {
+        let ticket = ConnectionTicket {
+            node: [node; 16],
+            name: "test".to_owned(),
+            session,
+            peer: "127.0.0.1:9".parse().expect("an address"),
+            package: PackageVersion::default(),
+            shard: 0,
+        };
+        if self.assemblers.len() <= link as usize {
+            self.assemblers.resize_with(link as usize + 1, Assembler::default);
+        }
+        self.assemblers[link as usize] = Assembler::default();
+        self.shard.adopt(link, &hello(node), session, Arc::new(ticket), self.now);
+    }
+
+    /// Ends the turn and returns the control frames that go out on `link`.
+    fn turn(&mut self, link: u32) -> Vec<ControlFrame> {
+        self.now.monotonic_us += 100;
+        self.now.wall_us += 100;
+        self.shard.end_turn(Usage::default(), self.now);
+        self.shard.invariants();
+        let mut bytes = vec![Vec::new(); self.assemblers.len()];
+        while let Some(command) = self.shard.take_command() {
+            let (Command::Finish(of) | Command::Close(of)) = command;
+            bytes[of as usize].extend(self.shard.last_words(of));
+            self.finished.push(of);
+        }
+        while let Some(of) = self.shard.take_dirty() {
+            if let Some(outbox) = self.shard.outbox(of) {
+                bytes[of as usize].append(outbox);
+                self.shard.sent(of);
+            }
+        }
+        let mut frames = Vec::new();
+        let mut body = AlignedVec::new();
+        let mut input = bytes[link as usize].as_slice();
+        while let Some(header) = self.assemblers[link as usize].collect(&mut input, &mut body).expect("the server's frames are good") {
+            frames.push(ControlFrame::decode(&header, &body).expect("the server's frames are good"));
+        }
+        frames
+    }
+
+    fn send(&mut self, link: u32, bytes: &[u8]) {
+        self.shard.received(link, bytes, self.now);
+    }
+}
+
+fn batch_of(paths: &[&str], hits: bool) -> BatchBuilder {
+    let mut batch = BatchBuilder::default();
+    for (n, path) in paths.iter().enumerate() {
+        let hits = if hits { vec![Hit { attack_type: 4, point: b"uri", payload: b"../", ..Hit::default() }] } else { Vec::new() };
+        let fields = RecordFields {
+            request_id: [n as u8; 16],
+            client_ip: std::net::Ipv4Addr::new(192, 0, 2, n as u8).to_ipv6_mapped().octets(),
+            path: path.as_bytes(),
+            hits,
+            ..RecordFields::default()
+        };
+        batch.push(&fields, 1 << 20).expect("fits");
+    }
+    batch
+}
+
+fn frame(sequence: u64, paths: &[&str]) -> Vec<u8> {
+    let mut out = Vec::new();
+    batch_of(paths, false).encode_frame(SESSION, sequence, 9, &mut out);
+    out
+}
+
+fn error_of(frames: &[ControlFrame]) -> Option<(ErrorCode, u64)> {
+    frames.iter().find_map(|frame| match frame {
+        ControlFrame::Error(error) => Some((error.known_code().expect("a known code"), error.sequence)),
+        _ => None,
+    })
+}
+
+fn acks_of(frames: &[ControlFrame]) -> Vec<u64> {
+    frames.iter().filter_map(|frame| if let ControlFrame::Ack(ack) = frame { Some(ack.sequence) } else { None }).collect()
+}
+
+#[test]
+fn batches_are_stored_and_acknowledged_once_per_turn() {
+    let mut world = World::new(1);
+    world.connect(0, 1, SESSION);
+    let first = world.turn(0);
+    assert!(matches!(&first[0], ControlFrame::Welcome(welcome) if welcome.stored[0].sequence == 0), "{first:?}");
+    assert!(matches!(&first[1], ControlFrame::Verdicts(verdicts) if verdicts.begin && verdicts.end));
+    let mut bytes = frame(1, &["/a", "/b"]);
+    bytes.extend(frame(2, &["/c"]));
+    bytes.extend(frame(3, &[]));
+    for piece in bytes.chunks(7) {
+        world.send(0, piece);
+    }
+    assert_eq!(acks_of(&world.turn(0)), [3]);
+    assert_eq!(world.shard.stats().records_stored, 3);
+    assert_eq!(world.turn(0), [], "nothing more to say");
+}
+
+#[test]
+fn duplicates_are_acknowledged_and_not_stored() {
+    let mut world = World::new(1);
+    world.connect(0, 1, SESSION);
+    world.send(0, &frame(1, &["/a"]));
+    world.turn(0);
+    world.connect(1, 1, SESSION);
+    let frames = world.turn(1);
+    assert!(matches!(&frames[0], ControlFrame::Welcome(welcome) if welcome.stored[0].sequence == 1));
+    world.send(1, &frame(1, &["/a"]));
+    world.send(1, &frame(2, &["/b"]));
+    assert_eq!(acks_of(&world.turn(1)), [2]);
+    let stats = world.shard.stats();
+    assert_eq!((stats.records_stored, stats.records_duplicate, stats.records_received), (2, 1, 3));
+}
+
+#[test]
+fn a_newer_connection_of_a_session_replaces_the_older_one() {
+    let mut world = World::new(1);
+    world.connect(0, 1, SESSION);
+    world.turn(0);
+    world.send(0, &frame(1, &["/a"])[..100]);
+    world.connect(1, 1, SESSION);
+    assert_eq!(error_of(&world.turn(0)), Some((ErrorCode::Replaced, 0)));
+    assert_eq!(world.finished, [0]);
+    world.send(0, &frame(1, &["/a"])[100..]);
+    assert_eq!(world.shard.stats().records_stored, 0, "nothing is heard of the older one any more");
+    world.send(1, &frame(1, &["/a"]));
+    world.shard.link_gone(0, world.now);
+    assert_eq!(acks_of(&world.turn(1)), [1]);
+}
+
+#[test]
+fn every_refusal_is_named_and_harms_nobody_else() {
+    let damaged = |change: &dyn Fn(&mut Vec<u8>)| {
+        let mut bytes = frame(1, &["/a", "/b"]);
+        change(&mut bytes);
+        bytes
+    };
+    let repaired = |change: &dyn Fn(&mut Vec<u8>)| {
+        damaged(&|bytes| {
+            change(bytes);
+            let body_crc = crc32fast::hash(&bytes[64..]);
+            bytes[40..44].copy_from_slice(&body_crc.to_le_bytes());
+            let header_crc = crc32fast::hash(&bytes[..44]);
+            bytes[44..48].copy_from_slice(&header_crc.to_le_bytes());
+        })
+    };
+    let cases: Vec<(ErrorCode, Vec<u8>)> = vec![
+        (ErrorCode::BadMagic, damaged(&|bytes| bytes[0] ^= 1)),
+        (ErrorCode::BadHeaderCrc, damaged(&|bytes| bytes[20] ^= 1)),
+        (ErrorCode::UnsupportedVersion, repaired(&|bytes| bytes[5] = 9)),
+        (ErrorCode::UnknownKind, repaired(&|bytes| bytes[4] = 99)),
+        (ErrorCode::UnexpectedKind, repaired(&|bytes| { bytes.truncate(64); bytes[4] = 6; bytes[8..16].fill(0) })),
+        (ErrorCode::AuthenticationUnsupported, repaired(&|bytes| { bytes.truncate(64); bytes[4] = 3; bytes[8..16].fill(0) })),
+        (ErrorCode::ReservedNotZero, repaired(&|bytes| bytes[50] = 1)),
+        (ErrorCode::BodyNotAligned, repaired(&|bytes| bytes[8] |= 1)),
+        (ErrorCode::BodyTooLong, repaired(&|bytes| bytes[10] = 0xff)),
+        (ErrorCode::BadBodyCrc, damaged(&|bytes| bytes[70] ^= 1)),
+        (ErrorCode::UnsupportedSchema, repaired(&|bytes| bytes[6] = 2)),
+        (ErrorCode::WrongSession, repaired(&|bytes| bytes[16] ^= 1)),
+        (ErrorCode::SequenceGap, repaired(&|bytes| bytes[24] = 5)),
+        (ErrorCode::RecordCountMismatch, repaired(&|bytes| bytes[12] = 1)),
+        (ErrorCode::RecordCountMismatch, repaired(&|bytes| bytes[12..16].fill(0xff))),
+        (ErrorCode::BadArchive, repaired(&|bytes| bytes.iter_mut().rev().take(16).for_each(|byte| *byte = 0xee))),
+        (ErrorCode::OutOfBounds, repaired(&|bytes| bytes[64 + 112 + 3] = 0xff)),
+        (ErrorCode::PartsOverlap, repaired(&|bytes| bytes[64 + 104 + 4] = 2)),
+    ];
+    for (expected, bytes) in cases {
+        let mut world = World::new(1);
+        world.connect(0, 1, SESSION);
+        world.connect(1, 2, SESSION);
+        world.turn(0);
+        world.send(0, &bytes);
+        world.send(1, &frame(1, &["/fine"]));
+        let (code, _) = error_of(&world.turn(0)).unwrap_or_else(|| panic!("no error for {expected:?}"));
+        assert_eq!(code, expected);
+        assert_eq!(world.finished, [0], "{expected:?}");
+        world.send(1, &frame(2, &["/still fine"]));
+        assert_eq!(acks_of(&world.turn(1)), [2], "{expected:?}");
+        assert_eq!(world.shard.stats().open_places, 0);
+    }
+}
+
+#[test]
+fn a_batch_with_a_record_of_another_shard_is_refused_whole() {
+    let mut world = World::new(2);
+    world.connect(0, 1, SESSION);
+    world.turn(0);
+    let strangers = (0..64u8).map(|n| std::net::Ipv4Addr::new(192, 0, 2, n).to_ipv6_mapped().octets());
+    let stranger = strangers.into_iter().find(|address| shard_of_source(address) == 1).expect("half of them");
+    let mut batch = BatchBuilder::default();
+    batch.push(&RecordFields { client_ip: stranger, ..RecordFields::default() }, 1 << 20).expect("fits");
+    let mut bytes = Vec::new();
+    batch.encode_frame(SESSION, 1, 0, &mut bytes);
+    world.send(0, &bytes);
+    assert_eq!(error_of(&world.turn(0)), Some((ErrorCode::WrongShard, 1)));
+    let stats = world.shard.stats();
+    assert_eq!((stats.records_received, stats.records_rejected, stats.records_stored), (1, 1, 0));
+}
+
+fn shard_of_source(address: &[u8; 16]) -> u32 {
+    postanalytics_protocol::shard_of(Source::of_bytes(address), 4, 2)
+}
+
+#[test]
+fn an_unfinished_frame_ends_at_its_deadline_or_when_its_slab_is_needed() {
+    let mut world = World::with_slabs(1, 4);
+    world.connect(0, 1, SESSION);
+    world.connect(1, 2, SESSION);
+    world.turn(0);
+    world.send(0, &frame(1, &["/slow"])[..100]);
+    world.turn(0);
+    world.now.monotonic_us += 9_000_000;
+    world.shard.tick(world.now);
+    assert_eq!(error_of(&world.turn(0)), None);
+    let path = "x".repeat(900_000);
+    for sequence in 1..=9 {
+        world.send(1, &frame(sequence, &[&path]));
+        if sequence < 6 {
+            assert_eq!(error_of(&world.turn(0)), None, "{sequence}");
+        }
+    }
+    assert_eq!(error_of(&world.turn(0)), Some((ErrorCode::SlabRecycled, 0)));
+    world.connect(2, 3, SESSION);
+    world.turn(2);
+    world.send(2, &frame(1, &["/slow"])[..10]);
+    world.now.monotonic_us += 11_000_000;
+    world.shard.tick(world.now);
+    assert_eq!(error_of(&world.turn(2)), Some((ErrorCode::FrameTimeout, 0)), "also in the middle of a header");
+}
+
+#[test]
+fn a_panic_in_the_analysis_costs_a_mark_and_nothing_else() {
+    let mut world = World::new(1);
+    world.connect(0, 1, SESSION);
+    world.turn(0);
+    world.shard.analytics().panic_at = Some([1; 16]);
+    world.send(0, &frame(1, &["/a", "/b"]));
+    world.send(0, &frame(2, &["/c"]));
+    assert_eq!(acks_of(&world.turn(0)), [2]);
+    let stats = world.shard.stats();
+    assert_eq!((stats.frames_quarantined, stats.records_stored), (1, 3));
+}
+
+#[test]
+fn records_with_hits_go_to_the_attack_log_too() {
+    let mut world = World::new(1);
+    world.connect(0, 1, SESSION);
+    let mut bytes = Vec::new();
+    batch_of(&["/a", "/b", "/c"], true).encode_frame(SESSION, 1, 0, &mut bytes);
+    world.send(0, &bytes);
+    world.send(0, &frame(2, &["/d"]));
+    world.turn(0);
+    let stats = world.shard.stats();
+    assert_eq!((stats.records_live, stats.attack_records_live), (4, 3));
+    let (_, body) = world.shard.attacks.frame(world.shard.attacks.newest().expect("a frame")).expect("committed");
+    let batch = postanalytics_protocol::ValidBatch::parse(1, 3, body).expect("a good copy");
+    let last = batch.record(2).expect("three");
+    assert_eq!((last.path(), last.hits().next().expect("a hit").payload), (&b"/c"[..], &b"../"[..]));
+}
+
+#[test]
+fn verdicts_reach_everyone_in_the_same_turn_and_newcomers_whole() {
+    let mut world = World::new(1);
+    world.connect(0, 1, SESSION);
+    world.turn(0);
+    let verdict = |session| Verdict {
+        subject: Subject::Session(session),
+        application: None,
+        action: Some(Action::Denylist),
+        until_us: u64::MAX,
+        detector: 0,
+    };
+    world.shard.set_verdict(verdict(5));
+    let frames = world.turn(0);
+    assert!(matches!(&frames[..], [ControlFrame::Verdicts(pushed)] if pushed.verdicts == [verdict(5)] && !pushed.begin));
+    for session in 6..3_000 {
+        world.shard.set_verdict(verdict(session));
+    }
+    world.turn(0);
+    world.connect(1, 2, SESSION);
+    let mut found = Vec::new();
+    let mut marks = Vec::new();
+    for _ in 0..5 {
+        for frame in world.turn(1) {
+            if let ControlFrame::Verdicts(part) = frame {
+                found.extend(part.verdicts);
+                marks.push((part.begin, part.end));
+            }
+        }
+    }
+    assert_eq!(found.len(), 2_995);
+    assert_eq!(marks, [(true, false), (false, false), (false, true)]);
+}
+
+#[test]
+fn pings_stats_and_goodbyes_are_answered() {
+    let mut world = World::new(1);
+    world.connect(0, 1, SESSION);
+    world.send(0, &frame(1, &["/a", "/b"]));
+    world.turn(0);
+    let mut bytes = Vec::new();
+    Ping { token: 8 }.encode(SESSION, 0, &mut bytes);
+    StatsRequest { token: 9 }.encode(SESSION, 0, &mut bytes);
+    world.send(0, &bytes);
+    assert!(world.shard.wants_usage());
+    let frames = world.turn(0);
+    assert!(matches!(frames[0], ControlFrame::Pong(Pong { token: 8 })));
+    assert!(matches!(frames[1], ControlFrame::Stats(stats) if stats.token == 9 && stats.session_records_stored == 2));
+    let mut bytes = Vec::new();
+    Goodbye::default().encode(SESSION, 0, &mut bytes);
+    world.send(0, &bytes);
+    world.turn(0);
+    world.turn(0);
+    assert_eq!(world.finished, [0]);
+}
+
+#[test]
+fn a_drain_says_goodbye_and_ends_when_all_are_gone() {
+    let mut world = World::new(1);
+    world.connect(0, 1, SESSION);
+    world.turn(0);
+    world.shard.drain(world.now);
+    assert!(matches!(world.turn(0)[..], [ControlFrame::Goodbye(_)]));
+    world.send(0, &frame(1, &["/late"]));
+    assert_eq!(acks_of(&world.turn(0)), [1], "what arrives is still stored and acknowledged");
+    assert!(!world.shard.is_drained());
+    world.now.monotonic_us += DRAIN_QUIET_US;
+    world.shard.tick(world.now);
+    world.turn(0);
+    world.turn(0);
+    assert_eq!(world.finished, [0]);
+    world.shard.link_gone(0, world.now);
+    assert!(world.shard.is_drained());
+}
+
+#[test]
+fn queries_find_newest_first_page_by_page() {
+    let mut world = World::new(1);
+    world.connect(0, 1, SESSION);
+    world.turn(0);
+    for sequence in 1..=50 {
+        let paths: Vec<String> = (0..100).map(|n| format!("/{sequence}/{n}")).collect();
+        let paths: Vec<&str> = paths.iter().map(String::as_str).collect();
+        world.send(0, &frame(sequence, &paths));
+        world.turn(0);
+    }
+    let query = |limit, source| {
+        Box::new(Query { id: 1, source, request_id: None, since_us: None, limit, cursor: None, page: QueryPage::new() })
+    };
+    let mut found = Vec::new();
+    let mut next = Some(query(300, None));
+    while let Some(asked) = next.take() {
+        assert!(world.shard.begin_query(asked).is_none());
+        assert!(world.shard.begin_query(query(1, None)).is_some(), "one at a time");
+        let mut slices = 0;
+        let answer = loop {
+            slices += 1;
+            if let Some(answer) = world.shard.query_slice() {
+                break answer;
+            }
+        };
+        assert!(slices < 10);
+        for record in answer.page.records.records() {
+            let path = record.path.offset as usize..(record.path.offset + record.path.length) as usize;
+            found.push(String::from_utf8(answer.page.records.blob()[path].to_vec()).expect("text"));
+        }
+        if !answer.page.complete {
+            next = Some(Box::new(Query { page: QueryPage::new(), ..*answer }));
+        }
+    }
+    let expected: Vec<String> = (1..=50).rev().flat_map(|sequence| (0..100).rev().map(move |n| format!("/{sequence}/{n}"))).collect();
+    assert_eq!(found, expected);
+
+    let source = Source::of("192.0.2.7".parse().expect("an address"));
+    assert!(world.shard.begin_query(query(1000, Some(source))).is_none());
+    let answer = loop {
+        if let Some(answer) = world.shard.query_slice() {
+            break answer;
+        }
+    };
+    assert!(answer.page.complete);
+    assert_eq!((answer.page.stored.len(), answer.page.records_scanned), (50, 5_000));
+}
