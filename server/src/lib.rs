@@ -1,1 +1,68 @@
-//! postanalytics server
+//! The postanalytics server. `ARCHITECTURE.md` has the picture; [`serve`] has the order of things.
+//!
+//! A library, so that a test binary can run the whole server with an allocator of its own: [`run`] is all of `main`.
+
+pub mod analytics;
+pub mod arena;
+pub mod config;
+pub mod control;
+pub mod logging;
+pub mod process;
+pub mod queue;
+pub mod ring;
+pub mod serve;
+pub mod shard;
+
+use clap::{CommandFactory, Parser};
+use config::Config;
+use config::flags::{Command, CommandLine};
+use std::ffi::OsString;
+use std::io::Write;
+use std::process::ExitCode;
+
+/// The `postanalytics` command: parses `arguments` (the first is the program's name), does what they say, returns the exit code.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let line = match CommandLine::try_parse_from(arguments) {
+        Ok(line) => line,
+        Err(error) => {
+            // Help and version come this way too, with exit code 0.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    let result = match line.command {
+        None => serve_with(&line.serve),
+        Some(Command::Serve(flags)) => serve_with(&flags),
+        Some(Command::Completions { shell }) => {
+            let mut text = Vec::new();
+            clap_complete::generate(shell, &mut CommandLine::command(), "postanalytics", &mut text);
+            print(&text)
+        }
+        Some(Command::Man) => {
+            let mut text = Vec::new();
+            clap_mangen::Man::new(CommandLine::command()).render(&mut text).map_err(Into::into).and_then(|()| print(&text))
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "postanalytics: error: {error:#}");
+            ExitCode::from(serve::exit_code(&error))
+        }
+    }
+}
+
+fn serve_with(flags: &config::flags::ServeFlags) -> anyhow::Result<()> {
+    let config = Config::resolve(flags, &|name| std::env::var_os(name))?;
+    let log_is_elsewhere = config.log_file.is_some();
+    serve::serve(config).inspect_err(|error| {
+        // Standard error gets it anyway.
+        if log_is_elsewhere {
+            tracing::error!("{error:#}");
+        }
+    })
+}
+
+fn print(text: &[u8]) -> anyhow::Result<()> {
+    Ok(std::io::stdout().write_all(text)?)
+}

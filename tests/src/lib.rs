@@ -1,1 +1,25 @@
-//! postanalytics tests
+//! What the end-to-end tests share: the real server as a process of its own, HTTP to its status port, and raw connections
+//! that speak the protocol byte by byte.
+//!
+//! Every test has its own server on ports that the kernel picks. Processes end with the value that started them. Test
+//! support may panic: a panic is how a test fails.
+
+#![forbid(unsafe_code)]
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+pub mod server;
+pub mod wire;
+
+pub use server::{Server, ServerOptions, binary, free_port, skipped};
+pub use wire::RawConnection;
+
+use std::time::{Duration, Instant};
+
+/// Asks `condition` every 20 ms until it holds; panics with `what` after `limit`.
+pub fn eventually(what: &str, limit: Duration, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < limit, "not within {limit:?}: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}

@@ -1,0 +1,279 @@
+//! Records with everything that belongs to them: the unit in which they are kept, from the queue to the ack.
+//!
+//! A bundle holds records flat (as the wire wants them, strings in one blob) beside what is never sent: when each was
+//! accepted, its token, and user and session in clear text. Keeping those is what allows a bundle to be encoded again for
+//! another server, with other shards and another identity key, after a break.
+
+use crate::request::Request;
+use postanalytics_protocol::batch::{BatchBuilder, RecordFields, body_bytes};
+use postanalytics_protocol::schema::v1::{RECORD_BYTES, Record};
+use postanalytics_protocol::{HEADER_BYTES, Source};
+use siphasher::sip::SipHasher24;
+
+/// Memory of a record besides its strings.
+pub(crate) const RECORD_COST_BYTES: usize = RECORD_BYTES + size_of::<Meta>();
+
+/// What is known of a record and never sent.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Meta {
+    pub(crate) accepted_us: u64,
+    pub(crate) token: u64,
+    blob_start: u32,
+    blob_bytes: u32,
+    identity_start: u32,
+    session_bytes: u32,
+    user_bytes: u32,
+    pub(crate) urgent: bool,
+}
+
+/// One record of a bundle, borrowed.
+pub(crate) struct Item<'a> {
+    pub(crate) record: &'a Record,
+    pub(crate) meta: &'a Meta,
+    pub(crate) blob: &'a [u8],
+    identity: &'a [u8],
+}
+
+impl Item<'_> {
+    pub(crate) const fn source(&self) -> Source {
+        Source::of_bytes(&self.record.client_ip)
+    }
+
+    pub(crate) const fn cost_bytes(&self) -> usize {
+        RECORD_COST_BYTES + self.blob.len() + self.identity.len()
+    }
+}
+
+/// Records in the order they were accepted.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Bundle {
+    builder: BatchBuilder,
+    metas: Vec<Meta>,
+    identities: Vec<u8>,
+    oldest_us: u64,
+}
+
+impl Bundle {
+    pub(crate) fn with_capacity(records: usize, blob: usize) -> Self {
+        Self {
+            builder: BatchBuilder::with_capacity(records, blob),
+            metas: Vec::with_capacity(records),
+            identities: Vec::new(),
+            oldest_us: u64::MAX,
+        }
+    }
+
+    /// Adds a request, whose sizes have been checked.
+    pub(crate) fn push(&mut self, fields: &RecordFields<'_>, request: &Request<'_>, accepted_us: u64, urgent: bool) {
+        let blob_start = self.builder.blob().len();
+        if self.builder.push(fields, usize::MAX).is_err() {
+            return debug_assert!(false, "the parts of the record were checked before");
+        }
+        let meta = Meta {
+            accepted_us,
+            token: request.token,
+            blob_start: blob_start as u32,
+            blob_bytes: (self.builder.blob().len() - blob_start) as u32,
+            identity_start: self.identities.len() as u32,
+            session_bytes: request.session.len() as u32,
+            user_bytes: request.user.len() as u32,
+            urgent,
+        };
+        self.identities.extend_from_slice(request.session);
+        self.identities.extend_from_slice(request.user);
+        self.push_meta(meta);
+    }
+
+    /// Adds a record of another bundle.
+    pub(crate) fn push_item(&mut self, item: &Item<'_>) {
+        let meta =
+            Meta { blob_start: self.builder.blob().len() as u32, identity_start: self.identities.len() as u32, ..*item.meta };
+        self.builder.push_flat(*item.record, item.blob, item.meta.blob_start);
+        self.identities.extend_from_slice(item.identity);
+        self.push_meta(meta);
+    }
+
+    fn push_meta(&mut self, meta: Meta) {
+        self.oldest_us = if self.metas.is_empty() { meta.accepted_us } else { self.oldest_us.min(meta.accepted_us) };
+        self.metas.push(meta);
+    }
+
+    /// The records.
+    pub(crate) fn items(&self) -> impl Iterator<Item = Item<'_>> {
+        self.builder.records().iter().zip(&self.metas).map(|(record, meta)| {
+            let (blob_start, identity_start) = (meta.blob_start as usize, meta.identity_start as usize);
+            Item {
+                record,
+                meta,
+                blob: &self.builder.blob()[blob_start..blob_start + meta.blob_bytes as usize],
+                identity: &self.identities[identity_start..identity_start + (meta.session_bytes + meta.user_bytes) as usize],
+            }
+        })
+    }
+
+    pub(crate) fn metas(&self) -> &[Meta] {
+        &self.metas
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.metas.len()
+    }
+
+    pub(crate) fn records(&self) -> u64 {
+        self.metas.len() as u64
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.metas.is_empty()
+    }
+
+    /// When the oldest record was accepted.
+    pub(crate) fn oldest_us(&self) -> Option<u64> {
+        (!self.metas.is_empty()).then_some(self.oldest_us)
+    }
+
+    pub(crate) fn blob_bytes(&self) -> usize {
+        self.builder.blob().len()
+    }
+
+    /// Bytes of the body as a Batch.
+    pub(crate) fn body_bytes(&self) -> usize {
+        self.builder.body_bytes()
+    }
+
+    /// Bytes of the body if a record with `blob` bytes of strings came in addition.
+    pub(crate) fn body_bytes_with(&self, blob: usize) -> usize {
+        body_bytes(self.len() + 1, self.blob_bytes() + blob)
+    }
+
+    /// Bytes of the whole frame.
+    pub(crate) fn frame_bytes(&self) -> u64 {
+        (HEADER_BYTES + self.body_bytes()) as u64
+    }
+
+    /// Memory that is counted against the budget: the sum of its records' [`Item::cost_bytes`].
+    pub(crate) fn cost_bytes(&self) -> usize {
+        self.len() * RECORD_COST_BYTES + self.blob_bytes() + self.identities.len()
+    }
+
+    /// Empties it and keeps its memory.
+    pub(crate) fn clear(&mut self) {
+        self.builder.clear();
+        self.metas.clear();
+        self.identities.clear();
+    }
+
+    /// Takes the records out that were accepted at `cutoff_us` or before, and returns how many and their cost.
+    pub(crate) fn expire(&mut self, cutoff_us: u64) -> (u64, usize) {
+        if self.oldest_us().is_none_or(|oldest_us| oldest_us > cutoff_us) {
+            return (0, 0);
+        }
+        let mut kept = Self::default();
+        for item in self.items().filter(|item| item.meta.accepted_us > cutoff_us) {
+            kept.push_item(&item);
+        }
+        let gone = (self.records() - kept.records(), self.cost_bytes() - kept.cost_bytes());
+        *self = kept;
+        gone
+    }
+
+    /// Appends the Batch frame, with users and sessions hashed with this key.
+    pub(crate) fn encode(&mut self, key: &IdentityKey, session: u64, sequence: u64, sent_us: u64, out: &mut Vec<u8>) {
+        if !self.identities.is_empty() {
+            for (record, meta) in self.builder.records_mut().iter_mut().zip(&self.metas) {
+                let start = meta.identity_start as usize;
+                let (session, rest) = self.identities[start..].split_at(meta.session_bytes as usize);
+                record.session_hash = key.hash(session);
+                record.user_hash = key.hash(&rest[..meta.user_bytes as usize]);
+            }
+        }
+        self.builder.encode_frame(session, sequence, sent_us, out);
+    }
+}
+
+/// Hashes user names and session ids, so that they never leave the node in clear text.
+///
+/// SipHash-2-4 with the first 16 bytes of Welcome's identity key; nothing hashes to 0, which means "none".
+#[derive(Clone, Copy)]
+pub(crate) struct IdentityKey(SipHasher24);
+
+impl IdentityKey {
+    pub(crate) fn new(identity_key: &[u8; 32]) -> Self {
+        let mut key = [0; 16];
+        key.copy_from_slice(&identity_key[..16]);
+        Self(SipHasher24::new_with_key(&key))
+    }
+
+    /// The hash of some clear text; 0 for none.
+    pub(crate) fn hash(&self, clear: &[u8]) -> u64 {
+        if clear.is_empty() { 0 } else { self.0.hash(clear).max(1) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use postanalytics_protocol::{AlignedVec, Extension, FrameHeader, Hit, ValidBatch};
+
+    fn bundle(count: u64) -> Bundle {
+        let mut bundle = Bundle::default();
+        for n in 0..count {
+            let path = format!("/{}", "x".repeat(n as usize));
+            let (hits, extensions) =
+                ([Hit { point: b"get_id", payload: path.as_bytes(), ..Hit::default() }], [Extension { tag: 1, value: b"BREW" }]);
+            let request = Request {
+                path: path.as_bytes(),
+                session: b"s",
+                user: if n % 2 == 0 { b"" } else { b"anna" },
+                hits: if n % 3 == 0 { &hits } else { &[] },
+                extensions: if n % 4 == 0 { &extensions } else { &[] },
+                token: n,
+                ..Request::default()
+            };
+            bundle.push(&request.fields(), &request, 100 + n, false);
+        }
+        bundle
+    }
+
+    fn read(bundle: &mut Bundle, key: &IdentityKey) -> Vec<(Vec<u8>, u64, u64, Vec<u8>)> {
+        let mut frame = Vec::new();
+        bundle.encode(key, 1, 2, 3, &mut frame);
+        assert_eq!(frame.len() as u64, bundle.frame_bytes());
+        let header = FrameHeader::decode(frame[..64].try_into().expect("64 bytes"), u32::MAX).expect("a header");
+        let mut body = AlignedVec::<16>::new();
+        body.extend_from_slice(&frame[64..]);
+        let batch = ValidBatch::parse(header.schema, header.record_count, &body).expect("a batch");
+        let payload = |hit: Option<Hit<'_>>| hit.map(|hit| hit.payload.to_vec()).unwrap_or_default();
+        let of = |r: postanalytics_protocol::RecordView<'_>| {
+            (r.path().to_vec(), r.session_hash(), r.user_hash(), payload(r.hits().next()))
+        };
+        batch.records().map(of).collect()
+    }
+
+    #[test]
+    fn records_survive_moving_and_expiring() {
+        let key = IdentityKey::new(&[7; 32]);
+        let mut first = bundle(20);
+        let mut second = Bundle::default();
+        first.items().for_each(|item| second.push_item(&item));
+        let costs: usize = second.items().map(|item| item.cost_bytes()).sum();
+        assert_eq!((second.cost_bytes(), second.oldest_us()), (costs, Some(100)));
+        assert_eq!(read(&mut first, &key), read(&mut second, &key));
+
+        let (gone, bytes) = second.expire(104);
+        assert_eq!((gone, second.len(), second.oldest_us(), second.cost_bytes()), (5, 15, Some(105), costs - bytes));
+        assert_eq!(read(&mut first, &key)[5..], read(&mut second, &key)[..]);
+        assert_eq!(second.expire(104), (0, 0));
+    }
+
+    #[test]
+    fn identities_are_hashed_with_the_key_of_the_day() {
+        let (one, two) = (IdentityKey::new(&[1; 32]), IdentityKey::new(&[2; 32]));
+        let mut records = bundle(2);
+        let (with_one, with_two) = (read(&mut records, &one), read(&mut records, &two));
+        assert_eq!((with_one[0].1, with_one[0].2), (one.hash(b"s"), 0));
+        assert_eq!(with_one[1].2, one.hash(b"anna"));
+        assert_ne!(with_one[1].2, with_two[1].2);
+        assert_eq!(one.hash(b""), 0);
+    }
+}

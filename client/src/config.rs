@@ -1,0 +1,253 @@
+//! How to build a client, with the defaults that suit nearly everyone.
+
+use crate::ack::AckHook;
+use crate::{AckedRecord, Client};
+use std::time::Duration;
+use thiserror::Error;
+
+/// Why there is no client.
+#[derive(Debug, Error)]
+pub enum BuildError {
+    /// The address cannot be read.
+    #[error("server address {address:?} is not HOST:PORT ({what}); write 127.0.0.1:3313, [::1]:3313 or name.example:3313")]
+    BadAddress {
+        /// The address given.
+        address: String,
+        /// What is wrong with it.
+        what: &'static str,
+    },
+    /// A setting is out of its range.
+    #[error("{setting} is {value}, it must be {range}")]
+    OutOfRange {
+        /// Which setting.
+        setting: &'static str,
+        /// Its value.
+        value: String,
+        /// What it may be.
+        range: &'static str,
+    },
+    /// The operating system refused a resource.
+    #[error("cannot {what}: {error}; check the limits on processes and open files (ulimit -u, ulimit -n)")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// The system's answer.
+        error: std::io::Error,
+    },
+}
+
+/// The settings, checked.
+#[derive(Clone, Debug)]
+pub(crate) struct Config {
+    pub(crate) server: String,
+    pub(crate) host: String,
+    pub(crate) port: u16,
+    pub(crate) node: [u8; 16],
+    pub(crate) node_name: String,
+    pub(crate) replay: bool,
+    pub(crate) queue_bytes: usize,
+    pub(crate) batch_bytes: usize,
+    pub(crate) batch_records_max: usize,
+    pub(crate) batch_records_aim: usize,
+    pub(crate) linger_us_min: u64,
+    pub(crate) linger_us_max: u64,
+    pub(crate) connect_timeout_us: u64,
+    pub(crate) record_time_limit_us: u64,
+    pub(crate) congestion_control: Option<String>,
+}
+
+/// Builds a [`Client`]. Only the server's address has no useful default elsewhere than on the server's own host.
+#[must_use = "nothing happens before build()"]
+pub struct ClientBuilder {
+    server: String,
+    node: Option<[u8; 16]>,
+    node_name: Option<String>,
+    replay: bool,
+    queue_bytes: usize,
+    batch_bytes: usize,
+    batch_records_max: usize,
+    batch_records_aim: usize,
+    linger: (Duration, Duration),
+    connect_timeout: Duration,
+    record_time_limit: Duration,
+    congestion_control: Option<String>,
+    hook: AckHook,
+}
+
+impl Default for ClientBuilder {
+    fn default() -> Self {
+        Self {
+            server: "127.0.0.1:3313".into(),
+            node: None,
+            node_name: None,
+            replay: false,
+            queue_bytes: 100_000_000,
+            batch_bytes: 64 * 1024,
+            batch_records_max: 4096,
+            batch_records_aim: 16,
+            linger: (Duration::from_micros(500), Duration::from_millis(20)),
+            connect_timeout: Duration::from_secs(1),
+            record_time_limit: Duration::from_secs(900),
+            congestion_control: None,
+            hook: None,
+        }
+    }
+}
+
+impl ClientBuilder {
+    /// The server, `host:port`; IPv6 addresses in brackets. Default `127.0.0.1:3313`.
+    pub fn server(mut self, address: impl Into<String>) -> Self {
+        self.server = address.into();
+        self
+    }
+
+    /// This node's id, the same after every restart. Default: random.
+    pub fn node(mut self, node: [u8; 16]) -> Self {
+        self.node = Some(node);
+        self
+    }
+
+    /// This node's name, for people. Default: the host's name.
+    pub fn node_name(mut self, name: impl Into<String>) -> Self {
+        self.node_name = Some(name.into());
+        self
+    }
+
+    /// The records are a replay: the server keeps their event times as they are. Default false.
+    pub fn replay(mut self, replay: bool) -> Self {
+        self.replay = replay;
+        self
+    }
+
+    /// Memory that records may take until they are settled; a quarter of it is kept for records with hits. Default 100 MB.
+    pub fn queue_bytes(mut self, bytes: usize) -> Self {
+        self.queue_bytes = bytes;
+        self
+    }
+
+    /// A batch is sent when it has so many bytes. Default 64 KiB.
+    pub fn batch_bytes(mut self, bytes: usize) -> Self {
+        self.batch_bytes = bytes;
+        self
+    }
+
+    /// A batch is sent when it has so many records. Default 4096.
+    pub fn batch_records_max(mut self, records: usize) -> Self {
+        self.batch_records_max = records;
+        self
+    }
+
+    /// The linger adapts so that a batch has about so many records. Default 16.
+    pub fn batch_records_aim(mut self, records: usize) -> Self {
+        self.batch_records_aim = records;
+        self
+    }
+
+    /// Range within which the time that an ordinary record waits for company adapts. Default 500 µs to 20 ms.
+    pub fn linger(mut self, min: Duration, max: Duration) -> Self {
+        self.linger = (min, max);
+        self
+    }
+
+    /// How long a connection may take to come about. Default 1 s.
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.connect_timeout = timeout;
+        self
+    }
+
+    /// How long a record is kept for a server that does not answer. Default 900 s.
+    pub fn record_time_limit(mut self, limit: Duration) -> Self {
+        self.record_time_limit = limit;
+        self
+    }
+
+    /// TCP congestion control of the connections, such as `bbr`; for benchmarks. Default: the system's.
+    pub fn congestion_control(mut self, name: Option<String>) -> Self {
+        self.congestion_control = name;
+        self
+    }
+
+    /// Called on the background thread with the records of every acknowledgement, lane by lane. Be quick in there: nothing
+    /// is sent or received meanwhile.
+    pub fn on_acked(mut self, hook: impl FnMut(&[AckedRecord]) + Send + 'static) -> Self {
+        self.hook = Some(Box::new(hook));
+        self
+    }
+
+    /// Starts the background thread. It does not wait for a connection: records are queued until there is one.
+    pub fn build(self) -> Result<Client, BuildError> {
+        let (host, port) = split_address(&self.server)?;
+        let node = match self.node {
+            Some(node) => node,
+            None => crate::random_bytes()?,
+        };
+        let host_name = || rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let config = Config {
+            host,
+            port,
+            server: self.server,
+            node,
+            node_name: self.node_name.unwrap_or_else(host_name),
+            replay: self.replay,
+            queue_bytes: within("queue_bytes", self.queue_bytes, 64 * 1024, 1 << 40, "64 KiB to 1 TiB")?,
+            batch_bytes: within("batch_bytes", self.batch_bytes, 1024, 1 << 20, "1 KiB to 1 MiB")?,
+            batch_records_max: within("batch_records_max", self.batch_records_max, 1, 65_536, "1 to 65536")?,
+            batch_records_aim: within("batch_records_aim", self.batch_records_aim, 1, 65_536, "1 to 65536")?,
+            linger_us_min: micros("linger min", self.linger.0, 10, 1_000_000, "10 µs to 1 s")?,
+            linger_us_max: micros("linger max", self.linger.1.max(self.linger.0), 10, 1_000_000, "10 µs to 1 s")?,
+            connect_timeout_us: micros("connect_timeout", self.connect_timeout, 1000, 60_000_000, "1 ms to 60 s")?,
+            record_time_limit_us: micros("record_time_limit", self.record_time_limit, 1000, 86_400_000_000, "1 ms to 24 h")?,
+            congestion_control: self.congestion_control,
+        };
+        Client::start(config, self.hook)
+    }
+}
+
+fn within(setting: &'static str, value: usize, min: usize, max: usize, range: &'static str) -> Result<usize, BuildError> {
+    if (min..=max).contains(&value) {
+        Ok(value)
+    } else {
+        Err(BuildError::OutOfRange { setting, value: value.to_string(), range })
+    }
+}
+
+fn micros(setting: &'static str, value: Duration, min: u64, max: u64, range: &'static str) -> Result<u64, BuildError> {
+    let us = u64::try_from(value.as_micros()).unwrap_or(u64::MAX);
+    if (min..=max).contains(&us) { Ok(us) } else { Err(BuildError::OutOfRange { setting, value: format!("{value:?}"), range }) }
+}
+
+fn split_address(address: &str) -> Result<(String, u16), BuildError> {
+    let bad = |what| BuildError::BadAddress { address: address.to_owned(), what };
+    let (host, port) = address.rsplit_once(':').ok_or_else(|| bad("no port"))?;
+    let port = port.parse().ok().filter(|&port| port != 0).ok_or_else(|| bad("the port is no number from 1 to 65535"))?;
+    let host = match host.strip_prefix('[') {
+        Some(rest) => rest.strip_suffix(']').ok_or_else(|| bad("a bracket is not closed"))?,
+        None if host.contains(':') => return Err(bad("an IPv6 address needs brackets")),
+        None => host,
+    };
+    if host.is_empty() { Err(bad("no host")) } else { Ok((host.to_owned(), port)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses() {
+        for (address, host, port) in
+            [("127.0.0.1:3313", "127.0.0.1", 3313), ("[::1]:1", "::1", 1), ("name.example:65535", "name.example", 65535)]
+        {
+            assert_eq!(split_address(address).expect("good"), (host.to_owned(), port));
+        }
+        for address in ["", "127.0.0.1", "::1", "::1:3313", "[::1:3313", "host:0", "host:66000", ":3313", "host:"] {
+            let error = split_address(address).expect_err("bad").to_string();
+            assert!(error.contains(&format!("{address:?}")) && error.contains("127.0.0.1:3313"), "{error}");
+        }
+    }
+
+    #[test]
+    fn settings_out_of_range_are_named() {
+        let error = ClientBuilder::default().queue_bytes(10).build().expect_err("too small").to_string();
+        assert!(error.contains("queue_bytes is 10"), "{error}");
+    }
+}

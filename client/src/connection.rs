@@ -1,0 +1,236 @@
+//! One connection of a lane: how far it has come, what it has to write, what its peer last said. Sans-IO.
+//!
+//! ```text
+//!   Idle ──first use──▶ Connecting ──TCP──▶ Greeting ──Welcome──▶ Open ──Goodbye──▶ Draining
+//!                          ▲   │               │                   │                  │
+//!                          └── Backoff ◀───────┴───────────────────┴──────────────────┘
+//! ```
+
+use postanalytics_protocol::error::FrameError;
+use postanalytics_protocol::header::{FrameHeader, FrameKind};
+use postanalytics_protocol::{AlignedVec, Assembler};
+use thiserror::Error;
+
+/// Longest wait for Welcome, µs.
+pub(crate) const WELCOME_US: u64 = 5_000_000;
+/// Silence after which the peer is asked whether it is there, µs.
+pub(crate) const PING_US: u64 = 10_000_000;
+/// Unanswered questions after which it is not.
+pub(crate) const PINGS_MAX: u32 = 3;
+/// How long acknowledgements are awaited after the server's Goodbye, µs.
+pub(crate) const DRAIN_US: u64 = 1_000_000;
+/// A connection that lasted so long was healthy: the next wait starts small again, µs.
+const HEALTHY_US: u64 = 10_000_000;
+const BACKOFF_US_MIN: u64 = 50_000;
+const BACKOFF_US_MAX: u64 = 5_000_000;
+/// Bytes that are encoded ahead of the socket.
+pub(crate) const OUT_BYTES: usize = 256 * 1024;
+
+/// How far a connection has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// Never used.
+    #[default]
+    Idle,
+    /// Broken; to be tried again then.
+    Backoff { until_us: u64 },
+    /// The socket is connecting.
+    Connecting { since_us: u64 },
+    /// Hello is written, Welcome awaited.
+    Greeting { since_us: u64 },
+    /// Batches go out.
+    Open { since_us: u64 },
+    /// The server said Goodbye: nothing new goes out, acknowledgements still come in.
+    Draining { since_us: u64, until_us: u64, retry_after_us: u64 },
+}
+
+/// Why a connection ended.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub(crate) enum Break {
+    #[error("cannot connect: {0}")]
+    Connect(String),
+    #[error("cannot connect within {0} ms")]
+    ConnectTimeout(u64),
+    #[error("the server accepted the connection and did not welcome us within 5 s")]
+    WelcomeTimeout,
+    #[error("the connection broke: {0}")]
+    Broken(String),
+    #[error("the server closed the connection")]
+    Closed,
+    #[error("the server did not answer for 40 s")]
+    Silent,
+    #[error("the server said goodbye")]
+    Goodbye,
+    #[error("the server sent what is no frame: {0}")]
+    Frame(FrameError),
+    #[error("the server sent a {0:?} frame, which may not come now")]
+    Unexpected(FrameKind),
+    #[error(
+        "the server wants authentication, which this version does not speak; upgrade the client or allow this node by address"
+    )]
+    Authentication,
+    #[error("the server refused: {name}: {text}")]
+    Refused { name: String, text: String },
+    #[error("the server acknowledged sequence {0}, which was never sent to it")]
+    AckOfNothing(u64),
+    #[error("the server welcomed us to shard {got}, not to {wanted}")]
+    WrongShard { wanted: u32, got: u32 },
+    #[error("the server states {0} shards, this client speaks to at most {max}", max = crate::core::SHARDS_MAX)]
+    TooManyShards(u32),
+    #[error("the server has forgotten our session; starting a new one")]
+    SessionForgotten,
+    #[error("the server's topology has changed")]
+    TopologyChanged,
+}
+
+/// The connection of one lane, and what is to be known between two of them.
+pub(crate) struct Connection {
+    pub(crate) stage: Stage,
+    /// Number of the socket that the thread is to keep for it.
+    pub(crate) link: u64,
+    pub(crate) window_bytes: u64,
+    pub(crate) pings_unanswered: u32,
+    pub(crate) heard_us: u64,
+    /// The number of the request for statistics that was written last.
+    pub(crate) stats_asked: u64,
+    /// The shard wanted does not exist any more: ask for any.
+    pub(crate) ask_any: bool,
+    /// The trouble has been logged.
+    pub(crate) reported: bool,
+    attempts: u32,
+    assembler: Assembler,
+    body: AlignedVec<16>,
+    out: Vec<u8>,
+    out_written: usize,
+}
+
+impl Default for Connection {
+    fn default() -> Self {
+        Self {
+            stage: Stage::Idle,
+            link: 0,
+            window_bytes: 0,
+            pings_unanswered: 0,
+            heard_us: 0,
+            stats_asked: 0,
+            ask_any: false,
+            reported: false,
+            attempts: 0,
+            assembler: Assembler::default(),
+            body: AlignedVec::new(),
+            out: Vec::new(),
+            out_written: 0,
+        }
+    }
+}
+
+impl Connection {
+    /// The socket that this connection is to have, if any.
+    pub(crate) const fn wanted_link(&self) -> Option<u64> {
+        match self.stage {
+            Stage::Idle | Stage::Backoff { .. } => None,
+            _ => Some(self.link),
+        }
+    }
+
+    pub(crate) const fn is_open(&self) -> bool {
+        matches!(self.stage, Stage::Open { .. })
+    }
+
+    /// Begins anew, with a new socket.
+    pub(crate) fn connect(&mut self, link: u64, now_us: u64) {
+        self.stage = Stage::Connecting { since_us: now_us };
+        self.link = link;
+        self.assembler = Assembler::default();
+        self.out.clear();
+        (self.out_written, self.pings_unanswered, self.stats_asked) = (0, 0, 0);
+    }
+
+    /// Ends it, and waits with full jitter before the next one. `random` is uniform over all u64.
+    pub(crate) fn back_off(&mut self, now_us: u64, retry_after_us: u64, random: u64) {
+        if let Stage::Open { since_us } | Stage::Draining { since_us, .. } = self.stage
+            && now_us.saturating_sub(since_us) >= HEALTHY_US
+        {
+            self.attempts = 0;
+        }
+        let ceiling_us = (BACKOFF_US_MIN << self.attempts.min(20)).min(BACKOFF_US_MAX);
+        self.attempts = self.attempts.saturating_add(1);
+        let wait_us = (random % ceiling_us).max(1000).max(retry_after_us);
+        self.stage = Stage::Backoff { until_us: now_us.saturating_add(wait_us) };
+        self.out.clear();
+        self.out_written = 0;
+    }
+
+    /// The next whole frame of the input: its header; its body is [`Self::body`].
+    pub(crate) fn collect(&mut self, input: &mut &[u8]) -> Result<Option<FrameHeader>, FrameError> {
+        self.assembler.collect(input, &mut self.body)
+    }
+
+    pub(crate) fn body(&self) -> &[u8] {
+        &self.body
+    }
+
+    /// Where frames are appended. Only whole frames, so its length stays a multiple of 16.
+    pub(crate) const fn out(&mut self) -> &mut Vec<u8> {
+        &mut self.out
+    }
+
+    /// What is to be written.
+    pub(crate) fn unwritten(&self) -> &[u8] {
+        &self.out[self.out_written..]
+    }
+
+    /// So much of it was written.
+    pub(crate) fn wrote(&mut self, bytes: usize) {
+        self.out_written = (self.out_written + bytes).min(self.out.len());
+        if self.out_written == self.out.len() {
+            self.out.clear();
+            self.out_written = 0;
+        }
+    }
+
+    /// Whether more should be encoded.
+    pub(crate) const fn has_room(&self) -> bool {
+        self.out.len() < OUT_BYTES
+    }
+
+    /// When something is to be done if nothing comes.
+    pub(crate) fn deadline_us(&self, connect_timeout_us: u64) -> Option<u64> {
+        match self.stage {
+            Stage::Idle => None,
+            Stage::Backoff { until_us } | Stage::Draining { until_us, .. } => Some(until_us),
+            Stage::Connecting { since_us } => Some(since_us + connect_timeout_us),
+            Stage::Greeting { since_us } => Some(since_us + WELCOME_US),
+            Stage::Open { .. } => Some(self.ping_us()),
+        }
+    }
+
+    /// When to ask whether the peer is there, or to give it up.
+    pub(crate) fn ping_us(&self) -> u64 {
+        self.heard_us + PING_US * u64::from(self.pings_unanswered + 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_grow_to_five_seconds_and_shrink_after_health() {
+        let mut connection = Connection::default();
+        let mut wait = |stage, retry_after_us| {
+            connection.stage = stage;
+            connection.back_off(HEALTHY_US, retry_after_us, u64::MAX - 15);
+            match connection.stage {
+                Stage::Backoff { until_us } => until_us - HEALTHY_US,
+                stage => panic!("{stage:?}"),
+            }
+        };
+        let connecting = Stage::Connecting { since_us: 0 };
+        let waits: Vec<u64> = (0..40).map(|_| wait(connecting, 0)).collect();
+        assert!(waits[0] < BACKOFF_US_MIN && waits.iter().all(|&wait_us| (1000..BACKOFF_US_MAX).contains(&wait_us)), "{waits:?}");
+        assert!(waits[8..].iter().any(|&wait_us| wait_us > 300_000), "{waits:?}");
+        assert!(wait(Stage::Open { since_us: 0 }, 0) < BACKOFF_US_MIN);
+        assert_eq!(wait(connecting, 7_000_000), 7_000_000);
+    }
+}

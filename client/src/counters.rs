@@ -1,0 +1,138 @@
+//! What happened to every record, in numbers that add up.
+//!
+//! Two laws hold in every snapshot: `offered = accepted + refused` and
+//! `accepted = acked + lost + in_doubt + queued + in_flight`. They can, because the queue keeps its own numbers and the last
+//! published [`Ledger`] of the background thread under one lock. The ledger is no difference of totals: every record that
+//! changes its state goes through one of its methods.
+
+/// One consistent snapshot of a client's counters. Records unless the name says otherwise.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Given to `try_send`.
+    pub offered: u64,
+    /// Taken into the queue.
+    pub accepted: u64,
+    /// Refused because the queue had no room.
+    pub refused_full: u64,
+    /// Refused because no server would store a record so large.
+    pub refused_too_large: u64,
+    /// Refused for another reason: too many hits or extensions, or the client was closing.
+    pub refused_other: u64,
+    /// Stored and analysed by the server.
+    pub acked: u64,
+    /// Given up for sure: refused by the server for their content, or never written before their time was over.
+    pub lost: u64,
+    /// Written, but it will never be known whether the server stored them.
+    pub in_doubt: u64,
+    /// Waiting to be written.
+    pub queued: u64,
+    /// Written and not yet acknowledged.
+    pub in_flight: u64,
+    /// Bytes of memory that queued and in-flight records take.
+    pub queue_bytes: u64,
+    /// Batches written for the first time.
+    pub batches_sent: u64,
+    /// Batches written again after a break.
+    pub batches_resent: u64,
+    /// Connections that got as far as Welcome.
+    pub connects: u64,
+    /// Connections that did not.
+    pub connect_errors: u64,
+    /// Connections that ended after Welcome.
+    pub disconnects: u64,
+    /// Error frames received.
+    pub errors_received: u64,
+    /// Verdicts not kept, because a shard listed more than it may.
+    pub verdicts_skipped: u64,
+}
+
+impl Counters {
+    /// Records that the queue did not take.
+    pub const fn refused(&self) -> u64 {
+        self.refused_full + self.refused_too_large + self.refused_other
+    }
+
+    /// Records that postanalytics did not get, or may not have got. 0 means: it got everything.
+    pub const fn tnt_errors(&self) -> u64 {
+        self.refused() + self.lost + self.in_doubt
+    }
+
+    /// Whether both laws hold. They always do; tests say so.
+    pub const fn laws_hold(&self) -> bool {
+        self.offered == self.accepted + self.refused()
+            && self.accepted == self.acked + self.lost + self.in_doubt + self.queued + self.in_flight
+    }
+}
+
+/// The background thread's part of the counters: what became of the records that it took from the queue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Ledger {
+    pub(crate) queued: u64,
+    pub(crate) in_flight: u64,
+    pub(crate) acked: u64,
+    pub(crate) lost: u64,
+    pub(crate) in_doubt: u64,
+    /// Memory of `queued` and `in_flight` records.
+    pub(crate) bytes: usize,
+    pub(crate) batches_sent: u64,
+    pub(crate) batches_resent: u64,
+    pub(crate) connects: u64,
+    pub(crate) connect_errors: u64,
+    pub(crate) disconnects: u64,
+    pub(crate) errors_received: u64,
+}
+
+impl Ledger {
+    /// Taken from the queue.
+    pub(crate) const fn take(&mut self, records: u64, bytes: usize) {
+        self.queued += records;
+        self.bytes += bytes;
+    }
+
+    /// Written to a socket for the first time.
+    pub(crate) const fn send(&mut self, records: u64) {
+        self.queued -= records;
+        self.in_flight += records;
+    }
+
+    /// Back in the queue: the server that they were written to is gone, and stored nothing of them.
+    pub(crate) const fn requeue(&mut self, records: u64) {
+        self.in_flight -= records;
+        self.queued += records;
+    }
+
+    /// Acknowledged.
+    pub(crate) const fn ack(&mut self, records: u64, bytes: usize) {
+        self.in_flight -= records;
+        self.acked += records;
+        self.bytes -= bytes;
+    }
+
+    /// Given up before they were written.
+    pub(crate) const fn lose_queued(&mut self, records: u64, bytes: usize) {
+        self.queued -= records;
+        self.lost += records;
+        self.bytes -= bytes;
+    }
+
+    /// Refused by the server.
+    pub(crate) const fn lose_in_flight(&mut self, records: u64, bytes: usize) {
+        self.in_flight -= records;
+        self.lost += records;
+        self.bytes -= bytes;
+    }
+
+    /// Written, outcome unknown for good.
+    pub(crate) const fn doubt(&mut self, records: u64, bytes: usize) {
+        self.in_flight -= records;
+        self.in_doubt += records;
+        self.bytes -= bytes;
+    }
+
+    /// The end: what was never written is lost, what was written is in doubt.
+    pub(crate) const fn abandon(&mut self) {
+        self.lost += self.queued;
+        self.in_doubt += self.in_flight;
+        (self.queued, self.in_flight, self.bytes) = (0, 0, 0);
+    }
+}

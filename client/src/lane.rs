@@ -1,0 +1,276 @@
+//! The records of one shard on their way: batches being filled, sealed, written, acknowledged. Sans-IO.
+//!
+//! ```text
+//!   records ──▶ batcher ──▶ ready ──▶ in_flight: written on this connection │ to be written again ──▶ acked
+//!               (queued)   (queued)              0 ........ on_wire ........ len
+//! ```
+//!
+//! A batch gets its sequence when it is first written, and keeps it until it is settled: that is what lets the server drop
+//! what it already has. A batch whose records were given up stays in its place, empty, because the server takes no gap.
+//!
+//! Bounds: everything here counts against the queue's budget; `on_wire` is bounded by the window of Welcome.
+
+use crate::ack::Acks;
+use crate::batcher::{BatchLimits, Batcher, TooLong};
+use crate::bundle::{Bundle, IdentityKey, Item};
+use crate::config::Config;
+use crate::core::Now;
+use crate::counters::Ledger;
+use std::collections::VecDeque;
+
+/// Delivery to one shard.
+pub(crate) struct Lane {
+    session: u64,
+    batcher: Batcher,
+    ready: VecDeque<Bundle>,
+    in_flight: VecDeque<Written>,
+    /// How many of `in_flight` were written on the present connection, and their bytes.
+    on_wire: usize,
+    on_wire_bytes: u64,
+    next_sequence: u64,
+    acked_sequence: u64,
+}
+
+/// A batch with a sequence.
+struct Written {
+    sequence: u64,
+    bundle: Bundle,
+    /// Bytes of the frame as it was last written.
+    frame_bytes: u64,
+}
+
+/// How a lane writes on its present connection.
+pub(crate) struct Wire<'a> {
+    pub(crate) window_bytes: u64,
+    pub(crate) key: &'a IdentityKey,
+}
+
+/// The server knows less of the session than it acknowledged, or more than it was sent.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Forgotten;
+
+impl Lane {
+    pub(crate) fn new(session: u64, config: &Config) -> Self {
+        Self {
+            session,
+            batcher: Batcher::new(config),
+            ready: VecDeque::new(),
+            in_flight: VecDeque::new(),
+            on_wire: 0,
+            on_wire_bytes: 0,
+            next_sequence: 1,
+            acked_sequence: 0,
+        }
+    }
+
+    pub(crate) const fn session(&self) -> u64 {
+        self.session
+    }
+
+    /// Adds a record that is to be sent.
+    pub(crate) fn push(&mut self, item: &Item<'_>, limits: &BatchLimits, now_us: u64) -> Result<(), TooLong> {
+        if let Some(sealed) = self.batcher.push(item, limits, now_us)? {
+            self.ready.push_back(sealed);
+        }
+        Ok(())
+    }
+
+    /// Whether a batch that is not full would be written if it were sealed now. While not, it had better go on filling.
+    fn would_write(&self, wire: &Wire<'_>) -> bool {
+        let idle = self.ready.is_empty() && self.on_wire == self.in_flight.len();
+        idle && self.has_room(self.batcher.open().frame_bytes(), wire.window_bytes)
+    }
+
+    const fn has_room(&self, frame_bytes: u64, window_bytes: u64) -> bool {
+        self.on_wire_bytes == 0 || self.on_wire_bytes + frame_bytes <= window_bytes
+    }
+
+    /// When a batch wants to be written that now waits for company.
+    pub(crate) fn due_us(&self, wire: &Wire<'_>) -> Option<u64> {
+        self.batcher.due_us().filter(|_| self.would_write(wire))
+    }
+
+    /// How long records of this lane wait for company at present.
+    pub(crate) const fn linger_us(&self) -> u64 {
+        self.batcher.linger_us()
+    }
+
+    /// Appends the next batch to `out`: one to be written again, else a new one. A batch with records from `flush_us` or
+    /// before does not wait for company. Returns whether there was one.
+    pub(crate) fn write_next(
+        &mut self,
+        wire: &Wire<'_>,
+        flush_us: Option<u64>,
+        now: Now,
+        ledger: &mut Ledger,
+        out: &mut Vec<u8>,
+    ) -> bool {
+        let again = self.on_wire < self.in_flight.len();
+        if !again {
+            let due = self.batcher.due_us().is_some_and(|due_us| due_us <= now.clock_us);
+            let flushed = self.batcher.open().oldest_us() <= flush_us && !self.batcher.open().is_empty();
+            if (due || flushed) && self.would_write(wire) {
+                self.ready.push_back(self.batcher.seal(now.clock_us));
+            }
+            let (on_wire, window) = (self.on_wire_bytes, wire.window_bytes);
+            let fits = |bundle: &mut Bundle| on_wire == 0 || on_wire + bundle.frame_bytes() <= window;
+            let Some(bundle) = self.ready.pop_front_if(fits) else { return false };
+            ledger.send(bundle.records());
+            self.in_flight.push_back(Written { sequence: self.next_sequence, bundle, frame_bytes: 0 });
+            self.next_sequence += 1;
+        }
+        let room =
+            self.in_flight.get(self.on_wire).is_some_and(|next| self.has_room(next.bundle.frame_bytes(), wire.window_bytes));
+        let Some(next) = self.in_flight.get_mut(self.on_wire).filter(|_| room) else { return false };
+        next.bundle.encode(wire.key, self.session, next.sequence, now.unix_us, out);
+        next.frame_bytes = next.bundle.frame_bytes();
+        self.on_wire += 1;
+        self.on_wire_bytes += next.frame_bytes;
+        *(if again { &mut ledger.batches_resent } else { &mut ledger.batches_sent }) += 1;
+        true
+    }
+
+    /// The server has everything up to `sequence`. `Err`: it was never sent so much on this connection.
+    pub(crate) fn acked(&mut self, sequence: u64, now: Now, ledger: &mut Ledger, acks: &mut Acks) -> Result<(), Forgotten> {
+        let highest = self.on_wire.checked_sub(1).map_or(self.acked_sequence, |last| self.in_flight[last].sequence);
+        if sequence > highest {
+            return Err(Forgotten);
+        }
+        self.settle(sequence, now, ledger, acks);
+        Ok(())
+    }
+
+    fn settle(&mut self, sequence: u64, now: Now, ledger: &mut Ledger, acks: &mut Acks) {
+        while let Some(written) = self.in_flight.pop_front_if(|written| written.sequence <= sequence) {
+            if self.on_wire > 0 {
+                self.on_wire -= 1;
+                self.on_wire_bytes -= written.frame_bytes;
+            }
+            ledger.ack(written.bundle.records(), written.bundle.cost_bytes());
+            acks.collect(&written.bundle, now.clock_us);
+        }
+        self.acked_sequence = self.acked_sequence.max(sequence);
+        acks.deliver();
+    }
+
+    /// The connection is gone; what was written on it will be written again.
+    pub(crate) const fn disconnected(&mut self) {
+        self.on_wire = 0;
+        self.on_wire_bytes = 0;
+    }
+
+    /// A new connection to the same topology, whose server has everything up to `stored` of this session.
+    pub(crate) fn resume(&mut self, stored: u64, now: Now, ledger: &mut Ledger, acks: &mut Acks) -> Result<(), Forgotten> {
+        if stored < self.acked_sequence || stored >= self.next_sequence {
+            return Err(Forgotten);
+        }
+        self.settle(stored, now, ledger, acks);
+        Ok(())
+    }
+
+    /// The server has forgotten the session: what was written and not acknowledged is in doubt, the rest goes on from
+    /// sequence 1 in a new session.
+    pub(crate) fn restart(&mut self, session: u64, ledger: &mut Ledger) {
+        for written in self.in_flight.drain(..) {
+            ledger.doubt(written.bundle.records(), written.bundle.cost_bytes());
+        }
+        self.disconnected();
+        (self.session, self.next_sequence, self.acked_sequence) = (session, 1, 0);
+    }
+
+    /// The server refused the content of this batch: its records are lost, an empty batch takes its place.
+    pub(crate) fn refuse(&mut self, sequence: u64, ledger: &mut Ledger) -> u64 {
+        let Some(written) = self.in_flight.iter_mut().find(|written| written.sequence == sequence) else { return 0 };
+        let records = written.bundle.records();
+        ledger.lose_in_flight(records, written.bundle.cost_bytes());
+        written.bundle = Bundle::default();
+        records
+    }
+
+    /// Gives up on what was accepted at `cutoff_us` or before: written batches are in doubt and leave an empty one in their
+    /// place, records never written are lost. Returns how many records.
+    pub(crate) fn expire(&mut self, cutoff_us: u64, ledger: &mut Ledger) -> u64 {
+        let mut expired = 0;
+        let old = |bundle: &Bundle| bundle.oldest_us().is_some_and(|oldest_us| oldest_us <= cutoff_us);
+        for written in self.in_flight.iter_mut().filter(|written| old(&written.bundle)) {
+            expired += written.bundle.records();
+            ledger.doubt(written.bundle.records(), written.bundle.cost_bytes());
+            written.bundle = Bundle::default();
+        }
+        let waiting = self.ready.iter_mut().chain([self.batcher.open_mut()]);
+        for bundle in waiting {
+            let (records, bytes) = bundle.expire(cutoff_us);
+            ledger.lose_queued(records, bytes);
+            expired += records;
+        }
+        self.ready.retain(|bundle| !bundle.is_empty());
+        expired
+    }
+
+    /// Takes the lane apart, in order, for another topology. What the old server stored up to `stored` counts as
+    /// acknowledged, the rest is to be sent again.
+    pub(crate) fn dissolve(&mut self, stored: u64, now: Now, ledger: &mut Ledger, acks: &mut Acks) -> Vec<Bundle> {
+        self.disconnected();
+        self.settle(stored.min(self.next_sequence - 1), now, ledger, acks);
+        self.unwind(ledger)
+    }
+
+    /// Takes back what is not settled, to be batched again. Only while nothing is on the wire, and the server has said that
+    /// it stored nothing of it.
+    pub(crate) fn unwind(&mut self, ledger: &mut Ledger) -> Vec<Bundle> {
+        debug_assert_eq!(self.on_wire, 0);
+        let mut bundles = Vec::with_capacity(self.in_flight.len() + self.ready.len() + 1);
+        for written in self.in_flight.drain(..) {
+            ledger.requeue(written.bundle.records());
+            bundles.push(written.bundle);
+        }
+        bundles.extend(self.ready.drain(..));
+        bundles.push(self.batcher.take());
+        self.next_sequence = self.acked_sequence + 1;
+        bundles
+    }
+
+    /// Bytes of the longest body that is not settled.
+    pub(crate) fn body_bytes_longest(&self) -> usize {
+        self.bundles().map(Bundle::body_bytes).max().unwrap_or(0)
+    }
+
+    /// When the oldest record that is not settled was accepted.
+    pub(crate) fn oldest_us(&self) -> Option<u64> {
+        self.bundles().filter_map(Bundle::oldest_us).min()
+    }
+
+    /// Whether any record is not settled.
+    pub(crate) fn has_records(&self) -> bool {
+        self.bundles().any(|bundle| !bundle.is_empty())
+    }
+
+    /// Whether batches on this connection are not acknowledged.
+    pub(crate) const fn awaits_acks(&self) -> bool {
+        self.on_wire > 0
+    }
+
+    fn bundles(&self) -> impl Iterator<Item = &Bundle> {
+        self.in_flight.iter().map(|written| &written.bundle).chain(&self.ready).chain([self.batcher.open()])
+    }
+
+    #[cfg(test)]
+    pub(crate) const fn acked_any(&self) -> bool {
+        self.acked_sequence > 0
+    }
+
+    /// (queued, in flight, bytes), counted afresh, after checking what must always hold.
+    #[cfg(test)]
+    pub(crate) fn invariants(&self) -> (u64, u64, usize) {
+        assert!(self.on_wire <= self.in_flight.len());
+        let wire: u64 = self.in_flight.iter().take(self.on_wire).map(|written| written.frame_bytes).sum();
+        assert_eq!(wire, self.on_wire_bytes);
+        let sequences: Vec<u64> = self.in_flight.iter().map(|written| written.sequence).collect();
+        let expected: Vec<u64> = (self.next_sequence - sequences.len() as u64..self.next_sequence).collect();
+        assert_eq!(sequences, expected, "sequences are dense");
+        assert!(self.acked_sequence < self.next_sequence);
+        let in_flight = self.in_flight.iter().map(|written| written.bundle.records()).sum();
+        let queued = self.ready.iter().chain([self.batcher.open()]).map(Bundle::records).sum();
+        (queued, in_flight, self.bundles().map(Bundle::cost_bytes).sum())
+    }
+}

@@ -1,0 +1,108 @@
+//! Sockets: one nonblocking TCP connection per lane. The only file that talks to the network.
+//!
+//! SIGPIPE is never raised: the standard library writes with MSG_NOSIGNAL. Sockets are closed on exec.
+
+use crate::config::Config;
+use socket2::{Domain, Protocol, SockAddr, Socket, TcpKeepalive, Type};
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
+use std::time::Duration;
+
+/// Unacknowledged data ends the connection after so long, even while pings cannot be told from silence.
+const USER_TIMEOUT: Duration = Duration::from_secs(40);
+const KEEPALIVE: Duration = Duration::from_secs(30);
+
+/// One socket.
+pub(crate) struct Link {
+    /// The number that the core knows it by.
+    pub(crate) number: u64,
+    pub(crate) stream: TcpStream,
+    pub(crate) connecting: bool,
+}
+
+impl Link {
+    /// Starts to connect; the socket becomes writable when that is done, one way or the other.
+    fn connect(number: u64, address: SocketAddr, config: &Config) -> io::Result<Self> {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
+        socket.set_tcp_nodelay(true)?;
+        socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))?;
+        socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+        if let Some(name) = &config.congestion_control {
+            let unknown =
+                |error| io::Error::other(format!("congestion control {name:?} cannot be set: {error}; try modprobe tcp_{name}"));
+            socket.set_tcp_congestion(name.as_bytes()).map_err(unknown)?;
+        }
+        match socket.connect(&SockAddr::from(address)) {
+            Ok(()) => {}
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => {}
+            Err(error) => return Err(error),
+        }
+        Ok(Self { number, stream: socket.into(), connecting: true })
+    }
+
+    /// Whether the connection came about.
+    pub(crate) fn finish_connect(&mut self) -> io::Result<()> {
+        if let Some(error) = self.stream.take_error()? {
+            return Err(error);
+        }
+        // A connection to a free local port can meet itself: TCP allows it, nobody wants it.
+        if self.stream.peer_addr()? == self.stream.local_addr()? {
+            return Err(io::ErrorKind::ConnectionRefused.into());
+        }
+        self.connecting = false;
+        Ok(())
+    }
+
+    /// Reads what is there; `None`: nothing now.
+    pub(crate) fn read(&mut self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+        nonblocking(|| self.stream.read(buffer))
+    }
+
+    /// Writes what goes; `None`: nothing now.
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> io::Result<Option<usize>> {
+        nonblocking(|| self.stream.write(bytes))
+    }
+}
+
+fn nonblocking(mut operation: impl FnMut() -> io::Result<usize>) -> io::Result<Option<usize>> {
+    loop {
+        match operation() {
+            Ok(bytes) => return Ok(Some(bytes)),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// The server's addresses, tried in turn.
+#[derive(Default)]
+pub(crate) struct Addresses {
+    known: Vec<SocketAddr>,
+    next: usize,
+}
+
+impl Addresses {
+    /// Starts to connect to the next address. Names are looked up when no address is known; that can take a while, during
+    /// which records are queued, so give an address where it matters.
+    pub(crate) fn connect(&mut self, number: u64, config: &Config) -> io::Result<Link> {
+        if self.known.is_empty() {
+            self.known = match config.host.parse::<IpAddr>() {
+                Ok(address) => vec![SocketAddr::new(address, config.port)],
+                Err(_) => (config.host.as_str(), config.port).to_socket_addrs()?.collect(),
+            };
+        }
+        let none = || io::Error::new(io::ErrorKind::NotFound, format!("{} has no address", config.host));
+        let address = *self.known.get(self.next % self.known.len().max(1)).ok_or_else(none)?;
+        Link::connect(number, address, config)
+    }
+
+    /// The address did not work: go on to the next; after the last, look them up again.
+    pub(crate) fn failed(&mut self) {
+        self.next += 1;
+        if self.next >= self.known.len() {
+            self.known.clear();
+            self.next = 0;
+        }
+    }
+}

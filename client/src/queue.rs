@@ -1,0 +1,578 @@
+//! The one place where the threads of the site and the background thread meet.
+//!
+//! One mutex, held only to copy one record or to swap pointers, so a `try_send` waits for nobody. Records go into recycled
+//! chunks; the background thread takes whole chunks and publishes its ledger, both under the same lock, so that the laws of
+//! [`Counters`] hold in every snapshot.
+//!
+//! A `try_send` makes no system call but `getpid`, unless the background thread asked to be woken: it wakes by itself while
+//! there is traffic, so only an urgent record, or more bytes than a few batches hold, or the first record after a quiet
+//! second writes the eventfd, at most once per sleep.
+//!
+//! Bound: `queue_bytes`, counted over everything accepted and not yet settled, in flight included; the last quarter is kept
+//! for records with hits. When full: the new record is refused and counted (`refused_full`).
+
+use crate::bundle::{Bundle, RECORD_COST_BYTES};
+use crate::counters::{Counters, Ledger};
+use crate::request::{self, Request};
+use crate::stats::ServerStats;
+use crate::status::ClientStatus;
+use postanalytics_protocol::EncodeError;
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::collections::VecDeque;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use thiserror::Error;
+
+/// Strings that a chunk holds before the next one is begun.
+const CHUNK_BLOB_BYTES: usize = 64 * 1024;
+/// Records that a chunk holds before the next one is begun.
+const CHUNK_RECORDS: usize = 256;
+/// Empty chunks kept for reuse.
+const POOL_CHUNKS: usize = 16;
+/// Bytes waiting that wake the background thread: a few batches.
+const WAKE_BYTES: usize = 256 * 1024;
+
+/// Longest time that anybody waits: a day.
+const WAIT_MAX: Duration = Duration::from_secs(86_400);
+
+/// Why a record was not taken. It is counted, except after a fork.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum SendError {
+    /// The queue has no room.
+    #[error(
+        "the queue is full: {queue_bytes} bytes wait for postanalytics, the limit is {limit}; \
+             check that the server is reachable, or raise queue_bytes"
+    )]
+    QueueFull {
+        /// Bytes in the queue.
+        queue_bytes: usize,
+        /// The limit for a record like this one; records with hits have a higher one.
+        limit: usize,
+    },
+    /// No server would store a record so large.
+    #[error("the record takes {bytes} bytes, the limit is {limit}; cap raw_body and raw_headers")]
+    TooLarge {
+        /// Bytes of the record.
+        bytes: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// More hits or extensions than a record may have.
+    #[error(transparent)]
+    TooManyParts(EncodeError),
+    /// The client is closing, or its background thread has ended.
+    #[error("the client is closed")]
+    Closed,
+    /// This process was forked from the one that built the client.
+    #[error("the client belongs to process {owner}, of which this one is a fork; build a client after fork")]
+    Forked {
+        /// The process that built the client.
+        owner: u32,
+    },
+}
+
+/// The queue, its wake-up, and the notice board between the threads.
+pub(crate) struct Queue {
+    state: Mutex<State>,
+    changed: Condvar,
+    wake: OwnedFd,
+    owner: u32,
+    started: Instant,
+    limit_bytes: usize,
+}
+
+#[derive(Default)]
+struct State {
+    chunks: VecDeque<Bundle>,
+    pool: Vec<Bundle>,
+    waiting: u64,
+    waiting_bytes: usize,
+    urgent_waiting: bool,
+    wake_on: WakeOn,
+    /// The site's part of the counters; the background thread's part is `ledger`.
+    offered: u64,
+    accepted: u64,
+    refused_full: u64,
+    refused_too_large: u64,
+    refused_other: u64,
+    lost_unsent: u64,
+    ledger: Ledger,
+    verdicts_skipped: u64,
+    orders: Orders,
+    settled_until_us: u64,
+    stats: (u64, ServerStats),
+    status: ClientStatus,
+    identity_key: Option<crate::bundle::IdentityKey>,
+    closed: bool,
+    finished: bool,
+    /// Threads of the site that wait for a notice: without any, none is given.
+    waiters: u32,
+}
+
+/// What wakes the background thread from the sleep that it is in.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct WakeOn {
+    /// Any record.
+    pub(crate) any: bool,
+    /// An urgent record.
+    pub(crate) urgent: bool,
+    /// A few batches of records.
+    pub(crate) bytes: bool,
+}
+
+/// What the site asks of the background thread.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Orders {
+    /// Send what was accepted until then without waiting for company; set until that is settled.
+    pub(crate) flush_us: Option<u64>,
+    /// Highest number of a request for statistics.
+    pub(crate) stats_token: u64,
+    /// Finish until then.
+    pub(crate) close_us: Option<u64>,
+}
+
+/// What the background thread tells the site at the end of a turn.
+pub(crate) struct Notice<'a> {
+    pub(crate) ledger: &'a Ledger,
+    pub(crate) verdicts_skipped: u64,
+    /// If somebody waits for a flush: when the oldest record was accepted that the background thread has and that is not
+    /// settled; `u64::MAX` without any.
+    pub(crate) oldest_us: Option<u64>,
+    pub(crate) stats: Option<(u64, ServerStats)>,
+    pub(crate) status: Option<(ClientStatus, Option<crate::bundle::IdentityKey>)>,
+}
+
+impl Queue {
+    pub(crate) fn new(limit_bytes: usize) -> rustix::io::Result<Self> {
+        Ok(Self {
+            state: Mutex::new(State::default()),
+            changed: Condvar::new(),
+            wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            owner: std::process::id(),
+            started: Instant::now(),
+            limit_bytes,
+        })
+    }
+
+    /// µs since the client was built.
+    pub(crate) fn clock_us(&self) -> u64 {
+        self.started.elapsed().as_micros() as u64
+    }
+
+    pub(crate) const fn started(&self) -> Instant {
+        self.started
+    }
+
+    /// The process that built the client, if this is another one: nothing of the client but its denylist may be used here.
+    pub(crate) fn forked_from(&self) -> Option<u32> {
+        (std::process::id() != self.owner).then_some(self.owner)
+    }
+
+    /// Copies the record into the queue.
+    pub(crate) fn try_send(&self, request: &Request<'_>) -> Result<(), SendError> {
+        // Before the lock: in a forked child the lock may be held for ever by a thread that does not exist there.
+        if let Some(owner) = self.forked_from() {
+            return Err(SendError::Forked { owner });
+        }
+        let fields = request.fields();
+        let identity_bytes = request.session.len() + request.user.len();
+        let checked = request::check(&fields, identity_bytes);
+        let urgent = request.is_urgent();
+        let accepted_us = self.clock_us();
+
+        let mut state = self.lock();
+        state.offered += 1;
+        let blob = match checked {
+            _ if state.closed => {
+                state.refused_other += 1;
+                return Err(SendError::Closed);
+            }
+            Ok(blob) => blob,
+            Err(error) => {
+                let counter = if matches!(error, SendError::TooLarge { .. }) {
+                    &mut state.refused_too_large
+                } else {
+                    &mut state.refused_other
+                };
+                *counter += 1;
+                return Err(error);
+            }
+        };
+        let cost = RECORD_COST_BYTES + blob + identity_bytes;
+        let limit = if request.hits.is_empty() { self.limit_bytes - self.limit_bytes / 4 } else { self.limit_bytes };
+        let queue_bytes = state.waiting_bytes + state.ledger.bytes;
+        if queue_bytes + cost > limit {
+            state.refused_full += 1;
+            return Err(SendError::QueueFull { queue_bytes, limit });
+        }
+        state.chunk_for(blob).push(&fields, request, accepted_us, urgent);
+        state.accepted += 1;
+        state.waiting += 1;
+        state.waiting_bytes += cost;
+        state.urgent_waiting |= urgent;
+        let wake = state.wake_on;
+        if wake.any || wake.urgent && urgent || wake.bytes && state.waiting_bytes >= WAKE_BYTES {
+            state.wake_on = WakeOn::default();
+            drop(state);
+            self.wake();
+        }
+        Ok(())
+    }
+
+    /// One consistent snapshot. In a forked child, where there is none, all zero.
+    pub(crate) fn counters(&self) -> Counters {
+        if self.forked_from().is_some() { Counters::default() } else { self.lock().counters() }
+    }
+
+    pub(crate) fn status(&self) -> ClientStatus {
+        if self.forked_from().is_some() { ClientStatus::default() } else { self.lock().status.clone() }
+    }
+
+    pub(crate) fn hash_identity(&self, clear: &[u8]) -> Option<u64> {
+        if self.forked_from().is_some() { None } else { self.lock().identity_key.map(|key| key.hash(clear)) }
+    }
+
+    /// Waits until everything accepted before is settled. `Err` with the number of unsettled records (newer ones included).
+    pub(crate) fn flush(&self, timeout: Duration) -> Result<(), (u64, bool)> {
+        let deadline = Instant::now() + timeout.min(WAIT_MAX);
+        let mut state = self.lock();
+        let until_us = self.clock_us();
+        state.orders.flush_us = state.orders.flush_us.max(Some(until_us));
+        self.wake();
+        loop {
+            let counters = state.counters();
+            let left = counters.queued + counters.in_flight;
+            if left == 0 || state.settled_until_us > until_us {
+                return Ok(());
+            }
+            if state.finished {
+                return Err((left, true));
+            }
+            let Some(waited) = self.wait(state, deadline) else { return Err((left, false)) };
+            state = waited;
+        }
+    }
+
+    /// Has the background thread ask every shard for its statistics, and waits for the answers. `Err(true)`: closed.
+    pub(crate) fn server_stats(&self, timeout: Duration) -> Result<ServerStats, bool> {
+        let deadline = Instant::now() + timeout.min(WAIT_MAX);
+        let mut state = self.lock();
+        state.orders.stats_token += 1;
+        let token = state.orders.stats_token;
+        self.wake();
+        loop {
+            if state.stats.0 >= token {
+                return Ok(state.stats.1);
+            }
+            if state.finished {
+                return Err(true);
+            }
+            let Some(waited) = self.wait(state, deadline) else { return Err(false) };
+            state = waited;
+        }
+    }
+
+    /// Takes no more records and has the background thread finish until the timeout.
+    pub(crate) fn close(&self, timeout: Duration) {
+        let mut state = self.lock();
+        state.closed = true;
+        let until_us = self.clock_us().saturating_add(timeout.as_micros() as u64);
+        state.orders.close_us = Some(state.orders.close_us.unwrap_or(u64::MAX).min(until_us));
+        drop(state);
+        self.wake();
+    }
+
+    /// For the background thread, at the start of a turn: moves the chunks into `taken`, if it can route them, gives
+    /// emptied ones back, and returns what is asked of it.
+    pub(crate) fn exchange(&self, route: bool, taken: &mut VecDeque<Bundle>, emptied: &mut Vec<Bundle>) -> Orders {
+        let mut state = self.lock();
+        state.wake_on = WakeOn::default();
+        if route {
+            state.urgent_waiting = false;
+            std::mem::swap(&mut state.chunks, taken);
+            // The background thread counts these from now on; until it has published so, its ledger says it here.
+            let (records, bytes) = (std::mem::take(&mut state.waiting), std::mem::take(&mut state.waiting_bytes));
+            state.ledger.take(records, bytes);
+        }
+        let room = POOL_CHUNKS.saturating_sub(state.pool.len());
+        let kept = emptied.len().min(room);
+        state.pool.extend(emptied.drain(..kept));
+        state.orders
+    }
+
+    /// For the background thread, while it cannot route: gives up on records accepted at `cutoff_us` or before.
+    pub(crate) fn expire(&self, cutoff_us: u64) {
+        let mut state = self.lock();
+        while let Some(chunk) = state.chunks.front_mut() {
+            let (records, bytes) = chunk.expire(cutoff_us);
+            let emptied = chunk.is_empty();
+            state.waiting -= records;
+            state.waiting_bytes -= bytes;
+            state.lost_unsent += records;
+            if !emptied {
+                break;
+            }
+            state.chunks.pop_front();
+        }
+    }
+
+    /// For the background thread, at the end of a turn: publishes, and says what may wake it from the sleep that follows.
+    /// Returns whether it may sleep at all: not if records came that should not wait.
+    pub(crate) fn publish(&self, notice: Notice<'_>, routes: bool, wake_on: WakeOn) -> Sleep {
+        let mut state = self.lock();
+        state.ledger = *notice.ledger;
+        state.verdicts_skipped = notice.verdicts_skipped;
+        let waiting_us = state.chunks.front().and_then(Bundle::oldest_us);
+        if let Some(oldest_us) = notice.oldest_us {
+            // What is accepted from now on may carry a time as early as this.
+            state.settled_until_us = oldest_us.min(waiting_us.unwrap_or(u64::MAX)).min(self.clock_us());
+            state.orders.flush_us = state.orders.flush_us.filter(|until_us| *until_us >= state.settled_until_us);
+        }
+        if let Some(stats) = notice.stats {
+            state.stats = stats;
+        }
+        if let Some((status, key)) = notice.status {
+            (state.status, state.identity_key) = (status, key);
+        }
+        debug_assert!(state.counters().laws_hold(), "{:?}", state.counters());
+        if state.waiters > 0 {
+            self.changed.notify_all();
+        }
+        let pressing = state.urgent_waiting && wake_on.urgent || state.waiting_bytes >= WAKE_BYTES && wake_on.bytes;
+        if routes && pressing || wake_on.any && state.waiting > 0 {
+            return Sleep::No;
+        }
+        state.wake_on = wake_on;
+        if state.waiting > 0 { Sleep::RecordsWait } else { Sleep::Nothing }
+    }
+
+    /// For the background thread when it ends, however it ends: what is left is given up.
+    pub(crate) fn finish(&self) {
+        let mut state = self.lock();
+        state.closed = true;
+        state.finished = true;
+        state.ledger.abandon();
+        state.lost_unsent += std::mem::take(&mut state.waiting);
+        state.waiting_bytes = 0;
+        state.chunks.clear();
+        state.pool.clear();
+        state.status.connected = false;
+        self.changed.notify_all();
+    }
+
+    /// What to poll for.
+    pub(crate) fn wake_fd(&self) -> BorrowedFd<'_> {
+        self.wake.as_fd()
+    }
+
+    /// Takes the wake-ups that came.
+    pub(crate) fn drain_wake(&self) {
+        // Nothing to read is as good as having read it.
+        let _ = rustix::io::read(&self.wake, &mut [0u8; 8]);
+    }
+
+    fn wake(&self) {
+        // It can only fail when the counter is at its limit, and then the thread is about to wake anyway.
+        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing panics half way through a change of the state.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for the next notice, `None` when the deadline has passed.
+    fn wait<'a>(&'a self, mut state: MutexGuard<'a, State>, deadline: Instant) -> Option<MutexGuard<'a, State>> {
+        let left = deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())?;
+        state.waiters += 1;
+        let mut state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        state.waiters -= 1;
+        Some(state)
+    }
+}
+
+/// How the background thread may sleep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sleep {
+    /// Records came that should not wait.
+    No,
+    /// Ordinary records wait for company.
+    RecordsWait,
+    /// The queue is empty.
+    Nothing,
+}
+
+impl State {
+    /// The chunk that the next record goes to.
+    fn chunk_for(&mut self, blob: usize) -> &mut Bundle {
+        let fits =
+            |chunk: &Bundle| chunk.is_empty() || chunk.len() < CHUNK_RECORDS && chunk.blob_bytes() + blob <= CHUNK_BLOB_BYTES;
+        if !self.chunks.back().is_some_and(fits) {
+            let chunk = self.pool.pop().unwrap_or_else(|| Bundle::with_capacity(CHUNK_RECORDS, CHUNK_BLOB_BYTES.max(blob)));
+            self.chunks.push_back(chunk);
+        }
+        let last = self.chunks.len() - 1;
+        &mut self.chunks[last]
+    }
+
+    fn counters(&self) -> Counters {
+        let ledger = &self.ledger;
+        Counters {
+            offered: self.offered,
+            accepted: self.accepted,
+            refused_full: self.refused_full,
+            refused_too_large: self.refused_too_large,
+            refused_other: self.refused_other,
+            acked: ledger.acked,
+            lost: ledger.lost + self.lost_unsent,
+            in_doubt: ledger.in_doubt,
+            queued: ledger.queued + self.waiting,
+            in_flight: ledger.in_flight,
+            queue_bytes: (ledger.bytes + self.waiting_bytes) as u64,
+            batches_sent: ledger.batches_sent,
+            batches_resent: ledger.batches_resent,
+            connects: ledger.connects,
+            connect_errors: ledger.connect_errors,
+            disconnects: ledger.disconnects,
+            errors_received: ledger.errors_received,
+            verdicts_skipped: self.verdicts_skipped,
+        }
+    }
+}
+
+/// Empties a chunk for reuse; `None` if it held so large a record that keeping its memory would not pay.
+pub(crate) fn recycled(mut chunk: Bundle) -> Option<Bundle> {
+    (chunk.blob_bytes() <= CHUNK_BLOB_BYTES).then(|| {
+        chunk.clear();
+        chunk
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use postanalytics_protocol::Hit;
+
+    fn queue(limit_bytes: usize) -> Queue {
+        Queue::new(limit_bytes).expect("an eventfd")
+    }
+
+    const PLAIN: &[u8] = &[b'x'; 800];
+
+    fn plain() -> Request<'static> {
+        Request { path: PLAIN, ..Request::default() }
+    }
+
+    #[test]
+    fn a_quarter_is_kept_for_hits() {
+        let queue = queue(100_000);
+        let hits = [Hit::default()];
+        let attack = Request { hits: &hits, ..plain() };
+        let mut plain_accepted = 0u64;
+        while queue.try_send(&plain()).is_ok() {
+            plain_accepted += 1;
+        }
+        let used = queue.counters().queue_bytes;
+        assert!((74_000..=75_000).contains(&used), "{used}");
+        assert!(matches!(queue.try_send(&plain()), Err(SendError::QueueFull { limit: 75_000, .. })));
+        while queue.try_send(&attack).is_ok() {}
+        let counters = queue.counters();
+        assert!((98_000..=100_000).contains(&counters.queue_bytes), "{counters:?}");
+        assert!(matches!(queue.try_send(&attack), Err(SendError::QueueFull { limit: 100_000, .. })));
+        assert!(counters.laws_hold() && counters.accepted > plain_accepted && counters.refused_full == 3, "{counters:?}");
+    }
+
+    #[test]
+    fn what_the_thread_took_still_counts_until_it_is_settled() {
+        let queue = queue(10_000);
+        while queue.try_send(&plain()).is_ok() {}
+        let full = queue.counters();
+        let mut taken = VecDeque::new();
+        queue.exchange(true, &mut taken, &mut Vec::new());
+        let counters = queue.counters();
+        assert!(counters.laws_hold());
+        assert_eq!((counters.queue_bytes, counters.queued), (full.queue_bytes, full.queued));
+        assert!(queue.try_send(&plain()).is_err(), "taking makes no room");
+
+        let mut ledger = Ledger::default();
+        let (records, bytes) = (taken[0].records(), taken[0].cost_bytes());
+        ledger.take(records, bytes);
+        ledger.send(records);
+        ledger.ack(records, bytes);
+        let notice = Notice { ledger: &ledger, verdicts_skipped: 0, oldest_us: None, stats: None, status: None };
+        assert_eq!(queue.publish(notice, true, WakeOn::default()), Sleep::Nothing);
+        let counters = queue.counters();
+        assert!(counters.laws_hold() && counters.acked == full.accepted && counters.queue_bytes == 0, "{counters:?}");
+        assert!(queue.try_send(&plain()).is_ok());
+    }
+
+    #[test]
+    fn closed_and_too_large_are_counted() {
+        let queue = queue(10_000_000);
+        let body = vec![0; crate::RECORD_BYTES_MAX];
+        let large = Request { raw_body: &body, ..plain() };
+        assert!(matches!(queue.try_send(&large), Err(SendError::TooLarge { .. })));
+        let many = vec![Hit::default(); 100];
+        assert!(matches!(queue.try_send(&Request { hits: &many, ..plain() }), Err(SendError::TooManyParts(_))));
+        queue.try_send(&plain()).expect("room");
+        queue.close(Duration::ZERO);
+        assert_eq!(queue.try_send(&plain()), Err(SendError::Closed));
+        queue.finish();
+        let counters = queue.counters();
+        assert_eq!((counters.offered, counters.refused_too_large, counters.refused_other, counters.lost), (4, 1, 2, 1));
+        assert!(counters.laws_hold() && counters.tnt_errors() == 4);
+    }
+
+    #[test]
+    fn a_forked_child_is_told() {
+        let mut queue = queue(10_000);
+        queue.owner += 1;
+        assert!(matches!(queue.try_send(&plain()), Err(SendError::Forked { .. })));
+        assert_eq!(queue.counters(), Counters::default());
+    }
+
+    #[test]
+    fn one_wake_up_per_sleep() {
+        let queue = queue(10_000_000);
+        let woken = || rustix::io::read(&queue.wake, &mut [0u8; 8]).is_ok();
+        let sleep = |wake_on| {
+            let ledger = Ledger::default();
+            queue.exchange(false, &mut VecDeque::new(), &mut Vec::new());
+            queue.publish(
+                Notice { ledger: &ledger, verdicts_skipped: 0, oldest_us: None, stats: None, status: None },
+                false,
+                wake_on,
+            )
+        };
+        sleep(WakeOn { any: true, urgent: true, bytes: true });
+        queue.try_send(&plain()).expect("room");
+        assert!(woken());
+        queue.try_send(&plain()).expect("room");
+        assert!(!woken());
+        assert_eq!(sleep(WakeOn { any: true, ..WakeOn::default() }), Sleep::No);
+        assert_eq!(sleep(WakeOn { urgent: true, ..WakeOn::default() }), Sleep::RecordsWait);
+        queue.try_send(&plain()).expect("room");
+        assert!(!woken());
+        queue.try_send(&Request { status: 403, ..plain() }).expect("room");
+        assert!(woken());
+        sleep(WakeOn { bytes: true, ..WakeOn::default() });
+        let mut sent = 0;
+        while !woken() {
+            queue.try_send(&plain()).expect("room");
+            sent += 1;
+        }
+        assert!(sent > 100, "{sent}");
+    }
+
+    #[test]
+    fn records_that_cannot_be_routed_expire() {
+        let queue = queue(1_000_000);
+        for _ in 0..600 {
+            queue.try_send(&plain()).expect("room");
+        }
+        queue.expire(queue.clock_us());
+        let counters = queue.counters();
+        assert!(counters.laws_hold() && counters.lost == 600 && counters.queue_bytes == 0, "{counters:?}");
+    }
+}

@@ -1,0 +1,76 @@
+//! Statistics of the server, summed over its shards.
+
+use postanalytics_protocol::frames::Stats;
+use thiserror::Error;
+
+/// Why there are no statistics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum StatsError {
+    /// Not every shard answered in time.
+    #[error("not every shard of the server answered in time; is it reachable? See Client::status")]
+    Timeout,
+    /// The client is closed.
+    #[error("the client is closed")]
+    Closed,
+    /// This process was forked from the one that built the client.
+    #[error("the client belongs to another process, of which this one is a fork; build a client after fork")]
+    Forked,
+}
+
+/// What the server says of itself, and of this client's session. Records unless the name says otherwise.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ServerStats {
+    /// Stored of this client's session.
+    pub stored: u64,
+    /// Received again of this client's session, and dropped.
+    pub duplicate: u64,
+    /// Refused of this client's session.
+    pub rejected: u64,
+    /// CPU time of the server process, µs.
+    pub cpu_us: u64,
+    /// Memory of the server process, bytes.
+    pub rss_bytes: u64,
+    /// Time since the server started, µs.
+    pub uptime_us: u64,
+    /// Received by all shards, from anyone.
+    pub shard_records_received: u64,
+    /// Stored by all shards.
+    pub shard_records_stored: u64,
+    /// Refused by all shards.
+    pub shard_records_rejected: u64,
+    /// Received again by all shards.
+    pub shard_records_duplicate: u64,
+    /// Live in the request logs of all shards.
+    pub shard_records_live: u64,
+    /// Evicted from the request logs of all shards.
+    pub shard_records_evicted: u64,
+    /// CPU time of all shards, µs.
+    pub shard_cpu_us: u64,
+    /// Smallest timeframe of all shards, µs.
+    pub shard_timeframe_us: u64,
+    /// Number of shards.
+    pub shards: u32,
+}
+
+impl ServerStats {
+    /// Adds what one shard says.
+    pub(crate) fn add(&mut self, shard: &Stats) {
+        self.stored += shard.session_records_stored;
+        self.duplicate += shard.session_records_duplicate;
+        self.rejected += shard.session_records_rejected;
+        // Of the process: every shard says nearly the same.
+        self.cpu_us = self.cpu_us.max(shard.process_cpu_us);
+        self.rss_bytes = self.rss_bytes.max(shard.process_rss_bytes);
+        self.uptime_us = self.uptime_us.max(shard.uptime_us);
+        self.shard_records_received += shard.shard_records_received;
+        self.shard_records_stored += shard.shard_records_stored;
+        self.shard_records_rejected += shard.shard_records_rejected;
+        self.shard_records_duplicate += shard.shard_records_duplicate;
+        self.shard_records_live += shard.shard_records_live;
+        self.shard_records_evicted += shard.shard_records_evicted;
+        self.shard_cpu_us += shard.shard_cpu_us;
+        let smallest = if self.shards == 0 { u64::MAX } else { self.shard_timeframe_us };
+        self.shard_timeframe_us = smallest.min(shard.shard_timeframe_us);
+        self.shards += 1;
+    }
+}

@@ -1,0 +1,355 @@
+//! Reads one line of an access log in the combined or common format, as Apache and NGINX write it.
+//!
+//! ```text
+//! [syslog prefix: ] [virtual host[:port]] address ident user [time] "request line" status bytes ["referer" "user agent" …]
+//! ```
+//!
+//! Bytes are kept as they are: `\xHH` escapes are not undone, for what an attacker sent is evidence. The parser is lenient:
+//! a request line that is no request gives an empty method and the whole request line as the path; missing numbers are 0.
+//! Only a line without the skeleton above (a bracketed time with something before it) is no line at all.
+//!
+//! An address field that is no IP address (a host name, for instance) stands for itself: its 55-bit hash becomes an address
+//! below fe00::/9, which is assigned to nobody. The text itself is not kept.
+//!
+//! Pure functions on borrowed bytes; nothing here reads files, allocates or keeps state.
+
+use postanalytics_client::Request;
+use postanalytics_protocol::Extension;
+use postanalytics_protocol::schema::v1::{FLAG_CREDENTIALS, Method, TAG_METHOD};
+use std::net::{IpAddr, Ipv6Addr};
+
+/// One line, its fields borrowed from it. A field that the log writes as `-` is empty or 0.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogLine<'a> {
+    /// Leading virtual host without its port, empty if the log has none.
+    pub virtual_host: &'a [u8],
+    /// Port of the virtual host, 0 if not given.
+    pub server_port: u16,
+    /// The address field as written.
+    pub address: &'a [u8],
+    /// User name of HTTP Basic authentication.
+    pub user: &'a [u8],
+    /// Time of the request, Unix µs; `None` if the field holds no time.
+    pub time_us: Option<u64>,
+    /// The method's text, empty if the request line is no request.
+    pub method: &'a [u8],
+    /// Path up to the first `?`, or the whole request line if that is no request.
+    pub path: &'a [u8],
+    /// What follows the first `?`.
+    pub query: &'a [u8],
+    /// HTTP version times ten, 0 if not known.
+    pub http_version: u8,
+    /// Status of the response.
+    pub status: u16,
+    /// Bytes of the response.
+    pub response_bytes: u64,
+    /// Referer.
+    pub referer: &'a [u8],
+    /// User agent.
+    pub user_agent: &'a [u8],
+    /// The text of a method without a number; kept here because a request borrows its extensions.
+    extension: Option<Extension<'a>>,
+}
+
+impl LogLine<'_> {
+    /// The request that this line tells of. `event_us` stands in where the line has no time.
+    pub fn request(&self, request_id: [u8; 16], event_us: u64) -> Request<'_> {
+        Request {
+            request_id,
+            client_ip: client_ip(self.address),
+            event_us: self.time_us.unwrap_or(event_us),
+            method: method_number(self.method),
+            http_version: self.http_version,
+            status: self.status,
+            server_port: self.server_port,
+            response_bytes: self.response_bytes,
+            flags: if self.user.is_empty() { 0 } else { FLAG_CREDENTIALS },
+            user: self.user,
+            host: self.virtual_host,
+            path: self.path,
+            query: self.query,
+            user_agent: self.user_agent,
+            referer: self.referer,
+            extensions: self.extension.as_slice(),
+            ..Request::default()
+        }
+    }
+}
+
+/// Parses one line, with or without its line end. `None`: the line has no structure of an access log.
+pub fn parse_line(line: &[u8]) -> Option<LogLine<'_>> {
+    let line = line.trim_ascii_end();
+    let (head, time, rest) = split_at_time(line)?;
+    let head = Head::parse(after_syslog_prefix(head))?;
+    let (request_line, rest) = request_field(rest);
+    let request = RequestLine::parse(request_line);
+    let (status, rest) = next_token(rest);
+    let (response_bytes, rest) = next_token(rest);
+    let (referer, rest) = quoted_field(rest);
+    let (user_agent, _) = quoted_field(rest);
+    let unknown_method = !request.method.is_empty() && method_number(request.method) == 0;
+    Some(LogLine {
+        virtual_host: head.virtual_host,
+        server_port: head.server_port,
+        address: head.address,
+        user: dash_is_empty(head.user),
+        time_us: time,
+        method: request.method,
+        path: request.path,
+        query: request.query,
+        http_version: request.http_version,
+        status: number(status).and_then(|status| u16::try_from(status).ok()).unwrap_or(0),
+        response_bytes: number(response_bytes).unwrap_or(0),
+        referer: dash_is_empty(referer),
+        user_agent: dash_is_empty(user_agent),
+        extension: unknown_method.then_some(Extension { tag: TAG_METHOD, value: request.method }),
+    })
+}
+
+/// The address that stands for an address field, see the head of this file.
+pub fn client_ip(address: &[u8]) -> IpAddr {
+    if let Some(ip) = parse_ip(address) {
+        return ip;
+    }
+    // FNV-1a, then its high bits folded in: stable for good, for replays of one log must give the same sources everywhere.
+    let mut hash = 0xcbf2_9ce4_8422_2325u64;
+    for &byte in address {
+        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    }
+    hash ^= hash >> 29;
+    let high = 0xfe00_0000_0000_0000 | (hash & 0x007f_ffff_ffff_ffff);
+    IpAddr::V6(Ipv6Addr::from(u128::from(high) << 64))
+}
+
+/// What stands before the time.
+struct Head<'a> {
+    virtual_host: &'a [u8],
+    server_port: u16,
+    address: &'a [u8],
+    user: &'a [u8],
+}
+
+impl<'a> Head<'a> {
+    /// User names may hold spaces, so the address anchors the fields: the first or second one.
+    fn parse(head: &'a [u8]) -> Option<Self> {
+        let (first, after_first) = next_token(head);
+        let (second, after_second) = next_token(after_first);
+        if first.is_empty() {
+            return None;
+        }
+        let fields = head.split(|&byte| byte == b' ').filter(|field| !field.is_empty()).count();
+        let has_virtual_host = fields >= 4 && parse_ip(first).is_none() && (parse_ip(second).is_some() || second != b"-");
+        let (virtual_host, address, rest) =
+            if has_virtual_host { (first, second, after_second) } else { (&b""[..], first, after_first) };
+        let (_ident, user) = next_token(rest);
+        let (virtual_host, server_port) = split_port(dash_is_empty(virtual_host));
+        Some(Self { virtual_host, server_port, address, user: user.trim_ascii() })
+    }
+}
+
+struct RequestLine<'a> {
+    method: &'a [u8],
+    path: &'a [u8],
+    query: &'a [u8],
+    http_version: u8,
+}
+
+impl<'a> RequestLine<'a> {
+    fn parse(line: &'a [u8]) -> Self {
+        Self::parse_request(line).unwrap_or(Self { method: b"", path: line, query: b"", http_version: 0 })
+    }
+
+    /// `METHOD target HTTP/x.y`; a target may hold spaces; without a version it is HTTP/0.9.
+    fn parse_request(line: &'a [u8]) -> Option<Self> {
+        let space = line.iter().position(|&byte| byte == b' ')?;
+        let (method, rest) = (&line[..space], line[space + 1..].trim_ascii());
+        if method.is_empty() || !method.iter().all(|byte| byte.is_ascii_uppercase() || matches!(byte, b'-' | b'_')) {
+            return None;
+        }
+        let (target, http_version) = match rest.iter().rposition(|&byte| byte == b' ') {
+            Some(at) => (rest[..at].trim_ascii_end(), http_version(&rest[at + 1..])?),
+            None => (rest, 9),
+        };
+        if target.is_empty() || target.starts_with(b"HTTP/") {
+            return None;
+        }
+        let (path, query) = match target.iter().position(|&byte| byte == b'?') {
+            Some(at) => (&target[..at], &target[at + 1..]),
+            None => (target, &b""[..]),
+        };
+        Some(Self { method, path, query, http_version })
+    }
+}
+
+fn http_version(text: &[u8]) -> Option<u8> {
+    match text.strip_prefix(b"HTTP/")? {
+        [major @ b'0'..=b'9'] => Some((major - b'0') * 10),
+        [major @ b'0'..=b'9', b'.', minor @ b'0'..=b'9'] => Some((major - b'0') * 10 + (minor - b'0')),
+        _ => None,
+    }
+}
+
+fn method_number(text: &[u8]) -> u8 {
+    Method::ALL.iter().find(|method| method.name().as_bytes() == text).map_or(0, |method| *method as u8)
+}
+
+/// Finds the bracketed time. A bracket that holds a time wins over one that does not, for a syslog tag such as
+/// `nginx[812]:` has brackets too; without any time the first bracket that is followed by a quoted field counts.
+fn split_at_time(line: &[u8]) -> Option<(&[u8], Option<u64>, &[u8])> {
+    let mut fallback = None;
+    // Times stand near the start; the bound keeps a hostile line of brackets from costing its length squared.
+    let opens = line.iter().enumerate().filter(|&(_, &byte)| byte == b'[').map(|(at, _)| at).take(16);
+    for open in opens {
+        let inside = &line[open + 1..];
+        let Some(close) = inside.iter().take(64).position(|&byte| byte == b']') else { continue };
+        let split = (&line[..open], &inside[close + 1..]);
+        if let Some(time_us) = parse_time(&inside[..close]) {
+            return Some((split.0, Some(time_us), split.1));
+        }
+        if fallback.is_none() && split.1.starts_with(b" \"") {
+            fallback = Some(split);
+        }
+    }
+    fallback.map(|(head, rest)| (head, None, rest))
+}
+
+/// `17/May/2015:10:05:03 +0000`, or RFC 3339.
+fn parse_time(text: &[u8]) -> Option<u64> {
+    let timestamp = match text {
+        [
+            d1,
+            d2,
+            b'/',
+            month @ ..,
+            b'/',
+            y1,
+            y2,
+            y3,
+            y4,
+            b':',
+            h1,
+            h2,
+            b':',
+            m1,
+            m2,
+            b':',
+            s1,
+            s2,
+            b' ',
+            sign,
+            o1,
+            o2,
+            o3,
+            o4,
+        ] => {
+            let two = |high: &u8, low: &u8| Some(digit(*high)? * 10 + digit(*low)?);
+            let year = i16::from(two(y1, y2)?) * 100 + i16::from(two(y3, y4)?);
+            // Second 60 is a leap second; logs write it, the calendar has none.
+            let second = two(s1, s2)?.min(59);
+            let civil =
+                jiff::civil::DateTime::new(year, month_number(month)?, two(d1, d2)?, two(h1, h2)?, two(m1, m2)?, second, 0);
+            let offset_seconds = i32::from(two(o1, o2)?) * 3600 + i32::from(two(o3, o4)?) * 60;
+            let signed = if *sign == b'-' { -offset_seconds } else { offset_seconds };
+            jiff::tz::Offset::from_seconds(signed).ok()?.to_timestamp(civil.ok()?).ok()?
+        }
+        _ => std::str::from_utf8(text).ok()?.parse().ok()?,
+    };
+    u64::try_from(timestamp.as_microsecond()).ok()
+}
+
+fn month_number(text: &[u8]) -> Option<i8> {
+    const MONTHS: [&[u8]; 12] = [b"Jan", b"Feb", b"Mar", b"Apr", b"May", b"Jun", b"Jul", b"Aug", b"Sep", b"Oct", b"Nov", b"Dec"];
+    MONTHS.iter().position(|month| month.eq_ignore_ascii_case(text)).map(|index| index as i8 + 1)
+}
+
+const fn digit(byte: u8) -> Option<i8> {
+    if byte.is_ascii_digit() { Some((byte - b'0') as i8) } else { None }
+}
+
+/// What follows a syslog prefix: `<190>May 17 10:05:03 host nginx[812]: …` (RFC 3164, the priority may be missing), or
+/// `<190>1 2015-05-17T10:05:03Z host nginx 812 - - …` (RFC 5424).
+fn after_syslog_prefix(head: &[u8]) -> &[u8] {
+    let priority = head.strip_prefix(b"<").and_then(|rest| rest.iter().take(4).position(|&byte| byte == b'>'));
+    if let Some(end) = priority
+        && head[end + 2..].starts_with(b"1 ")
+    {
+        let mut rest = &head[end + 4..];
+        for _ in 0..6 {
+            rest = next_token(rest).1;
+        }
+        return rest;
+    }
+    // The tag ends in a colon, and no address does that is followed by its two fields.
+    let mut rest = head;
+    while !rest.is_empty() {
+        let (field, after) = next_token(rest);
+        if field.ends_with(b":") && parse_ip(field).is_none() {
+            return after;
+        }
+        rest = after;
+    }
+    head
+}
+
+/// The request field and what follows it. Its end is the first unescaped quote after which a status stands; a log that
+/// does not escape quotes is read right that way. Without any, the first unescaped quote, or else the end of the line.
+fn request_field(text: &[u8]) -> (&[u8], &[u8]) {
+    let Some(inside) = text.trim_ascii_start().strip_prefix(b"\"") else { return (b"", text) };
+    let is_end = |&at: &usize| match &inside[at + 1..] {
+        [b' ', b'-', rest @ ..] | [b' ', b'0'..=b'9', b'0'..=b'9', b'0'..=b'9', rest @ ..] => {
+            rest.first().is_none_or(|&byte| byte == b' ')
+        }
+        _ => false,
+    };
+    let end = unescaped_quotes(inside).find(is_end).or_else(|| unescaped_quotes(inside).next());
+    end.map_or((inside, &b""[..]), |at| (&inside[..at], &inside[at + 1..]))
+}
+
+/// The content of a quoted field and what follows it; empty if there is none.
+fn quoted_field(text: &[u8]) -> (&[u8], &[u8]) {
+    let Some(inside) = text.trim_ascii_start().strip_prefix(b"\"") else { return (b"", text) };
+    unescaped_quotes(inside).next().map_or((inside, &b""[..]), |at| (&inside[..at], &inside[at + 1..]))
+}
+
+fn unescaped_quotes(text: &[u8]) -> impl Iterator<Item = usize> {
+    let mut escaped = false;
+    text.iter().enumerate().filter_map(move |(at, &byte)| {
+        let is_quote = byte == b'"' && !escaped;
+        escaped = byte == b'\\' && !escaped;
+        is_quote.then_some(at)
+    })
+}
+
+/// The next field before a space, and what follows.
+fn next_token(text: &[u8]) -> (&[u8], &[u8]) {
+    let text = text.trim_ascii_start();
+    let end = text.iter().position(|&byte| byte == b' ').unwrap_or(text.len());
+    (&text[..end], text[end..].trim_ascii_start())
+}
+
+/// `host:port` in its parts; an IPv6 host stands in brackets.
+fn split_port(host: &[u8]) -> (&[u8], u16) {
+    let Some(colon) = host.iter().rposition(|&byte| byte == b':') else { return (host, 0) };
+    match number(&host[colon + 1..]).and_then(|port| u16::try_from(port).ok()) {
+        Some(port) if colon > 0 && !host[..colon].contains(&b':') || host[..colon].ends_with(b"]") => (&host[..colon], port),
+        _ => (host, 0),
+    }
+}
+
+fn parse_ip(text: &[u8]) -> Option<IpAddr> {
+    std::str::from_utf8(text).ok()?.parse().ok()
+}
+
+fn number(text: &[u8]) -> Option<u64> {
+    if text.is_empty() || !text.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    std::str::from_utf8(text).ok()?.parse().ok()
+}
+
+fn dash_is_empty(text: &[u8]) -> &[u8] {
+    if text == b"-" { b"" } else { text }
+}
+
+#[cfg(test)]
+mod tests;

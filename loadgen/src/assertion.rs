@@ -1,0 +1,142 @@
+//! Conditions on the result (`--assert 'p99<5ms,tnt_errors=0'`), so that a script can fail on them.
+
+use crate::plan::{parse_count, parse_duration};
+use crate::report::Report;
+use std::fmt;
+
+/// One condition: a metric of the report, a comparison, a value.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Assertion {
+    text: String,
+    metric: &'static Metric,
+    comparison: Comparison,
+    value: f64,
+}
+
+/// A number of the report that can be asserted on.
+#[derive(Debug)]
+struct Metric {
+    name: &'static str,
+    /// Its values are times in µs and may be written with a unit.
+    is_time: bool,
+    of: fn(&Report) -> f64,
+}
+
+impl PartialEq for Metric {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Comparison {
+    Less,
+    LessOrEqual,
+    Equal,
+    GreaterOrEqual,
+    Greater,
+}
+
+const METRICS: &[Metric] = &[
+    Metric { name: "p50", is_time: true, of: |report| report.latency_us.corrected.p50 as f64 },
+    Metric { name: "p90", is_time: true, of: |report| report.latency_us.corrected.p90 as f64 },
+    Metric { name: "p99", is_time: true, of: |report| report.latency_us.corrected.p99 as f64 },
+    Metric { name: "p999", is_time: true, of: |report| report.latency_us.corrected.p999 as f64 },
+    Metric { name: "max", is_time: true, of: |report| report.latency_us.corrected.max as f64 },
+    Metric { name: "uncorrected_p50", is_time: true, of: |report| report.latency_us.uncorrected.p50 as f64 },
+    Metric { name: "uncorrected_p90", is_time: true, of: |report| report.latency_us.uncorrected.p90 as f64 },
+    Metric { name: "uncorrected_p99", is_time: true, of: |report| report.latency_us.uncorrected.p99 as f64 },
+    Metric { name: "uncorrected_p999", is_time: true, of: |report| report.latency_us.uncorrected.p999 as f64 },
+    Metric { name: "uncorrected_max", is_time: true, of: |report| report.latency_us.uncorrected.max as f64 },
+    Metric { name: "records_generated", is_time: false, of: |report| report.records_generated as f64 },
+    Metric { name: "records_acked", is_time: false, of: |report| report.records_acked as f64 },
+    Metric { name: "tnt_errors", is_time: false, of: |report| report.tnt_errors as f64 },
+    Metric { name: "in_doubt", is_time: false, of: |report| report.records_in_doubt as f64 },
+    Metric { name: "records_per_second", is_time: false, of: |report| report.records_per_second },
+    Metric { name: "records_per_server_cpu_second", is_time: false, of: |report| report.records_per_server_cpu_second },
+    Metric { name: "mean_batch_records", is_time: false, of: |report| report.mean_batch_records },
+    Metric { name: "generator_bound", is_time: false, of: |report| f64::from(u8::from(report.generator_bound)) },
+    Metric { name: "stored", is_time: false, of: |report| report.server.stored as f64 },
+    Metric { name: "duplicate", is_time: false, of: |report| report.server.duplicate as f64 },
+    Metric { name: "server_cpu_seconds", is_time: false, of: |report| report.server.cpu_seconds },
+    Metric { name: "server_rss_bytes", is_time: false, of: |report| report.server.rss_bytes as f64 },
+    Metric { name: "reconciled", is_time: false, of: |report| f64::from(u8::from(report.reconciled)) },
+];
+
+impl Assertion {
+    /// Reads one condition. Times take `us`, `ms` or `s` (a bare number is µs), counts take `k`, `M` or `G`, and `true` and
+    /// `false` are 1 and 0.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let text = text.trim();
+        let at = text.find(['<', '>', '=']).ok_or_else(|| format!("'{text}' compares nothing; write one such as p99<5ms"))?;
+        let (name, rest) = (text[..at].trim(), &text[at..]);
+        let operators = [
+            ("<=", Comparison::LessOrEqual),
+            (">=", Comparison::GreaterOrEqual),
+            ("==", Comparison::Equal),
+            ("<", Comparison::Less),
+            (">", Comparison::Greater),
+            ("=", Comparison::Equal),
+        ];
+        let (value, comparison) = operators
+            .into_iter()
+            .find_map(|(operator, comparison)| rest.strip_prefix(operator).map(|value| (value.trim(), comparison)))
+            .ok_or_else(|| format!("'{rest}' is no comparison; write <, <=, =, >= or >"))?;
+        let metric = METRICS.iter().find(|metric| metric.name == name).ok_or_else(|| {
+            let names: Vec<&str> = METRICS.iter().map(|metric| metric.name).collect();
+            format!("no metric is called '{name}'; there are {}", names.join(", "))
+        })?;
+        let value = match value {
+            "true" => Some(1.0),
+            "false" => Some(0.0),
+            _ if metric.is_time && value.ends_with('s') => Some(parse_duration(value)?.as_secs_f64() * 1e6),
+            _ => parse_count(value),
+        };
+        let value = value.ok_or_else(|| format!("'{text}': there is no number to compare {name} with"))?;
+        Ok(Self { text: text.to_owned(), metric, comparison, value })
+    }
+
+    /// The value found, if the condition is broken.
+    pub fn broken(&self, report: &Report) -> Option<f64> {
+        let found = (self.metric.of)(report);
+        let holds = match self.comparison {
+            Comparison::Less => found < self.value,
+            Comparison::LessOrEqual => found <= self.value,
+            Comparison::Equal => (found - self.value).abs() < 1e-9,
+            Comparison::GreaterOrEqual => found >= self.value,
+            Comparison::Greater => found > self.value,
+        };
+        (!holds).then_some(found)
+    }
+}
+
+impl fmt::Display for Assertion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn conditions_are_read_and_held_against_a_report() {
+        let mut report = Report::default();
+        report.latency_us.corrected.p99 = 4_999;
+        report.tnt_errors = 2;
+        report.records_per_second = 50_000.0;
+        report.reconciled = true;
+        let broken = |text: &str| Assertion::parse(text).expect("a condition").broken(&report);
+        for good in
+            ["p99<5ms", "p99 <= 4999", "p99<0.005s", "tnt_errors=2", "records_per_second>=50k", "reconciled=true", "in_doubt==0"]
+        {
+            assert_eq!(broken(good), None, "{good}");
+        }
+        assert_eq!(broken("p99<4ms"), Some(4_999.0));
+        assert_eq!(broken("tnt_errors=0"), Some(2.0));
+        for bad in ["", "p99", "p99<", "p99<fast", "p98<1", "p99!5"] {
+            assert!(Assertion::parse(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! The command `loadgen`: parse, run, report, exit code.
+#![forbid(unsafe_code)]
+
+use anyhow::{Context, Result};
+use clap::{CommandFactory, Parser, error::ErrorKind};
+use postanalytics_loadgen::measure::Outcome;
+use postanalytics_loadgen::plan::{Arguments, Command, Plan, RunArguments};
+use postanalytics_loadgen::report::{Report, write_hgrm};
+use postanalytics_loadgen::{machine, raw, run};
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::process::ExitCode;
+use std::sync::{Arc, atomic::AtomicBool};
+
+const EXIT_BROKEN: u8 = 1;
+const EXIT_COULD_NOT_RUN: u8 = 3;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let done = match arguments.command {
+        Some(command) => side_command(&command),
+        None => load(&arguments.run),
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("loadgen: {error:#}");
+        ExitCode::from(EXIT_COULD_NOT_RUN)
+    })
+}
+
+fn side_command(command: &Command) -> Result<ExitCode> {
+    let mut definition = Arguments::command();
+    let mut out = std::io::stdout().lock();
+    match command {
+        Command::Completions { shell } => clap_complete::generate(*shell, &mut definition, "loadgen", &mut out),
+        Command::Man => clap_mangen::Man::new(definition).render(&mut out)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn load(arguments: &RunArguments) -> Result<ExitCode> {
+    let plan = Plan::from_arguments(arguments, &machine::allowed_cpus())
+        .unwrap_or_else(|error| Arguments::command().error(ErrorKind::ValueValidation, error).exit());
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        // The first ends the run and reports it; the second ends the program.
+        signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(&stop))?;
+        signal_hook::flag::register(signal, Arc::clone(&stop))?;
+    }
+    let outcome = if plan.raw { raw::run(&plan, &stop)? } else { run::run(&plan, &stop)? };
+    let (report, broken) = Report::new(&plan.target, &outcome);
+    write_files(arguments, &report, &outcome)?;
+    let json_on_stdout = arguments.json.as_deref().is_some_and(|file| file.as_os_str() == "-");
+    let mut out: Box<dyn Write> =
+        if json_on_stdout { Box::new(std::io::stderr().lock()) } else { Box::new(std::io::stdout().lock()) };
+    writeln!(out, "{}", report.table(&outcome))?;
+    if !outcome.has_schedule {
+        writeln!(out, "no send times are intended in this mode: both latency columns are measured from the hand-over")?;
+    }
+    if report.generator_bound {
+        let percent = 100.0 * outcome.sent.late_share();
+        writeln!(
+            out,
+            "generator-bound: {percent:.1} % of the sends were more than 1 ms late; the latencies are this generator's, not the server's"
+        )?;
+    }
+    for note in &outcome.notes {
+        writeln!(out, "note: {note}")?;
+    }
+    for law in &broken {
+        writeln!(out, "NOT RECONCILED: {law}")?;
+    }
+    let mut is_fine = broken.is_empty();
+    for assertion in &arguments.assert {
+        if let Some(found) = assertion.broken(&report) {
+            writeln!(out, "BROKEN: {assertion} (found {found})")?;
+            is_fine = false;
+        }
+    }
+    Ok(if is_fine { ExitCode::SUCCESS } else { ExitCode::from(EXIT_BROKEN) })
+}
+
+fn write_files(arguments: &RunArguments, report: &Report, outcome: &Outcome) -> Result<()> {
+    if let Some(file) = &arguments.json {
+        if file.as_os_str() == "-" {
+            report.write_json(&mut std::io::stdout().lock())?;
+        } else {
+            let mut out = File::create(file).with_context(|| format!("cannot write {}", file.display()))?;
+            report.write_json(&mut out)?;
+        }
+    }
+    if let Some(file) = &arguments.hgrm {
+        let mut out = BufWriter::new(File::create(file).with_context(|| format!("cannot write {}", file.display()))?);
+        let histogram = if outcome.has_schedule { &outcome.acked.corrected } else { &outcome.acked.uncorrected };
+        write_hgrm(histogram, &mut out)?;
+        out.flush()?;
+    }
+    Ok(())
+}

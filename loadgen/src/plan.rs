@@ -1,0 +1,358 @@
+//! From the command line to a checked plan. Nothing here does I/O; what cannot work is refused with the value and a remedy.
+
+use crate::assertion::Assertion;
+use crate::traffic::{Mix, RECORD_BYTES_MAX, RECORD_BYTES_MIN, SOURCES_MAX};
+use clap::{Parser, Subcommand};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Records per second where the command line names no mode.
+pub const RATE_DEFAULT: u64 = 10_000;
+/// Most sessions of one run: a server's own limit on connections is near this.
+const CONNECTIONS_MAX: usize = 4096;
+/// Most sending threads.
+const THREADS_MAX: usize = 256;
+
+const EXAMPLES: &str = "\
+Examples:
+  loadgen                                            10,000 records/s for 10 s to 127.0.0.1:3313
+  loadgen --rate 50k/s --duration 30s --assert 'p99<5ms,tnt_errors=0'
+  loadgen --saturate --threads 2 --json result.json
+  loadgen --raw --saturate --congestion cubic        pre-built frames: what can the server take?
+  loadgen --replay access.log.1.gz --replay access.log --replay-speed max
+
+Exit codes: 0 all well; 1 an assertion or the reconciliation is broken; 2 wrong usage; 3 the run could not be made.";
+
+/// Load generator of postanalytics: sends records to a server, measures latency from the intended send time, and reconciles
+/// what it generated with what was acknowledged and what the server stored.
+#[derive(Debug, Parser)]
+#[command(name = "loadgen", version, after_help = EXAMPLES, args_conflicts_with_subcommands = true)]
+pub struct Arguments {
+    /// Side commands.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// The run.
+    #[command(flatten)]
+    pub run: RunArguments,
+}
+
+/// Side commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Write shell completions to standard output
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual page (roff) to standard output
+    Man,
+}
+
+/// Options of a run.
+#[derive(Clone, Debug, clap::Args)]
+pub struct RunArguments {
+    /// Server to send to
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:3313")]
+    pub target: String,
+    /// Open loop: so many records a second whatever the server does [default mode, at 10,000/s]
+    #[arg(long, value_name = "N/s", value_parser = parse_rate, conflicts_with_all = ["saturate", "replay"])]
+    pub rate: Option<u64>,
+    /// Closed loop: as many records as are taken
+    #[arg(long, conflicts_with = "replay")]
+    pub saturate: bool,
+    /// Send pre-built frames past the client library, to saturate the server at little cost here
+    #[arg(long, conflicts_with = "replay")]
+    pub raw: bool,
+    /// Send the lines of an access log (combined or common format, plain or gzip, with or without syslog prefix); repeatable
+    #[arg(long, value_name = "FILE")]
+    pub replay: Vec<PathBuf>,
+    /// Times faster than the log was written, or `max`
+    #[arg(long, value_name = "X|max", default_value = "max", value_parser = parse_speed, requires = "replay")]
+    pub replay_speed: Speed,
+    /// Measured time; a replay ends with its last line unless this is given [default: 10s]
+    #[arg(long, value_parser = parse_duration)]
+    pub duration: Option<Duration>,
+    /// Time before the measured time, left out of the figures but not of the reconciliation [default: 2s; 0 for a replay]
+    #[arg(long, value_parser = parse_duration)]
+    pub warmup: Option<Duration>,
+    /// Sessions, each a client (or raw) session with a connection to every shard it uses [default: one per thread]
+    #[arg(long, value_name = "N")]
+    pub connections: Option<usize>,
+    /// Sending threads
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub threads: usize,
+    /// Records a batch to aim at; with --raw exactly so many [default: 64 with --raw, else the client's own]
+    #[arg(long, value_name = "N")]
+    pub batch: Option<usize>,
+    /// Mean bytes of a record on the wire
+    #[arg(long, value_name = "BYTES", default_value_t = 512)]
+    pub record_bytes: usize,
+    /// Kind of traffic
+    #[arg(long, value_enum, default_value_t = Mix::Browse)]
+    pub mix: Mix,
+    /// Distinct sources
+    #[arg(long, value_name = "N", default_value_t = 131_072)]
+    pub sources: u32,
+    /// Seed of the traffic: the same seed gives the same records
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Comma-separated conditions such as 'p99<5ms,tnt_errors=0'; exit code 1 if one is broken
+    #[arg(long, value_name = "CONDITIONS", value_delimiter = ',', value_parser = Assertion::parse)]
+    pub assert: Vec<Assertion>,
+    /// Write the result as JSON; `-` is standard output
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Write the corrected latency distribution for HdrHistogram plotters
+    #[arg(long, value_name = "FILE")]
+    pub hgrm: Option<PathBuf>,
+    /// Pin each sending thread, and its clients' threads with it, to one CPU
+    #[arg(long)]
+    pub pin: bool,
+    /// CPUs to pin to [default: the allowed ones, the last first]
+    #[arg(long, value_name = "N,N…", value_delimiter = ',', requires = "pin")]
+    pub cpus: Vec<usize>,
+    /// TCP congestion control, such as cubic; bbr with pacing throttles loopback [default: the system's]
+    #[arg(long, value_name = "NAME")]
+    pub congestion: Option<String>,
+}
+
+/// How fast a log is replayed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Speed {
+    /// As fast as the records are taken.
+    Max,
+    /// So many times faster than it was written.
+    Times(f64),
+}
+
+/// Where the records come from and when they are sent.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Mode {
+    /// Open loop at so many records a second.
+    Open {
+        /// Records per second.
+        rate: u64,
+    },
+    /// Closed loop.
+    Saturate,
+    /// The lines of logs.
+    Replay {
+        /// The logs, in order.
+        files: Vec<PathBuf>,
+        /// How fast.
+        speed: Speed,
+    },
+}
+
+/// A checked run.
+#[derive(Clone, Debug)]
+#[expect(missing_docs, reason = "as the options of the same names")]
+pub struct Plan {
+    pub target: String,
+    pub mode: Mode,
+    pub raw: bool,
+    pub warmup: Duration,
+    /// `None`: until the replay ends.
+    pub duration: Option<Duration>,
+    pub connections: usize,
+    pub threads: usize,
+    pub batch: Option<usize>,
+    pub record_bytes: usize,
+    pub mix: Mix,
+    pub sources: u32,
+    pub seed: u64,
+    /// CPUs to pin thread after thread to, empty if threads are not pinned.
+    pub cpus: Vec<usize>,
+    pub congestion: Option<String>,
+}
+
+impl Plan {
+    /// Checks the options against each other. `allowed_cpus` are those this process may run on.
+    pub fn from_arguments(arguments: &RunArguments, allowed_cpus: &[usize]) -> Result<Self, String> {
+        let mode = if !arguments.replay.is_empty() {
+            Mode::Replay { files: arguments.replay.clone(), speed: arguments.replay_speed }
+        } else if arguments.saturate {
+            Mode::Saturate
+        } else {
+            Mode::Open { rate: arguments.rate.unwrap_or(RATE_DEFAULT) }
+        };
+        let is_replay = matches!(mode, Mode::Replay { .. });
+        let threads = arguments.threads;
+        check(threads, 1, THREADS_MAX, "--threads")?;
+        if is_replay && threads > 1 {
+            return Err(format!("--threads {threads}: a log is replayed in its order by one thread; leave --threads out"));
+        }
+        let connections = arguments.connections.unwrap_or(threads);
+        check(connections, threads, CONNECTIONS_MAX, "--connections (each thread needs its own)")?;
+        if !connections.is_multiple_of(threads) {
+            return Err(format!(
+                "--connections {connections} is no multiple of --threads {threads}; each thread drives equally many"
+            ));
+        }
+        check(arguments.record_bytes, RECORD_BYTES_MIN, RECORD_BYTES_MAX, "--record-bytes")?;
+        check(arguments.sources as usize, 1, SOURCES_MAX as usize, "--sources")?;
+        if let Some(batch) = arguments.batch {
+            check(batch, 1, 65_536, "--batch")?;
+        }
+        let duration = arguments.duration.or((!is_replay).then_some(Duration::from_secs(10)));
+        if duration.is_some_and(|duration| duration.is_zero()) {
+            return Err("--duration 0: nothing would be measured; give a time such as 10s".to_owned());
+        }
+        Ok(Self {
+            target: arguments.target.clone(),
+            mode,
+            raw: arguments.raw,
+            warmup: arguments.warmup.unwrap_or(Duration::from_secs(if is_replay { 0 } else { 2 })),
+            duration,
+            connections,
+            threads,
+            batch: arguments.batch,
+            record_bytes: arguments.record_bytes,
+            mix: arguments.mix,
+            sources: arguments.sources,
+            seed: arguments.seed,
+            cpus: if arguments.pin { pinned_cpus(&arguments.cpus, allowed_cpus)? } else { Vec::new() },
+            congestion: arguments.congestion.clone(),
+        })
+    }
+
+    /// The CPU of a thread, if threads are pinned.
+    pub fn cpu_of(&self, thread: usize) -> Option<usize> {
+        (!self.cpus.is_empty()).then(|| self.cpus[thread % self.cpus.len()])
+    }
+}
+
+fn pinned_cpus(wanted: &[usize], allowed: &[usize]) -> Result<Vec<usize>, String> {
+    if allowed.is_empty() {
+        return Err("--pin: the system does not say which CPUs are allowed; leave --pin out".to_owned());
+    }
+    if let Some(cpu) = wanted.iter().find(|cpu| !allowed.contains(cpu)) {
+        return Err(format!("--cpus {cpu}: this process may run on CPUs {allowed:?} only; choose among them"));
+    }
+    // The last first: a server's shards begin at the first.
+    Ok(if wanted.is_empty() { allowed.iter().rev().copied().collect() } else { wanted.to_vec() })
+}
+
+fn check(value: usize, least: usize, most: usize, what: &str) -> Result<(), String> {
+    if (least..=most).contains(&value) {
+        Ok(())
+    } else {
+        Err(format!("{what} is {value}; it must be between {least} and {most}"))
+    }
+}
+
+/// `50000`, `50k`, `1.5M`, each with or without `/s`.
+fn parse_rate(text: &str) -> Result<u64, String> {
+    let rate =
+        parse_count(text.strip_suffix("/s").unwrap_or(text)).ok_or("write records per second, such as 50000/s or 50k/s")?;
+    if (1.0..=1e9).contains(&rate) {
+        Ok(rate as u64)
+    } else {
+        Err(format!("{rate} records/s is not between 1 and 1,000,000,000"))
+    }
+}
+
+/// A number with an optional k, M or G.
+pub fn parse_count(text: &str) -> Option<f64> {
+    let (digits, factor) = match text.trim().chars().last()? {
+        'k' | 'K' => (&text.trim()[..text.trim().len() - 1], 1e3),
+        'M' | 'm' => (&text.trim()[..text.trim().len() - 1], 1e6),
+        'G' => (&text.trim()[..text.trim().len() - 1], 1e9),
+        _ => (text.trim(), 1.0),
+    };
+    let value: f64 = digits.replace('_', "").parse().ok()?;
+    (value.is_finite() && value >= 0.0).then_some(value * factor)
+}
+
+/// `10s`, `500ms`, `250us`, `2m`, `1h`; a bare number is seconds.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let text = text.trim();
+    let digits_end = text.find(|letter: char| !letter.is_ascii_digit() && letter != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits_end);
+    let seconds_per_unit = match unit.trim() {
+        "" | "s" => 1.0,
+        "us" | "µs" => 1e-6,
+        "ms" => 1e-3,
+        "m" | "min" => 60.0,
+        "h" => 3600.0,
+        _ => return Err(format!("unit '{unit}' is not known; write us, ms, s, m or h")),
+    };
+    let value: f64 = number.parse().map_err(|_| format!("'{text}' is no time; write one such as 10s or 500ms"))?;
+    Duration::try_from_secs_f64(value * seconds_per_unit).map_err(|error| format!("'{text}': {error}"))
+}
+
+fn parse_speed(text: &str) -> Result<Speed, String> {
+    if text == "max" {
+        return Ok(Speed::Max);
+    }
+    match text.strip_suffix('x').unwrap_or(text).parse::<f64>() {
+        Ok(times) if times.is_finite() && times > 0.0 => Ok(Speed::Times(times)),
+        _ => Err("write a positive number such as 1 or 60, or max".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn plan(arguments: &[&str]) -> Result<Plan, String> {
+        let all = ["loadgen"].iter().chain(arguments);
+        let parsed = Arguments::try_parse_from(all).map_err(|error| error.to_string())?;
+        Plan::from_arguments(&parsed.run, &[0, 1, 2])
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn defaults_are_an_open_loop() {
+        let plan = plan(&[]).expect("defaults are a plan");
+        assert_eq!((plan.mode, plan.connections, plan.record_bytes), (Mode::Open { rate: RATE_DEFAULT }, 1, 512));
+        assert_eq!((plan.warmup, plan.duration), (Duration::from_secs(2), Some(Duration::from_secs(10))));
+        assert!(plan.cpus.is_empty());
+    }
+
+    #[test]
+    fn rates_and_times_take_units() {
+        for (text, rate) in [("50000/s", 50_000), ("50k/s", 50_000), ("1.5M", 1_500_000), ("1_000", 1_000)] {
+            assert_eq!(parse_rate(text), Ok(rate), "{text}");
+        }
+        for (text, us) in [("10s", 10_000_000), ("250us", 250), ("1.5ms", 1_500), ("2m", 120_000_000), ("3", 3_000_000)] {
+            assert_eq!(parse_duration(text).map(|time| time.as_micros()), Ok(us), "{text}");
+        }
+        for bad in ["", "fast", "-1/s", "0", "1e12"] {
+            assert!(parse_rate(bad).is_err(), "{bad}");
+        }
+        assert!(parse_duration("5 parsecs").is_err());
+    }
+
+    #[test]
+    fn what_cannot_work_is_refused_with_its_value() {
+        for (arguments, word) in [
+            (&["--threads", "2", "--connections", "1"][..], "is 1"),
+            (&["--threads", "2", "--connections", "3"][..], "--connections 3"),
+            (&["--record-bytes", "100"][..], "is 100"),
+            (&["--rate", "1/s", "--saturate"][..], "cannot be used"),
+            (&["--replay", "a.log", "--raw"][..], "cannot be used"),
+            (&["--replay", "a.log", "--threads", "2"][..], "--threads 2"),
+            (&["--pin", "--cpus", "7"][..], "--cpus 7"),
+            (&["--duration", "0"][..], "--duration 0"),
+            (&["--assert", "p98<1"][..], "p98"),
+        ] {
+            let error = plan(arguments).expect_err("it cannot work");
+            assert!(error.contains(word), "{arguments:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn replay_and_pinning() {
+        let plan =
+            plan(&["--replay", "a.log", "--replay", "b.gz", "--replay-speed", "60x", "--pin", "--cpus", "1,2"]).expect("a plan");
+        assert_eq!(plan.mode, Mode::Replay { files: vec!["a.log".into(), "b.gz".into()], speed: Speed::Times(60.0) });
+        assert_eq!((plan.duration, plan.warmup), (None, Duration::ZERO));
+        assert_eq!((plan.cpu_of(0), plan.cpu_of(1), plan.cpu_of(2)), (Some(1), Some(2), Some(1)));
+    }
+}

@@ -1,0 +1,144 @@
+//! Access logs as a stream of lines: plain or gzip, file after file, lines of any length within a bound.
+
+use crate::access_log::{LogLine, parse_line};
+use anyhow::{Context, Result};
+use flate2::read::MultiGzDecoder;
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+
+/// Longest line; a longer one is counted and skipped. Servers bound request lines at 8 to 64 KiB.
+pub const LINE_BYTES_MAX: usize = 1 << 20;
+const BUFFER_BYTES: usize = 128 << 10;
+
+/// Reads logs line by line.
+#[derive(Debug)]
+pub struct LogReader {
+    files: VecDeque<PathBuf>,
+    open: Option<Open>,
+    line: Vec<u8>,
+    /// Lines read, empty ones not counted.
+    pub lines: u64,
+    /// Lines without the structure of an access log, or too long.
+    pub lines_unparsable: u64,
+}
+
+struct Open {
+    path: PathBuf,
+    reader: Box<dyn BufRead + Send>,
+}
+
+impl LogReader {
+    /// A reader over `files`, in order. Each is opened once here, so that a wrong name is an error before the run.
+    pub fn new(files: &[PathBuf]) -> Result<Self> {
+        for path in files {
+            open(path)?;
+        }
+        Ok(Self { files: files.iter().cloned().collect(), open: None, line: Vec::new(), lines: 0, lines_unparsable: 0 })
+    }
+
+    /// The next line that is one of an access log; `None` after the last file.
+    pub fn next_line(&mut self) -> Result<Option<LogLine<'_>>> {
+        loop {
+            if self.open.is_none() {
+                let Some(path) = self.files.pop_front() else { return Ok(None) };
+                self.open = Some(Open { reader: open(&path)?, path });
+            }
+            let Some(open) = &mut self.open else { continue };
+            self.line.clear();
+            let is_whole = read_bounded_line(&mut open.reader, &mut self.line).with_context(|| {
+                format!("cannot read {} after {} lines; is the file damaged?", open.path.display(), self.lines)
+            })?;
+            if self.line.is_empty() {
+                self.open = None;
+                continue;
+            }
+            if self.line.trim_ascii().is_empty() {
+                continue;
+            }
+            self.lines += 1;
+            if is_whole && parse_line(&self.line).is_some() {
+                break;
+            }
+            self.lines_unparsable += 1;
+        }
+        // Parsed a second time: the borrow checker does not let a borrow leave a loop that goes on using its owner.
+        Ok(parse_line(&self.line))
+    }
+}
+
+impl std::fmt::Debug for Open {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Open").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+fn open(path: &Path) -> Result<Box<dyn BufRead + Send>> {
+    let context = || format!("cannot open {}: check the name and that this user may read it", path.display());
+    let mut reader = BufReader::with_capacity(BUFFER_BYTES, File::open(path).with_context(context)?);
+    // The first bytes decide, not the name: rotated logs are called many things.
+    let is_gzip = reader.fill_buf().with_context(context)?.starts_with(&[0x1f, 0x8b]);
+    Ok(if is_gzip { Box::new(BufReader::with_capacity(BUFFER_BYTES, MultiGzDecoder::new(reader))) } else { Box::new(reader) })
+}
+
+/// Reads up to and with the next line end. `false`: the line was longer than [`LINE_BYTES_MAX`]; the rest of it is skipped.
+fn read_bounded_line(mut reader: &mut dyn BufRead, line: &mut Vec<u8>) -> std::io::Result<bool> {
+    (&mut reader).take(LINE_BYTES_MAX as u64).read_until(b'\n', line)?;
+    let is_whole = line.len() < LINE_BYTES_MAX || line.ends_with(b"\n");
+    if !is_whole {
+        reader.skip_until(b'\n')?;
+    }
+    Ok(is_whole)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flate2::{Compression, write::GzEncoder};
+    use std::io::Write;
+
+    const LINE: &str = r#"192.0.2.9 - - [17/May/2015:10:05:03 +0000] "GET /n HTTP/1.1" 200 5 "-" "-""#;
+
+    fn read_all(files: &[PathBuf]) -> (Vec<Vec<u8>>, u64, u64) {
+        let mut reader = LogReader::new(files).expect("the files are there");
+        let mut paths = Vec::new();
+        while let Some(line) = reader.next_line().expect("the files can be read") {
+            paths.push(line.path.to_vec());
+        }
+        (paths, reader.lines, reader.lines_unparsable)
+    }
+
+    #[test]
+    fn plain_and_gzip_files_follow_each_other() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (plain, gzip) = (folder.path().join("a.log"), folder.path().join("b"));
+        std::fs::write(&plain, format!("{LINE}\r\n\nno line at all\n{}", LINE.replace("/n", "/last"))).expect("written");
+        // Two members, as appending to a rotated log gives.
+        let mut bytes = Vec::new();
+        for path in ["/first", "/second"] {
+            let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+            writeln!(encoder, "{}", LINE.replace("/n", path)).expect("encoded");
+            bytes.extend(encoder.finish().expect("encoded"));
+        }
+        std::fs::write(&gzip, bytes).expect("written");
+        let (paths, lines, unparsable) = read_all(&[plain, gzip]);
+        assert_eq!(paths, [&b"/n"[..], b"/last", b"/first", b"/second"]);
+        assert_eq!((lines, unparsable), (5, 1));
+    }
+
+    #[test]
+    fn a_line_over_the_bound_is_skipped_whole() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("long.log");
+        let long = LINE.replace("/n", &format!("/{}", "x".repeat(2 * LINE_BYTES_MAX)));
+        std::fs::write(&file, format!("{long}\n{LINE}\n")).expect("written");
+        assert_eq!(read_all(&[file]), (vec![b"/n".to_vec()], 2, 1));
+    }
+
+    #[test]
+    fn a_missing_file_is_named() {
+        let error = LogReader::new(&["/nowhere/access.log".into()]).expect_err("there is no such file");
+        assert!(format!("{error:#}").contains("/nowhere/access.log"));
+    }
+}

@@ -1,0 +1,314 @@
+//! The result of a run: reconciliation, the JSON contract, the table for people, the latency distribution for plotters.
+
+use crate::machine::{Machine, git_commit};
+use crate::measure::{LATE_SHARE_MAX, Outcome};
+use comfy_table::{CellAlignment, Table};
+use hdrhistogram::Histogram;
+use serde::Serialize;
+use std::io::{self, Write};
+
+/// What `--json` writes. Scripts rely on these names.
+#[derive(Clone, Debug, Default, Serialize)]
+#[expect(missing_docs, reason = "the names carry meaning and unit; README has the table")]
+pub struct Report {
+    pub target: String,
+    pub records_generated: u64,
+    pub records_acked: u64,
+    pub tnt_errors: u64,
+    pub records_in_doubt: u64,
+    pub records_per_second: f64,
+    pub records_per_server_cpu_second: f64,
+    pub mean_batch_records: f64,
+    pub generator_bound: bool,
+    pub latency_us: Latencies,
+    pub server: Server,
+    pub reconciled: bool,
+    pub machine: Machine,
+    pub git: String,
+}
+
+/// Latency from the intended send time (corrected) and from the hand-over (uncorrected).
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[expect(missing_docs, reason = "as the type says")]
+pub struct Latencies {
+    pub corrected: Quantiles,
+    pub uncorrected: Quantiles,
+}
+
+/// Quantiles in µs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[expect(missing_docs, reason = "quantiles are named by their digits")]
+pub struct Quantiles {
+    pub p50: u64,
+    pub p90: u64,
+    pub p99: u64,
+    pub p999: u64,
+    pub max: u64,
+}
+
+/// The server's word on this run.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[expect(missing_docs, reason = "as in the Stats frame")]
+pub struct Server {
+    pub stored: u64,
+    pub duplicate: u64,
+    pub cpu_seconds: f64,
+    pub rss_bytes: u64,
+}
+
+impl Quantiles {
+    fn of(histogram: &Histogram<u64>) -> Self {
+        let at = |quantile| histogram.value_at_quantile(quantile);
+        Self { p50: at(0.5), p90: at(0.9), p99: at(0.99), p999: at(0.999), max: histogram.max() }
+    }
+}
+
+impl Report {
+    /// The report of a run, and every law it broke, each in words that name both numbers.
+    pub fn new(target: &str, outcome: &Outcome) -> (Self, Vec<String>) {
+        let broken = reconcile(outcome);
+        let server = outcome.server.unwrap_or_default();
+        let uncorrected = Quantiles::of(&outcome.acked.uncorrected);
+        let report = Self {
+            target: target.to_owned(),
+            records_generated: outcome.sent.generated,
+            records_acked: outcome.acked_total,
+            tnt_errors: outcome.tnt_errors,
+            records_in_doubt: outcome.in_doubt,
+            records_per_second: rounded(ratio(outcome.acked.in_window as f64, outcome.window_seconds)),
+            records_per_server_cpu_second: rounded(ratio(server.stored_in_window as f64, server.cpu_seconds)),
+            mean_batch_records: rounded(outcome.mean_batch_records),
+            generator_bound: outcome.sent.late_share() > LATE_SHARE_MAX,
+            latency_us: Latencies {
+                corrected: if outcome.has_schedule { Quantiles::of(&outcome.acked.corrected) } else { uncorrected },
+                uncorrected,
+            },
+            server: Server {
+                stored: server.stored,
+                duplicate: server.duplicate,
+                cpu_seconds: server.cpu_seconds,
+                rss_bytes: server.rss_bytes,
+            },
+            reconciled: broken.is_empty(),
+            machine: Machine::here(),
+            git: git_commit(),
+        };
+        (report, broken)
+    }
+
+    /// Writes the JSON, with a line end.
+    pub fn write_json(&self, out: &mut dyn Write) -> io::Result<()> {
+        serde_json::to_writer_pretty(&mut *out, self)?;
+        writeln!(out)
+    }
+
+    /// The table for people.
+    pub fn table(&self, outcome: &Outcome) -> Table {
+        let mut table = Table::new();
+        table.load_style(comfy_table::presets::UTF8_BORDERS_ONLY);
+        table.set_header(["", "corrected", "uncorrected"]);
+        let latencies = self.latency_us;
+        let quantiles = |of: Quantiles| [("p50", of.p50), ("p90", of.p90), ("p99", of.p99), ("p99.9", of.p999), ("max", of.max)];
+        for ((name, corrected), (_, uncorrected)) in
+            quantiles(latencies.corrected).into_iter().zip(quantiles(latencies.uncorrected))
+        {
+            table.add_row([format!("latency {name}"), microseconds(corrected), microseconds(uncorrected)]);
+        }
+        let mut row = |name: &str, value: String, remark: String| {
+            table.add_row([name.to_owned(), value, remark]);
+        };
+        let seconds = outcome.window_seconds;
+        row("records per second", grouped(self.records_per_second), format!("over {seconds:.2} s"));
+        row("mean batch", format!("{:.1} records", self.mean_batch_records), String::new());
+        let server_share = 100.0 * ratio(self.server.cpu_seconds, seconds);
+        row("server CPU", format!("{:.3} s", self.server.cpu_seconds), format!("{server_share:.1} % of a core"));
+        row("records per server-CPU-second", grouped(self.records_per_server_cpu_second), String::new());
+        row("server memory", format!("{:.1} MiB", self.server.rss_bytes as f64 / f64::from(1 << 20)), "resident".to_owned());
+        let own_share = 100.0 * ratio(outcome.own_cpu_seconds, seconds);
+        row("own CPU", format!("{:.3} s", outcome.own_cpu_seconds), format!("{own_share:.1} % of a core"));
+        row("generated", grouped(self.records_generated as f64), "whole run, with warm-up".to_owned());
+        let in_doubt = if self.records_in_doubt > 0 { format!(", {} in doubt", self.records_in_doubt) } else { String::new() };
+        row("acked + tnt_errors", format!("{} + {}", grouped(self.records_acked as f64), self.tnt_errors), in_doubt);
+        row("stored by the server", grouped(self.server.stored as f64), format!("{} duplicates dropped", self.server.duplicate));
+        row("reconciled", if self.reconciled { "yes" } else { "NO" }.to_owned(), String::new());
+        for column in table.column_iter_mut().skip(1) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+        table
+    }
+}
+
+/// Generated = acked + tnt_errors, and acked ≤ stored ≤ acked + in doubt.
+fn reconcile(outcome: &Outcome) -> Vec<String> {
+    let mut broken = outcome.broken.clone();
+    let (generated, acked, tnt_errors) = (outcome.sent.generated, outcome.acked_total, outcome.tnt_errors);
+    if generated != acked + tnt_errors {
+        broken.push(format!(
+            "{generated} records were generated here, but {acked} acked + {tnt_errors} tnt_errors = {}",
+            acked + tnt_errors
+        ));
+    }
+    match outcome.server {
+        None => broken.push(format!("the server could not be asked how much it stored of the {acked} records acked")),
+        Some(server) if server.stored < acked || server.stored > acked + outcome.in_doubt => broken.push(format!(
+            "the server stored {} records for this run's sessions, but {acked} were acked and {} are in doubt",
+            server.stored, outcome.in_doubt
+        )),
+        Some(_) => {}
+    }
+    broken
+}
+
+/// Writes a latency distribution as HdrHistogram's plotters read it, in ms.
+pub fn write_hgrm(histogram: &Histogram<u64>, out: &mut dyn Write) -> io::Result<()> {
+    writeln!(out, "{:>12} {:>14} {:>10} {:>14}\n", "Value", "Percentile", "TotalCount", "1/(1-Percentile)")?;
+    let mut total = 0;
+    for step in histogram.iter_quantiles(5) {
+        total += step.count_since_last_iteration();
+        let (value_ms, quantile) = (step.value_iterated_to() as f64 / 1000.0, step.quantile_iterated_to());
+        if quantile < 1.0 {
+            writeln!(out, "{value_ms:12.3} {quantile:2.12} {total:10} {:14.2}", 1.0 / (1.0 - quantile))?;
+        } else {
+            writeln!(out, "{value_ms:12.3} {quantile:2.12} {total:10}")?;
+        }
+    }
+    let (mean_ms, deviation_ms) = (histogram.mean() / 1000.0, histogram.stdev() / 1000.0);
+    writeln!(out, "#[Mean    = {mean_ms:12.3}, StdDeviation   = {deviation_ms:12.3}]")?;
+    writeln!(out, "#[Max     = {:12.3}, Total count    = {:12}]", histogram.max() as f64 / 1000.0, histogram.len())?;
+    writeln!(out, "#[Buckets = {:12}, SubBuckets     = {:12}]", histogram.buckets(), histogram.distinct_values())
+}
+
+fn ratio(part: f64, whole: f64) -> f64 {
+    if whole > 0.0 { part / whole } else { 0.0 }
+}
+
+/// Two decimals are more than these figures are good for.
+fn rounded(value: f64) -> f64 {
+    (value * 100.0).round() / 100.0
+}
+
+fn microseconds(value: u64) -> String {
+    if value < 10_000 { format!("{value} µs") } else { format!("{:.1} ms", value as f64 / 1000.0) }
+}
+
+/// Digits in groups of three.
+pub fn grouped(value: f64) -> String {
+    let digits = format!("{value:.0}");
+    let mut text = String::with_capacity(digits.len() * 4 / 3);
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) && digits.as_bytes()[index - 1].is_ascii_digit() {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::measure::{Sent, ServerSide};
+
+    fn outcome() -> Outcome {
+        let mut outcome = Outcome {
+            sent: Sent { generated: 110, scheduled: 100, late: 1 },
+            acked_total: 100,
+            tnt_errors: 10,
+            in_doubt: 3,
+            has_schedule: true,
+            window_seconds: 2.0,
+            mean_batch_records: 16.0,
+            server: Some(ServerSide { stored: 102, cpu_seconds: 0.5, stored_in_window: 90, ..ServerSide::default() }),
+            ..Outcome::default()
+        };
+        outcome.acked.record(200, 100, 90);
+        outcome.acked.in_window = 90;
+        outcome
+    }
+
+    #[test]
+    fn json_has_the_names_of_the_contract() {
+        let (report, broken) = Report::new("127.0.0.1:3313", &outcome());
+        assert!(broken.is_empty(), "{broken:?}");
+        let mut bytes = Vec::new();
+        report.write_json(&mut bytes).expect("written");
+        let json: serde_json::Value = serde_json::from_slice(&bytes).expect("JSON");
+        let keys: Vec<&str> = json.as_object().expect("an object").keys().map(String::as_str).collect();
+        let mut wanted = [
+            "target",
+            "records_generated",
+            "records_acked",
+            "tnt_errors",
+            "records_in_doubt",
+            "records_per_second",
+            "records_per_server_cpu_second",
+            "mean_batch_records",
+            "generator_bound",
+            "latency_us",
+            "server",
+            "reconciled",
+            "machine",
+            "git",
+        ];
+        wanted.sort_unstable();
+        let mut found = keys.clone();
+        found.sort_unstable();
+        assert_eq!(found, wanted);
+        assert_eq!(
+            (&json["latency_us"]["corrected"]["p99"], &json["latency_us"]["uncorrected"]["p999"]),
+            (&200.into(), &100.into())
+        );
+        assert_eq!((&json["records_per_second"], &json["records_per_server_cpu_second"]), (&45.0.into(), &180.0.into()));
+        assert_eq!(
+            (&json["server"]["stored"], &json["reconciled"], &json["generator_bound"]),
+            (&102.into(), &true.into(), &false.into())
+        );
+        assert!(json["machine"]["cpus"].as_u64() > Some(0) && !json["machine"]["kernel"].as_str().unwrap_or("").is_empty());
+    }
+
+    #[test]
+    fn every_mismatch_names_both_numbers() {
+        let broken_by = |change: fn(&mut Outcome)| {
+            let mut outcome = outcome();
+            change(&mut outcome);
+            let (report, broken) = Report::new("t", &outcome);
+            assert!(!report.reconciled && broken.len() == 1, "{broken:?}");
+            broken[0].clone()
+        };
+        let text = broken_by(|outcome| outcome.sent.generated = 111);
+        assert!(text.contains("111") && text.contains("110"), "{text}");
+        let text = broken_by(|outcome| outcome.server = Some(ServerSide { stored: 99, ..ServerSide::default() }));
+        assert!(text.contains("99") && text.contains("100"), "{text}");
+        broken_by(|outcome| outcome.server = Some(ServerSide { stored: 104, ..ServerSide::default() }));
+        broken_by(|outcome| outcome.server = None);
+    }
+
+    #[test]
+    fn without_a_schedule_both_columns_are_the_same() {
+        let (report, _) = Report::new("t", &Outcome { has_schedule: false, ..outcome() });
+        assert_eq!(report.latency_us.corrected, report.latency_us.uncorrected);
+    }
+
+    #[test]
+    fn lateness_of_more_than_one_in_a_hundred_is_flagged() {
+        let mut late = outcome();
+        late.sent.late = 2;
+        assert!(Report::new("t", &late).0.generator_bound);
+    }
+
+    #[test]
+    fn tables_and_distributions_are_for_reading() {
+        let outcome = outcome();
+        let (report, _) = Report::new("t", &outcome);
+        let table = report.table(&outcome).to_string();
+        assert!(table.contains("latency p99.9") && table.contains("100 + 10"), "{table}");
+        let mut bytes = Vec::new();
+        write_hgrm(&outcome.acked.corrected, &mut bytes).expect("written");
+        let text = String::from_utf8(bytes).expect("text");
+        assert!(text.contains("0.200") && text.contains("#[Max"), "{text}");
+        assert_eq!(
+            (grouped(0.0), grouped(999.0), grouped(1_234_567.0)),
+            ("0".to_owned(), "999".to_owned(), "1,234,567".to_owned())
+        );
+    }
+}

@@ -1,0 +1,78 @@
+//! Runs through the client library against a server in this process.
+
+use super::*;
+use crate::access_log::parse_line;
+use crate::plan::Arguments;
+use crate::report::Report;
+use crate::test_server::{Fault, TestServer, serve};
+use clap::Parser;
+
+fn run_against(server: &TestServer, options: &[&str]) -> (Outcome, Report, Vec<String>) {
+    let target = server.address.to_string();
+    let all = ["loadgen", "--target", &target].into_iter().chain(options.iter().copied());
+    let plan = Plan::from_arguments(&Arguments::parse_from(all).run, &[]).expect("a plan");
+    let outcome = run(&plan, &AtomicBool::new(false)).expect("it runs");
+    let (report, broken) = Report::new(&plan.target, &outcome);
+    (outcome, report, broken)
+}
+
+#[test]
+fn an_open_loop_reconciles_and_keeps_its_rate() {
+    let options = ["--rate", "20k/s", "--warmup", "200ms", "--duration", "500ms", "--connections", "2", "--mix", "api"];
+    let (outcome, report, broken) = run_against(&serve(Fault::None), &options);
+    assert!(broken.is_empty(), "{broken:?}");
+    assert!((12_000..=14_010).contains(&report.records_generated), "{}", report.records_generated);
+    assert_eq!(
+        (report.records_acked, report.tnt_errors, report.server.stored),
+        (report.records_generated, 0, report.records_generated)
+    );
+    // The window holds its own records only.
+    assert!(outcome.acked.corrected.len() <= 10_010 && outcome.acked.in_window <= 14_010);
+    assert!(report.latency_us.corrected.p50 >= report.latency_us.uncorrected.p50 && report.latency_us.uncorrected.p50 > 0);
+}
+
+#[test]
+fn saturation_never_overflows_the_queue() {
+    let options = ["--saturate", "--warmup", "100ms", "--duration", "300ms", "--threads", "2", "--batch", "64"];
+    let (_, report, broken) = run_against(&serve(Fault::None), &options);
+    assert!(broken.is_empty() && report.tnt_errors == 0, "{broken:?} {}", report.tnt_errors);
+    assert!(report.records_generated > 1_000 && report.records_acked == report.records_generated);
+}
+
+#[test]
+fn a_replay_delivers_every_line_as_it_stands() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (file, mut text) = (folder.path().join("access.log"), String::new());
+    for number in 0..1_000 {
+        let (source, second) = (number % 50, 59 - number % 60);
+        text += &format!(
+            "198.51.100.{source} - - [17/May/2015:10:05:{second:02} +0000] \"GET /page/{number}?n={number} HTTP/1.1\" 200 {number} \"-\" \"agent {number}\"\n"
+        );
+    }
+    text += "not a line of a log\n";
+    std::fs::write(&file, &text).expect("written");
+    let server = serve(Fault::None);
+    let (outcome, report, broken) = run_against(&server, &["--replay", file.to_str().expect("a path"), "--connections", "2"]);
+    assert!(broken.is_empty() && report.records_generated == 1_000, "{broken:?}");
+    assert!(outcome.notes.iter().any(|note| note.contains("1001 lines read, 1 of them no")), "{:?}", outcome.notes);
+    let mut kept = server.kept.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let mut wanted: Vec<_> = text
+        .lines()
+        .filter_map(|line| parse_line(line.as_bytes()))
+        .map(|line| {
+            let request = line.request([0; 16], 0);
+            let texts = (request.path.to_vec(), request.query.to_vec(), request.user_agent.to_vec());
+            (request.event_us, request.method, texts.0, texts.1, request.status, texts.2, true)
+        })
+        .collect();
+    kept.sort();
+    wanted.sort();
+    assert_eq!(kept, wanted);
+}
+
+#[test]
+fn a_server_that_stores_less_breaks_the_reconciliation() {
+    let options = ["--rate", "10k/s", "--warmup", "0", "--duration", "100ms"];
+    let (_, report, broken) = run_against(&serve(Fault::StoresLess), &options);
+    assert!(!report.reconciled && broken.len() == 1 && broken[0].contains("stored"), "{broken:?}");
+}

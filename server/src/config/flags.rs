@@ -1,0 +1,112 @@
+//! The command line. Values stay texts here: flags, environment and env file go through the same parsers later, so that
+//! each value is read the same way wherever it stands, and an error can say where that was.
+
+use clap::{Args, Parser, Subcommand};
+
+const EXAMPLES: &str = "\
+Examples:
+  postanalytics                                       127.0.0.1:3313, 1 GB
+  postanalytics --listen 0.0.0.0:3313 --allow 10.0.0.0/8
+  postanalytics --shards 2 --arena 4.0 --log json
+  SLAB_ALLOC_ARENA=8.0 postanalytics serve
+  postanalytics --env-file /etc/postanalytics/env --log-file /var/log/postanalytics.log
+  curl -s 127.0.0.1:9001/status
+
+Every value: flag, else environment, else env file, else default; the log names the source of each.";
+
+/// Stores and analyses the requests that filtering nodes have processed.
+#[derive(Debug, Parser)]
+#[command(name = "postanalytics", version, after_help = EXAMPLES, args_conflicts_with_subcommands = true)]
+pub struct CommandLine {
+    /// What to do; nothing is `serve`.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// Flags of `serve`.
+    #[command(flatten)]
+    pub serve: ServeFlags,
+}
+
+/// Subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the server (the default).
+    #[command(after_help = EXAMPLES)]
+    Serve(Box<ServeFlags>),
+    /// Print the completions of a shell, for example: postanalytics completions bash > /etc/bash_completion.d/postanalytics
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page, for example: postanalytics man | man -l -
+    Man,
+}
+
+/// Flags of `serve`.
+#[derive(Clone, Debug, Default, Args)]
+pub struct ServeFlags {
+    /// Address for filtering nodes; port 0 takes any free port [env: HOST, PORT] [default: 127.0.0.1:3313]
+    #[arg(long, value_name = "HOST:PORT")]
+    pub listen: Option<String>,
+    /// Address for /health, /ready, /metrics, /status and /requests, or none [env: POSTANALYTICS_STATUS]
+    /// [default: 127.0.0.1:9001]
+    #[arg(long, value_name = "HOST:PORT")]
+    pub status: Option<String>,
+    /// A name under which the status address may be asked for (repeatable) [env: POSTANALYTICS_STATUS_HOST]
+    #[arg(long, value_name = "NAME")]
+    pub status_host: Vec<String>,
+    /// File with the token that unlocks raw requests, cookies and query values in /requests [env: POSTANALYTICS_STATUS_TOKEN_FILE]
+    #[arg(long, value_name = "FILE")]
+    pub status_token_file: Option<String>,
+    /// Number of shards, each a pinned thread; 0: the allowed CPUs less one [env: POSTANALYTICS_SHARDS] [default: 0]
+    #[arg(long, value_name = "N")]
+    pub shards: Option<String>,
+    /// Let shards share CPUs instead of pinning each to its own [env: POSTANALYTICS_NO_PIN]
+    #[arg(long)]
+    pub no_pin: bool,
+    /// Memory for stored requests, gigabytes of 2^30 bytes, such as 2 or 1.5 [env: SLAB_ALLOC_ARENA, TARANTOOL_MEMORY_GB]
+    /// [default: 1.0]
+    #[arg(long, value_name = "GB")]
+    pub arena: Option<String>,
+    /// Where the arena is kept over restarts; only none for now [env: POSTANALYTICS_ARENA_DIR] [default: none]
+    #[arg(long, value_name = "DIR")]
+    pub arena_dir: Option<String>,
+    /// A network that may connect, such as 10.0.0.0/8 (repeatable); loopback always may [env: ALLOW, with commas or spaces]
+    #[arg(long, value_name = "NET")]
+    pub allow: Vec<String>,
+    /// Let everybody connect who can reach the address [env: POSTANALYTICS_INSECURE]
+    #[arg(long)]
+    pub insecure: bool,
+    /// Connections of filtering nodes in total [env: POSTANALYTICS_CONNECTIONS_MAX] [default: 10000]
+    #[arg(long, value_name = "N")]
+    pub connections_max: Option<String>,
+    /// Connections of filtering nodes per address [env: POSTANALYTICS_CONNECTIONS_PER_ADDRESS_MAX] [default: 4096]
+    #[arg(long, value_name = "N")]
+    pub connections_per_address_max: Option<String>,
+    /// Receive buffers per shard [env: POSTANALYTICS_RECEIVE_BUFFERS] [default: 128]
+    #[arg(long, value_name = "N")]
+    pub receive_buffers: Option<String>,
+    /// Bytes of each receive buffer [env: POSTANALYTICS_RECEIVE_BUFFER_BYTES] [default: 65536]
+    #[arg(long, value_name = "BYTES")]
+    pub receive_buffer_bytes: Option<String>,
+    /// How long a frame may take from its first byte to its last [env: POSTANALYTICS_FRAME_DEADLINE] [default: 10s]
+    #[arg(long, value_name = "DURATION")]
+    pub frame_deadline: Option<String>,
+    /// How long the end may take after SIGTERM [env: POSTANALYTICS_DRAIN_DEADLINE] [default: 10s]
+    #[arg(long, value_name = "DURATION")]
+    pub drain_deadline: Option<String>,
+    /// Id of this server; random if not given [env: POSTANALYTICS_SERVER_ID]
+    #[arg(long, value_name = "UUID")]
+    pub server_id: Option<String>,
+    /// Log as text or json [env: POSTANALYTICS_LOG] [default: text]
+    #[arg(long, value_name = "FORMAT")]
+    pub log: Option<String>,
+    /// Log to a file, reopened on SIGHUP and SIGUSR1, instead of to standard error [env: POSTANALYTICS_LOG_FILE]
+    #[arg(long, value_name = "FILE")]
+    pub log_file: Option<String>,
+    /// Read this env file instead of the first found [env: POSTANALYTICS_ENV_FILE]
+    #[arg(long, value_name = "FILE")]
+    pub env_file: Option<String>,
+    /// Read this node.yaml instead of the first found [env: POSTANALYTICS_NODE_YAML]
+    #[arg(long, value_name = "FILE")]
+    pub node_yaml: Option<String>,
+}

@@ -1,0 +1,101 @@
+//! What this process may use of the machine: CPUs (affinity mask, cgroup quota) and memory (machine, cgroup). Read once at start.
+
+use std::path::{Path, PathBuf};
+
+/// See the module.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Machine {
+    /// CPUs of the affinity mask, in order.
+    pub cpus: Vec<usize>,
+    /// CPUs' worth of time that the cgroup grants, rounded down, at least 1; `None` without a quota.
+    pub cpu_quota: Option<usize>,
+    /// `MemTotal` of the machine, bytes.
+    pub memory_bytes: u64,
+    /// `memory.max` of the tightest cgroup, bytes; `None` without a limit.
+    pub memory_limit_bytes: Option<u64>,
+}
+
+impl Machine {
+    /// Reads the live values. What cannot be read is taken as no limit.
+    pub fn read() -> Self {
+        let groups = cgroup_folders(&std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default());
+        let in_groups = |name: &str| groups.iter().filter_map(|folder| std::fs::read_to_string(folder.join(name)).ok()).collect();
+        let (quotas, limits): (Vec<String>, Vec<String>) = (in_groups("cpu.max"), in_groups("memory.max"));
+        Self {
+            cpus: allowed_cpus(),
+            cpu_quota: quotas.iter().filter_map(|text| parse_cpu_max(text)).min(),
+            memory_bytes: parse_memory_total(&std::fs::read_to_string("/proc/meminfo").unwrap_or_default()).unwrap_or(u64::MAX),
+            memory_limit_bytes: limits.iter().filter_map(|text| text.trim().parse().ok()).min(),
+        }
+    }
+
+    /// CPUs that may be kept busy: the affinity mask, and no more than the quota.
+    pub fn cpus_allowed(&self) -> usize {
+        self.cpus.len().min(self.cpu_quota.unwrap_or(usize::MAX)).max(1)
+    }
+
+    /// Bytes of memory that this process may have, and where that limit comes from.
+    pub fn memory_allowed(&self) -> (u64, &'static str) {
+        match self.memory_limit_bytes {
+            Some(limit) if limit < self.memory_bytes => (limit, "memory.max of the control group"),
+            _ => (self.memory_bytes, "MemTotal of the machine"),
+        }
+    }
+}
+
+fn allowed_cpus() -> Vec<usize> {
+    let Ok(set) = rustix::thread::sched_getaffinity(None) else { return vec![0] };
+    let cpus: Vec<usize> = (0..rustix::thread::CpuSet::MAX_CPU).filter(|cpu| set.is_set(*cpu)).collect();
+    if cpus.is_empty() { vec![0] } else { cpus }
+}
+
+/// The folders of our control group (version 2) and of all above it: each may limit.
+fn cgroup_folders(proc_self_cgroup: &str) -> Vec<PathBuf> {
+    let root = Path::new("/sys/fs/cgroup");
+    let Some(own) = proc_self_cgroup.lines().find_map(|line| line.strip_prefix("0::/")) else { return vec![root.to_path_buf()] };
+    root.join(own).ancestors().take_while(|folder| folder.starts_with(root)).map(Path::to_path_buf).collect()
+}
+
+/// `max 100000` is no quota; `150000 100000` is one and a half CPUs.
+fn parse_cpu_max(text: &str) -> Option<usize> {
+    let mut parts = text.split_whitespace();
+    let quota: u64 = parts.next()?.parse().ok()?;
+    let period: u64 = parts.next()?.parse().ok()?;
+    Some(usize::try_from(quota.checked_div(period)?).ok()?.max(1))
+}
+
+fn parse_memory_total(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kibibytes.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quotas_round_down_to_at_least_one() {
+        assert_eq!(parse_cpu_max("max 100000\n"), None);
+        assert_eq!(parse_cpu_max("50000 100000\n"), Some(1));
+        assert_eq!(parse_cpu_max("250000 100000\n"), Some(2));
+        assert_eq!(parse_cpu_max("1 0"), None);
+        assert_eq!(parse_cpu_max(""), None);
+    }
+
+    #[test]
+    fn every_group_above_is_asked() {
+        let folders = cgroup_folders("0::/system.slice/a.service\n");
+        assert_eq!(folders.len(), 3);
+        assert_eq!(folders[0], Path::new("/sys/fs/cgroup/system.slice/a.service"));
+        assert_eq!(folders[2], Path::new("/sys/fs/cgroup"));
+    }
+
+    #[test]
+    fn memory_total_is_read() {
+        assert_eq!(parse_memory_total("MemTotal:       16384 kB\nMemFree: 1 kB\n"), Some(16 << 20));
+        let machine = Machine { cpus: vec![0, 2, 3], cpu_quota: Some(2), memory_bytes: 100, memory_limit_bytes: Some(50) };
+        assert_eq!((machine.cpus_allowed(), machine.memory_allowed().0), (2, 50));
+        assert!(Machine::read().cpus_allowed() >= 1);
+    }
+}

@@ -1,0 +1,139 @@
+//! How many shards start, on which CPUs, with how much memory each. Pure: config and machine in, plan or named error out.
+
+use super::machine::Machine;
+use super::values::GIGABYTE;
+use super::{Config, ConfigError};
+
+/// See the module.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// The CPU of each shard; `None`: not pinned.
+    pub cpus: Vec<Option<usize>>,
+    /// CPUs left for the control plane; empty: it shares.
+    pub control_cpus: Vec<usize>,
+    /// Bytes of arena of each shard, whole slabs.
+    pub arena_bytes_per_shard: u64,
+    /// What the operator should know: fewer shards than wanted, and why.
+    pub remark: Option<String>,
+}
+
+impl Plan {
+    /// Number of shards.
+    pub fn shard_count(&self) -> u32 {
+        self.cpus.len() as u32
+    }
+
+    /// Makes the plan. `slab_bytes` and `slabs_min` are the arena's: a shard needs that many slabs at least.
+    pub fn make(config: &Config, machine: &Machine, slab_bytes: u64, slabs_min: u64) -> Result<Self, ConfigError> {
+        let (memory, limit_name) = machine.memory_allowed();
+        if config.arena_bytes > memory {
+            return Err(ConfigError::start(format!(
+                "the arena of {} is larger than the memory: {limit_name} is {}; give a smaller --arena (SLAB_ALLOC_ARENA), at most \
+                 about three quarters of the memory",
+                in_gigabytes(config.arena_bytes),
+                in_gigabytes(memory)
+            )));
+        }
+        let allowed = machine.cpus_allowed();
+        let wanted = config.shards.map_or((allowed - 1).max(1), |shards| shards as usize);
+        if config.pin && wanted > allowed {
+            return Err(ConfigError::start(format!(
+                "{wanted} shards are more than the {allowed} CPUs allowed to this process ({} in its affinity mask, quota {}): give \
+                 --shards {allowed} or fewer, or --no-pin to let shards share CPUs",
+                machine.cpus.len(),
+                machine.cpu_quota.map_or_else(|| "none".to_owned(), |quota| format!("{quota} CPUs")),
+            )));
+        }
+        let fitting = usize::try_from(config.arena_bytes / slab_bytes / slabs_min).unwrap_or(usize::MAX);
+        if fitting == 0 {
+            return Err(ConfigError::start(format!(
+                "the arena of {} is too small for even one shard, which needs {slabs_min} slabs of {} MiB: give --arena {:.2} \
+                 (SLAB_ALLOC_ARENA) or more",
+                in_gigabytes(config.arena_bytes),
+                slab_bytes >> 20,
+                ((slab_bytes * slabs_min) as f64 / GIGABYTE as f64 * 100.0).ceil() / 100.0
+            )));
+        }
+        let shards = wanted.min(fitting);
+        let remark = (shards < wanted).then(|| {
+            format!(
+                "starting {shards} shards instead of {wanted}: the arena of {} has room for no more, each needs {} MiB; give a \
+                 larger --arena (SLAB_ALLOC_ARENA) for more shards",
+                in_gigabytes(config.arena_bytes),
+                (slab_bytes * slabs_min) >> 20
+            )
+        });
+        // The last CPUs are the shards': the first also serve interrupts, and what is left is the control plane's.
+        let first = machine.cpus.len().saturating_sub(shards);
+        let (control_cpus, shard_cpus) = machine.cpus.split_at(first);
+        let cpus = (0..shards).map(|shard| if config.pin { shard_cpus.get(shard).copied() } else { None }).collect();
+        Ok(Self {
+            cpus,
+            control_cpus: if config.pin { control_cpus.to_vec() } else { Vec::new() },
+            arena_bytes_per_shard: config.arena_bytes / shards as u64 / slab_bytes * slab_bytes,
+            remark,
+        })
+    }
+}
+
+fn in_gigabytes(bytes: u64) -> String {
+    format!("{:.2} GB", bytes as f64 / GIGABYTE as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::flags::ServeFlags;
+    use super::*;
+
+    const SLAB: u64 = 2 << 20;
+
+    fn plan(shards: Option<u32>, arena: &str, no_pin: bool, machine: &Machine) -> Result<Plan, ConfigError> {
+        let flags = ServeFlags {
+            shards: shards.map(|shards| shards.to_string()),
+            arena: Some(arena.to_owned()),
+            no_pin,
+            env_file: Some("/dev/null".to_owned()),
+            node_yaml: Some("/dev/null".to_owned()),
+            ..ServeFlags::default()
+        };
+        let config = Config::resolve(&flags, &|_| None).expect("a good config");
+        Plan::make(&config, machine, SLAB, 20)
+    }
+
+    fn machine(cpus: usize, quota: Option<usize>) -> Machine {
+        Machine { cpus: (0..cpus).collect(), cpu_quota: quota, memory_bytes: 8 * GIGABYTE, memory_limit_bytes: None }
+    }
+
+    #[test]
+    fn the_default_is_all_cpus_but_one() {
+        let found = plan(None, "1.0", false, &machine(4, None)).expect("fits");
+        assert_eq!((found.cpus, found.control_cpus), (vec![Some(1), Some(2), Some(3)], vec![0]));
+        assert_eq!(found.arena_bytes_per_shard, (GIGABYTE / 3) / SLAB * SLAB);
+        assert_eq!(plan(None, "1.0", false, &machine(1, None)).expect("fits").cpus, [Some(0)]);
+        assert_eq!(plan(None, "1.0", false, &machine(8, Some(2))).expect("fits").cpus, [Some(7)]);
+    }
+
+    #[test]
+    fn more_shards_than_cpus_need_no_pin() {
+        let error = plan(Some(3), "1.0", false, &machine(2, None)).expect_err("too many");
+        assert!(error.text.contains("3 shards") && error.text.contains("--no-pin"), "{error}");
+        assert_eq!(plan(Some(3), "1.0", true, &machine(2, None)).expect("fits").cpus, [None, None, None]);
+    }
+
+    #[test]
+    fn a_small_arena_starts_fewer_shards_and_says_so() {
+        let found = plan(Some(4), "0.1", false, &machine(4, None)).expect("fits");
+        assert_eq!(found.shard_count(), 2);
+        assert!(found.remark.expect("says so").contains("2 shards instead of 4"));
+        let error = plan(Some(1), "0.01", false, &machine(4, None)).expect_err("too small");
+        assert!(error.text.contains("--arena 0.04"), "{error}");
+    }
+
+    #[test]
+    fn the_arena_must_fit_into_memory() {
+        let error = plan(Some(1), "9", false, &machine(2, None)).expect_err("too large");
+        assert!(error.text.contains("MemTotal") && error.text.contains("8.00 GB"), "{error}");
+        let limited = Machine { memory_limit_bytes: Some(GIGABYTE), ..machine(2, None) };
+        assert!(plan(Some(1), "2", false, &limited).expect_err("too large").text.contains("memory.max"));
+    }
+}

@@ -1,0 +1,135 @@
+//! Precedence and errors of the configuration as a whole.
+
+use super::*;
+use std::collections::HashMap;
+use std::io::Write;
+
+struct Files {
+    folder: tempfile::TempDir,
+}
+
+impl Files {
+    fn new() -> Self {
+        Self { folder: tempfile::tempdir().expect("a folder") }
+    }
+
+    fn put(&self, name: &str, text: &str) -> String {
+        let path = self.folder.path().join(name);
+        std::fs::File::create(&path).and_then(|mut file| file.write_all(text.as_bytes())).expect("written");
+        path.display().to_string()
+    }
+
+    /// Flags that keep files of this machine out.
+    fn flags(&self, env_file: &str, node_yaml: &str) -> ServeFlags {
+        ServeFlags {
+            env_file: Some(self.put("env", env_file)),
+            node_yaml: Some(self.put("node.yaml", node_yaml)),
+            ..ServeFlags::default()
+        }
+    }
+}
+
+fn resolve(flags: &ServeFlags, environment: &[(&str, &str)]) -> Result<Config, ConfigError> {
+    let environment: HashMap<String, String> =
+        environment.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+    Config::resolve(flags, &|name| environment.get(name).map(OsString::from))
+}
+
+fn source_of(config: &Config, key: &str) -> String {
+    config.settings.iter().find(|setting| setting.key == key).expect("noted").source.to_string()
+}
+
+#[test]
+fn defaults() {
+    let config = resolve(&Files::new().flags("", ""), &[]).expect("good");
+    assert_eq!(config.listen.to_string(), "127.0.0.1:3313");
+    assert_eq!(config.status.as_ref().expect("on").to_string(), "127.0.0.1:9001");
+    assert_eq!((config.arena_bytes, config.shards, config.pin), (1 << 30, None, true));
+    assert_eq!((config.connections_max, config.access.networks.len(), config.access.insecure), (10_000, 0, false));
+    assert_eq!(config.log_format, LogFormat::Text);
+    assert!(config.settings.iter().filter(|setting| setting.key != "host").all(|setting| setting.source == Source::Default));
+}
+
+#[test]
+fn flags_win_over_environment_over_file_over_default() {
+    let files = Files::new();
+    let mut flags = files.flags("SLAB_ALLOC_ARENA=2\nALLOW='10.0.0.0/8'\nUNKNOWN=1\nPOSTANALYTICS_LOG=json", "");
+    let config = resolve(&flags, &[]).expect("good");
+    assert_eq!((config.arena_bytes >> 30, source_of(&config, "arena").as_str()), (2, "env file SLAB_ALLOC_ARENA"));
+    assert_eq!((config.log_format, config.access.networks.len()), (LogFormat::Json, 1));
+    assert_eq!(config.env_file_unknown_keys, ["UNKNOWN"]);
+
+    let config = resolve(&flags, &[("SLAB_ALLOC_ARENA", "3"), ("ALLOW", "192.0.2.1 192.0.2.2,192.0.2.3")]).expect("good");
+    assert_eq!((config.arena_bytes >> 30, source_of(&config, "arena").as_str()), (3, "environment SLAB_ALLOC_ARENA"));
+    assert_eq!(config.access.networks.len(), 3);
+
+    flags.arena = Some("4".to_owned());
+    flags.allow = vec!["::1".to_owned(), "2001:db8::/32".to_owned()];
+    let config = resolve(&flags, &[("SLAB_ALLOC_ARENA", "3"), ("ALLOW", "192.0.2.1")]).expect("good");
+    assert_eq!((config.arena_bytes >> 30, source_of(&config, "arena").as_str()), (4, "flag"));
+    assert_eq!(config.access.networks.len(), 2);
+}
+
+#[test]
+fn the_alias_counts_only_when_the_first_is_empty() {
+    let files = Files::new();
+    let flags = files.flags("SLAB_ALLOC_ARENA=2", "");
+    assert_eq!(resolve(&flags, &[("TARANTOOL_MEMORY_GB", "5")]).expect("good").arena_bytes >> 30, 2);
+    let flags = files.flags("SLAB_ALLOC_ARENA=", "");
+    let config = resolve(&flags, &[("SLAB_ALLOC_ARENA", ""), ("TARANTOOL_MEMORY_GB", "5")]).expect("good");
+    assert_eq!((config.arena_bytes >> 30, source_of(&config, "arena").as_str()), (5, "environment TARANTOOL_MEMORY_GB"));
+}
+
+#[test]
+fn host_and_port_come_one_by_one() {
+    let files = Files::new();
+    let flags = files.flags("PORT=4000", "");
+    assert_eq!(resolve(&flags, &[("HOST", "0.0.0.0")]).expect("good").listen.to_string(), "0.0.0.0:4000");
+    let flags = files.flags("HOST='[::]'", "");
+    assert_eq!(resolve(&flags, &[]).expect("good").listen.to_string(), "[::]:3313");
+    let error = resolve(&flags, &[("PORT", "http")]).expect_err("no port");
+    assert!(error.text.contains("PORT \"http\"") && !error.is_usage, "{error}");
+}
+
+#[test]
+fn node_yaml_gives_the_address_and_may_not_contradict() {
+    let files = Files::new();
+    let yaml = "hostname: n1\ntarantool:\n  host: 10.0.0.9\n  port: 3313\n";
+    let config = resolve(&files.flags("", yaml), &[]).expect("good");
+    assert_eq!(config.listen.to_string(), "10.0.0.9:3313");
+    assert!(source_of(&config, "host").starts_with("node.yaml tarantool.host"));
+
+    let error = resolve(&files.flags("", yaml), &[("HOST", "0.0.0.0")]).expect_err("clash");
+    assert!(error.text.contains("environment HOST") && error.text.contains("tarantool.host of"), "{error}");
+    resolve(&files.flags("HOST=10.0.0.9", yaml), &[]).expect("equal is no clash");
+    let mut flags = files.flags("HOST=0.0.0.0", yaml);
+    flags.listen = Some("127.0.0.1:0".to_owned());
+    assert_eq!(resolve(&flags, &[]).expect("the flag wins").listen.to_string(), "127.0.0.1:0");
+}
+
+#[test]
+fn errors_name_source_and_remedy() {
+    let files = Files::new();
+    let error = resolve(&files.flags("SLAB_ALLOC_ARENA=1,5", ""), &[]).expect_err("a comma");
+    assert!(error.text.contains("bad SLAB_ALLOC_ARENA \"1,5\" (from the env file)") && !error.is_usage, "{error}");
+    let flags = ServeFlags { arena_dir: Some("/var/lib".to_owned()), ..files.flags("", "") };
+    let error = resolve(&flags, &[]).expect_err("no folder");
+    assert!(error.is_usage && error.text.contains("only none"), "{error}");
+    let flags = ServeFlags { env_file: Some("/nowhere/env".to_owned()), ..ServeFlags::default() };
+    assert!(resolve(&flags, &[]).expect_err("no file").text.contains("/nowhere/env"));
+    let flags = ServeFlags { status_token_file: Some(files.put("token", "short\n")), ..files.flags("", "") };
+    assert!(resolve(&flags, &[]).expect_err("short").text.contains("at least 16"));
+    let flags = ServeFlags { receive_buffers: Some("3".to_owned()), ..files.flags("", "") };
+    assert!(resolve(&flags, &[]).expect_err("no power").text.contains("power of two"));
+}
+
+#[test]
+fn the_command_line_takes_flags_in_both_places() {
+    use clap::Parser;
+    let bare =
+        flags::CommandLine::try_parse_from(["postanalytics", "--shards", "2", "--allow", "a", "--allow", "b"]).expect("good");
+    assert_eq!((bare.serve.shards.as_deref(), bare.serve.allow.len()), (Some("2"), 2));
+    let named = flags::CommandLine::try_parse_from(["postanalytics", "serve", "--shards", "2"]).expect("good");
+    assert!(matches!(named.command, Some(flags::Command::Serve(flags)) if flags.shards.as_deref() == Some("2")));
+    <flags::CommandLine as clap::CommandFactory>::command().debug_assert();
+}

@@ -1,0 +1,204 @@
+//! Parsers of single values. Pure; every error says what was found and how to write it.
+
+use super::ConfigError;
+use ipnet::IpNet;
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::time::Duration;
+
+/// Bytes of a gigabyte as operators of slab arenas count: 2³⁰.
+pub const GIGABYTE: u64 = 1 << 30;
+
+/// A memory size in gigabytes of 2³⁰ bytes: an integer or a decimal number with a dot.
+pub fn gigabytes(text: &str) -> Result<u64, String> {
+    let plain = text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+    let number: f64 = match text.parse() {
+        Ok(number) if plain => number,
+        _ => return Err("it must be a number of gigabytes such as 1.5 or 2: digits and a dot, no comma, no unit".to_owned()),
+    };
+    let bytes = number * GIGABYTE as f64;
+    if bytes < 1.0 || bytes >= u64::MAX as f64 {
+        return Err("it must be more than 0 gigabytes and fit into the address space".to_owned());
+    }
+    Ok(bytes as u64)
+}
+
+/// A duration with its unit: `250ms`, `10s`, `15m`, `1h`, `2d`.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || "it must be a whole number with a unit: ms, s, m, h or d, such as 10s".to_owned();
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    let milliseconds = match unit {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        _ => return Err(wrong()),
+    };
+    number.checked_mul(milliseconds).map(Duration::from_millis).ok_or_else(wrong)
+}
+
+/// A duration of more than nothing.
+pub fn positive_duration(text: &str) -> Result<Duration, String> {
+    duration(text).and_then(|found| if found.is_zero() { Err("it must be longer than nothing".to_owned()) } else { Ok(found) })
+}
+
+/// A count of at least 1.
+pub fn count<T: TryFrom<u64>>(text: &str) -> Result<T, String> {
+    let number: u64 = text.parse().map_err(|_| "it must be a whole number".to_owned())?;
+    if number == 0 {
+        return Err("it must be at least 1".to_owned());
+    }
+    T::try_from(number).map_err(|_| "it is too large".to_owned())
+}
+
+/// A yes or a no.
+pub fn boolean(text: &str) -> Result<bool, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "1" | "true" | "yes" | "on" => Ok(true),
+        "0" | "false" | "no" | "off" => Ok(false),
+        _ => Err("it must be true or false".to_owned()),
+    }
+}
+
+/// An address to bind: a host and a port. Not resolved yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Address {
+    /// A name or an IP address, IPv6 without brackets.
+    pub host: String,
+    /// 0: any free port.
+    pub port: u16,
+}
+
+impl std::fmt::Display for Address {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { host, port } = self;
+        if host.contains(':') { write!(f, "[{host}]:{port}") } else { write!(f, "{host}:{port}") }
+    }
+}
+
+impl Address {
+    /// The socket address: the first that the host resolves to.
+    pub fn resolve(&self) -> Result<SocketAddr, ConfigError> {
+        let resolved = (self.host.as_str(), self.port).to_socket_addrs().and_then(|mut found| {
+            found.next().ok_or_else(|| std::io::Error::new(std::io::ErrorKind::NotFound, "the name has no address"))
+        });
+        resolved.map_err(|error| {
+            ConfigError::start(format!(
+                "bad host {:?} in the address to listen on ({self}): {error}; give an IP address of this machine, such as \
+                 127.0.0.1, 0.0.0.0 or [::], or a name that resolves",
+                self.host
+            ))
+        })
+    }
+}
+
+/// `host:port`, `[ipv6]:port`.
+pub fn address(text: &str) -> Result<Address, String> {
+    let wrong = || "it must be HOST:PORT, such as 127.0.0.1:3313 or [::1]:3313".to_owned();
+    let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    let host = match bare {
+        Some(inside) => inside,
+        None if host.contains([':', '[', ']']) => return Err(wrong()),
+        None => host,
+    };
+    if host.is_empty() || host.contains(char::is_whitespace) {
+        return Err(wrong());
+    }
+    Ok(Address { host: host.to_owned(), port: port.parse().map_err(|_| wrong())? })
+}
+
+/// An address, or `none`.
+pub fn address_or_none(text: &str) -> Result<Option<Address>, String> {
+    if text == "none" { Ok(None) } else { address(text).map(Some).map_err(|error| format!("{error}, or none")) }
+}
+
+/// A network, or a single address.
+pub fn network(text: &str) -> Result<IpNet, String> {
+    let single = || text.parse::<IpAddr>().map(IpNet::from);
+    let found = text.parse::<IpNet>().or_else(|_| single()).map_err(|_| {
+        format!("{text:?} is no network: write an address such as 10.0.0.7, or a network such as 10.0.0.0/8 or 2001:db8::/32")
+    })?;
+    Ok(found.trunc())
+}
+
+/// Networks between commas or spaces.
+pub fn networks(text: &str) -> Result<Vec<IpNet>, String> {
+    text.split([',', ' ', '\t']).filter(|part| !part.is_empty()).map(network).collect()
+}
+
+/// The group of `WALLARM_LABELS`: `group=NAME`, beside other labels between commas.
+pub fn group_of_labels(text: &str) -> Option<&str> {
+    text.split(',').find_map(|label| label.trim().strip_prefix("group=")).filter(|group| !group.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn gigabytes_are_integers_or_floats_with_a_dot() {
+        assert_eq!(gigabytes("1"), Ok(GIGABYTE));
+        assert_eq!(gigabytes("1.0"), Ok(GIGABYTE));
+        assert_eq!(gigabytes("0.5"), Ok(GIGABYTE / 2));
+        assert_eq!(gigabytes(".25"), Ok(GIGABYTE / 4));
+        for wrong in ["", "1,5", "1GB", "1e3", "-1", "0", "0.0", "inf", "nan", "1.2.3", ".", " 1"] {
+            assert!(gigabytes(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn durations_have_units() {
+        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
+        assert_eq!(duration("15m"), Ok(Duration::from_secs(900)));
+        for wrong in ["", "5", "s", "5 s", "-5s", "1.5s", "99999999999999999999s", "18446744073709551615d"] {
+            assert!(duration(wrong).is_err(), "{wrong:?}");
+        }
+        assert!(positive_duration("0s").is_err());
+    }
+
+    #[test]
+    fn addresses_have_host_and_port() {
+        assert_eq!(address("127.0.0.1:0").expect("parses").to_string(), "127.0.0.1:0");
+        assert_eq!(address("[::1]:3313").expect("parses").host, "::1");
+        assert_eq!(address("[::1]:3313").expect("parses").to_string(), "[::1]:3313");
+        assert_eq!(address_or_none("none"), Ok(None));
+        for wrong in ["", "127.0.0.1", ":9001", "::1:3313", "a:99999", "a b:1", "[::1]", "a:"] {
+            assert!(address(wrong).is_err(), "{wrong:?}");
+        }
+        assert!(Address { host: "no such host".to_owned(), port: 1 }.resolve().is_err());
+    }
+
+    #[test]
+    fn networks_are_lists() {
+        let found = networks("10.0.0.0/8, 192.0.2.7 2001:db8::/32").expect("parses");
+        assert_eq!(found.len(), 3);
+        assert_eq!(networks("10.1.2.3/8").expect("parses")[0].to_string(), "10.0.0.0/8");
+        assert!(networks("10.0.0.0/33").is_err());
+        assert_eq!(networks("  "), Ok(Vec::new()));
+    }
+
+    #[test]
+    fn labels_name_a_group() {
+        assert_eq!(group_of_labels("group=edge"), Some("edge"));
+        assert_eq!(group_of_labels("a=b, group=edge"), Some("edge"));
+        assert_eq!(group_of_labels("group="), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_panics(text in "\\PC*") {
+            let _ = (gigabytes(&text), duration(&text), count::<u16>(&text), boolean(&text));
+            let _ = (address(&text), networks(&text), group_of_labels(&text));
+        }
+
+        #[test]
+        fn addresses_round_trip(v6: u128, port: u16) {
+            let found = Address { host: std::net::Ipv6Addr::from(v6).to_string(), port };
+            prop_assert_eq!(address(&found.to_string()), Ok(found));
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! `/metrics`: Prometheus text. Labels are shard numbers and names of this program only; nothing that a peer sent.
+//!
+//! prometheus-client writes OpenMetrics, where a counter's type line leaves `_total` out; Prometheus' own text format has it
+//! in both. So counters are declared under their full name here and their values written without a suffix of its making.
+
+use super::status;
+use crate::control::state::{Refused, State};
+use crate::process;
+use crate::shard::page::ShardStats;
+use postanalytics_protocol::ErrorCode;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, text};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::Registry;
+
+/// A value with its label, such as `shard` and `0`, if it has one.
+type Sample = (Option<(&'static str, String)>, f64);
+
+#[derive(Debug)]
+struct Family {
+    name: &'static str,
+    help: &'static str,
+    samples: Vec<Sample>,
+}
+
+/// All values of one scrape.
+#[derive(Debug)]
+struct Snapshot {
+    families: Vec<Family>,
+}
+
+impl Collector for Snapshot {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        for family in &self.families {
+            let kind = if family.name.ends_with("_total") { MetricType::Counter } else { MetricType::Gauge };
+            let mut metric = encoder.encode_descriptor(family.name, family.help, None, kind)?;
+            for (label, value) in &family.samples {
+                match label {
+                    Some(label) => metric.encode_family(&std::slice::from_ref(label))?.encode_gauge(value)?,
+                    None => metric.encode_gauge(value)?,
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A value of a shard: metric, help, and how to get it from the page.
+type ShardFamily = (&'static str, &'static str, fn(&ShardStats) -> f64);
+
+const SHARD_FAMILIES: [ShardFamily; 33] = [
+    ("postanalytics_connections", "Connections open now", |s| s.connections as f64),
+    ("postanalytics_connections_adopted_total", "Connections that shards took over", |s| s.connections_adopted as f64),
+    ("postanalytics_connections_shed_total", "Connections closed for unfinished frames or unread answers", |s| {
+        s.connections_shed as f64
+    }),
+    ("postanalytics_records_received_total", "Records of whole batches; received = stored + rejected + duplicate", |s| {
+        s.records_received as f64
+    }),
+    ("postanalytics_records_stored_total", "Records stored; stored = live + evicted", |s| s.records_stored as f64),
+    ("postanalytics_records_rejected_total", "Records of batches refused for content or order", |s| s.records_rejected as f64),
+    ("postanalytics_records_duplicate_total", "Records of batches stored before", |s| s.records_duplicate as f64),
+    ("postanalytics_records_live", "Records in the request log now", |s| s.records_live as f64),
+    ("postanalytics_records_evicted_total", "Records whose slab was recycled", |s| s.records_evicted as f64),
+    ("postanalytics_attack_records_stored_total", "Records copied to the attack log", |s| s.attack_records_stored as f64),
+    ("postanalytics_attack_records_live", "Records in the attack log now", |s| s.attack_records_live as f64),
+    ("postanalytics_stored_bytes_total", "Bytes committed to the request log", |s| s.bytes_stored as f64),
+    ("postanalytics_frames_stored_total", "Batches stored", |s| s.frames_stored as f64),
+    ("postanalytics_frames_quarantined_total", "Batches whose analysis failed", |s| s.frames_quarantined as f64),
+    ("postanalytics_errors_sent_total", "Error frames that shards sent", |s| s.errors_sent as f64),
+    ("postanalytics_places_open", "Frames being received now", |s| s.open_places as f64),
+    ("postanalytics_places_open_bytes", "Bytes reserved for frames being received", |s| s.open_place_bytes as f64),
+    ("postanalytics_places_void_total", "Frames begun and never committed", |s| s.places_void as f64),
+    ("postanalytics_receive_starved_total", "Times that a connection waited for receive buffers", |s| s.receive_starved as f64),
+    ("postanalytics_sessions", "Sessions known", |s| s.sessions as f64),
+    ("postanalytics_verdicts_live", "Verdicts in force", |s| s.verdicts_live as f64),
+    ("postanalytics_verdicts_displaced_total", "Verdicts that yielded because the set was full", |s| s.verdicts_displaced as f64),
+    ("postanalytics_scratch_peak_bytes", "Largest scratch memory of a turn", |s| s.scratch_bytes_peak as f64),
+    ("postanalytics_arena_bytes", "Bytes of the arena", |s| s.arena_bytes_total as f64),
+    ("postanalytics_arena_used_bytes", "Bytes of slabs that hold records", |s| s.arena_bytes_used as f64),
+    ("postanalytics_timeframe_seconds", "Oldest to newest stored request by arrival", |s| s.timeframe_us() as f64 / 1e6),
+    ("postanalytics_shard_cpu_seconds_total", "CPU time of the shard", |s| s.cpu_us as f64 / 1e6),
+    ("postanalytics_shard_turns_total", "Turns of the shard's loop", |s| s.turns as f64),
+    ("postanalytics_completions_stale_total", "Completions of operations long over", |s| s.completions_stale as f64),
+    ("postanalytics_ack_latency_p50_seconds", "Receive to ack, median of the last interval", |s| {
+        s.ack_latency_p50_ns as f64 / 1e9
+    }),
+    ("postanalytics_ack_latency_p99_seconds", "Receive to ack, 99th percentile of the last interval", |s| {
+        s.ack_latency_p99_ns as f64 / 1e9
+    }),
+    ("postanalytics_ack_latency_p999_seconds", "Receive to ack, 99.9th percentile of the last interval", |s| {
+        s.ack_latency_p999_ns as f64 / 1e9
+    }),
+    ("postanalytics_ack_latency_max_seconds", "Receive to ack, longest of the last interval", |s| {
+        s.ack_latency_max_ns as f64 / 1e9
+    }),
+];
+
+/// The page.
+pub(in crate::control) fn metrics(state: &State) -> String {
+    let stats: Vec<ShardStats> = state.shards().iter().map(|shard| shard.page.read()).collect();
+    let mut families = server_families(state, &stats);
+    for (name, help, value) in SHARD_FAMILIES {
+        let of_shard = |(shard, stats)| (Some(("shard", format!("{shard}"))), value(stats));
+        families.push(Family { name, help, samples: (0u32..).zip(&stats).map(of_shard).collect() });
+    }
+    // A family without samples would be a declaration of nothing.
+    families.retain(|family| !family.samples.is_empty());
+    render(Snapshot { families })
+}
+
+fn render(snapshot: Snapshot) -> String {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(snapshot));
+    let mut page = String::new();
+    // Writing into a String does not fail.
+    let _ = text::encode_registry(&mut page, &registry);
+    page
+}
+
+fn server_families(state: &State, stats: &[ShardStats]) -> Vec<Family> {
+    let one = |name, help, value: f64| Family { name, help, samples: vec![(None, value)] };
+    let counters = &state.counters;
+    let refused = |reason: Refused| (Some(("reason", reason.name().to_owned())), counters.refused(reason).get() as f64);
+    let errors = |code: ErrorCode| (Some(("code", code.name().to_owned())), counters.error(code).get() as f64);
+    let version = env!("CARGO_PKG_VERSION").to_owned();
+    vec![
+        Family {
+            name: "postanalytics_build_info",
+            help: "Version of the server",
+            samples: vec![(Some(("version", version)), 1.0)],
+        },
+        one("postanalytics_uptime_seconds", "Time since start", process::uptime().as_secs_f64()),
+        one("postanalytics_ready", "1 when connections are taken", f64::from(u8::from(state.ready()))),
+        one("postanalytics_shards", "Shards", state.topology.shard_count.into()),
+        one("postanalytics_process_cpu_seconds_total", "CPU time of the process", process::cpu_time().as_secs_f64()),
+        one("postanalytics_process_resident_memory_bytes", "Resident memory", process::resident_bytes() as f64),
+        one("postanalytics_process_open_fds", "Open descriptors", open_descriptors() as f64),
+        one("postanalytics_process_max_fds", "Most open descriptors", descriptors_max() as f64),
+        one("postanalytics_timeframe_min_seconds", "Smallest timeframe of a shard", status::timeframe_seconds(stats)),
+        one(
+            "postanalytics_arena_wanted_bytes",
+            "Arena that would hold 900 s at the present rate",
+            status::arena_gigabytes_for_fine(stats) * crate::config::values::GIGABYTE as f64,
+        ),
+        one("postanalytics_connections_accepted_total", "Connections accepted", counters.accepted.get() as f64),
+        one("postanalytics_connections_handed_over_total", "Connections handed to a shard", counters.handed_over.get() as f64),
+        one(
+            "postanalytics_connections_gone_total",
+            "Peers that left before their Hello",
+            counters.gone_before_hello.get() as f64,
+        ),
+        Family {
+            name: "postanalytics_connections_refused_total",
+            help: "Connections refused before their Hello",
+            samples: Refused::ALL.into_iter().map(refused).collect(),
+        },
+        Family {
+            name: "postanalytics_handshake_errors_total",
+            help: "Error frames sent before the hand-over",
+            samples: ErrorCode::ALL.into_iter().map(errors).collect(),
+        },
+        one("postanalytics_http_requests_total", "Requests to the status pages", counters.http_requests.get() as f64),
+    ]
+}
+
+fn open_descriptors() -> u64 {
+    // The one that reads the folder is counted too and closed right after.
+    std::fs::read_dir("/proc/self/fd").map_or(0, |entries| (entries.count() as u64).saturating_sub(1))
+}
+
+fn descriptors_max() -> u64 {
+    rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_text_is_that_of_prometheus() {
+        let label = |shard: &str| Some(("shard", shard.to_owned()));
+        let families = vec![
+            Family { name: "a_total", help: "A", samples: vec![(label("0"), 1.0), (label("1"), 2.5)] },
+            Family { name: "b_seconds", help: "B", samples: vec![(None, 3.0)] },
+        ];
+        let text = render(Snapshot { families });
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[..2], ["# HELP a_total A", "# TYPE a_total counter"]);
+        assert_eq!(lines[2..4], ["a_total{shard=\"0\"} 1.0", "a_total{shard=\"1\"} 2.5"]);
+        assert_eq!(lines[4..], ["# HELP b_seconds B", "# TYPE b_seconds gauge", "b_seconds 3.0"]);
+    }
+
+    #[test]
+    fn names_are_named_once() {
+        let names: std::collections::HashSet<_> = SHARD_FAMILIES.iter().map(|family| family.0).collect();
+        assert_eq!(names.len(), SHARD_FAMILIES.len());
+        assert!(names.iter().all(|name| name.starts_with("postanalytics_")));
+    }
+}

@@ -1,0 +1,222 @@
+//! Requests to the status pages: parsing and the guards on them. Pure: bytes in, a request or a named refusal out.
+
+use std::net::{IpAddr, SocketAddr};
+
+/// Longest head of a request.
+pub(in crate::control) const HEAD_BYTES_MAX: usize = 8 << 10;
+/// Most headers of a request.
+const HEADERS_MAX: usize = 64;
+
+/// A request, as far as we care.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(in crate::control) struct Request {
+    pub(in crate::control) is_get: bool,
+    /// Path without query, percent signs as they came.
+    pub(in crate::control) path: String,
+    /// Names and values of the query, decoded.
+    pub(in crate::control) query: Vec<(String, String)>,
+    pub(in crate::control) host: Option<String>,
+    /// Token of an `Authorization: Bearer`.
+    pub(in crate::control) bearer: Option<String>,
+    pub(in crate::control) keep_alive: bool,
+}
+
+/// What is answered instead, and then the connection closes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::control) struct Bad {
+    pub(in crate::control) status: u16,
+    pub(in crate::control) text: String,
+}
+
+fn bad(status: u16, text: &str) -> Bad {
+    Bad { status, text: text.to_owned() }
+}
+
+impl Request {
+    /// The first value of a name in the query that is not empty.
+    pub(in crate::control) fn query_value(&self, name: &str) -> Option<&str> {
+        self.query.iter().find(|(key, value)| key == name && !value.is_empty()).map(|(_, value)| value.as_str())
+    }
+}
+
+/// Parses a request at the start of `bytes`; the number is that of the bytes it took. `None`: more bytes are needed.
+pub(in crate::control) fn parse(bytes: &[u8]) -> Result<Option<(Request, usize)>, Bad> {
+    let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
+    let mut parsed = httparse::Request::new(&mut headers);
+    let head_bytes = match parsed.parse(&bytes[..bytes.len().min(HEAD_BYTES_MAX)]) {
+        Ok(httparse::Status::Complete(head_bytes)) => head_bytes,
+        Ok(httparse::Status::Partial) if bytes.len() >= HEAD_BYTES_MAX => {
+            return Err(bad(431, "the headers are longer than 8 KiB"));
+        }
+        Ok(httparse::Status::Partial) => return Ok(None),
+        Err(httparse::Error::TooManyHeaders) => return Err(bad(431, "more than 64 headers")),
+        Err(error) => return Err(Bad { status: 400, text: format!("this is no HTTP request: {error}") }),
+    };
+    let target = parsed.path.unwrap_or_default();
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    let mut request = Request {
+        is_get: parsed.method == Some("GET"),
+        path: path.to_owned(),
+        query: parse_query(query),
+        keep_alive: parsed.version == Some(1),
+        ..Request::default()
+    };
+    for header in parsed.headers.iter() {
+        apply_header(&mut request, header)?;
+    }
+    Ok(Some((request, head_bytes)))
+}
+
+fn apply_header(request: &mut Request, header: &httparse::Header<'_>) -> Result<(), Bad> {
+    let value = std::str::from_utf8(header.value).unwrap_or_default().trim();
+    if header.name.eq_ignore_ascii_case("host") {
+        if request.host.replace(value.to_owned()).is_some() {
+            return Err(bad(400, "more than one Host header"));
+        }
+    } else if header.name.eq_ignore_ascii_case("connection") {
+        let has = |word: &str| value.split(',').any(|part| part.trim().eq_ignore_ascii_case(word));
+        request.keep_alive = (request.keep_alive || has("keep-alive")) && !has("close");
+    } else if header.name.eq_ignore_ascii_case("authorization") {
+        let token = value.split_once(' ').filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
+        request.bearer = token.map(|(_, token)| token.trim().to_owned());
+    } else if header.name.eq_ignore_ascii_case("transfer-encoding")
+        || header.name.eq_ignore_ascii_case("content-length") && value != "0"
+    {
+        return Err(bad(413, "requests with a body are not taken"));
+    }
+    Ok(())
+}
+
+fn parse_query(query: &str) -> Vec<(String, String)> {
+    let pairs = query.split('&').filter(|pair| !pair.is_empty());
+    pairs.map(|pair| pair.split_once('=').unwrap_or((pair, ""))).map(|(name, value)| (decode(name), decode(value))).collect()
+}
+
+/// Percent-decoding, `+` as space. What is no escape stays as it is.
+fn decode(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&first, after)) = rest.split_first() {
+        let escaped = after.get(..2).and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok());
+        match (first, escaped) {
+            (b'%', Some(byte)) => {
+                bytes.push(byte);
+                rest = &after[2..];
+                continue;
+            }
+            // A plus in a time zone, as RFC 3339 has it, is meant as a plus far more often than as a space; query values
+            // here never hold spaces.
+            (byte, _) => bytes.push(byte),
+        }
+        rest = after;
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// Whether the Host header is one of ours. A name of somebody else means that a browser was lured here (DNS rebinding).
+pub(in crate::control) fn host_is_ours(
+    host: &str,
+    status: Option<SocketAddr>,
+    configured: Option<&str>,
+    names: &[String],
+) -> bool {
+    let name = host_name(host).to_ascii_lowercase();
+    if let Ok(address) = name.parse::<IpAddr>() {
+        let address = address.to_canonical();
+        // Bound to all addresses, each is the status address; an address cannot be rebound.
+        return address.is_loopback()
+            || status.is_some_and(|own| own.ip().is_unspecified() || own.ip().to_canonical() == address);
+    }
+    name == "localhost" || name.ends_with(".localhost") || configured == Some(&name) || names.contains(&name)
+}
+
+/// The name of a Host header, without port and brackets.
+fn host_name(host: &str) -> &str {
+    if let Some(rest) = host.strip_prefix('[') {
+        return rest.split(']').next().unwrap_or_default();
+    }
+    match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) && !name.contains(':') => name,
+        _ => host,
+    }
+}
+
+/// Compares without stopping at the first difference, so that time does not tell how much was right.
+pub(in crate::control) fn equal_in_constant_time(a: &[u8], b: &[u8]) -> bool {
+    let difference = a.iter().zip(b).fold(0u8, |sum, (a, b)| std::hint::black_box(sum | (a ^ b)));
+    a.len() == b.len() && difference == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn parsed(text: &str) -> Request {
+        parse(text.as_bytes()).expect("good").expect("whole").0
+    }
+
+    #[test]
+    fn a_request_is_parsed() {
+        let text = "GET /requests?source=192.0.2.1&limit=5&since=2026-01-01T00%3A00:00+01:00&x HTTP/1.1\r\nHost: localhost:9001\r\n\
+                    Authorization: bearer abc\r\n\r\nGET /";
+        let (request, taken) = parse(text.as_bytes()).expect("good").expect("whole");
+        assert_eq!((request.path.as_str(), request.is_get, request.keep_alive), ("/requests", true, true));
+        assert_eq!((request.query_value("source"), request.query_value("limit")), (Some("192.0.2.1"), Some("5")));
+        assert_eq!(request.query_value("since"), Some("2026-01-01T00:00:00+01:00"));
+        assert_eq!((request.query_value("x"), request.query_value("y")), (None, None));
+        assert_eq!((request.host.as_deref(), request.bearer.as_deref()), (Some("localhost:9001"), Some("abc")));
+        assert_eq!(&text[taken..], "GET /");
+        assert_eq!(parse(&text.as_bytes()[..30]), Ok(None));
+    }
+
+    #[test]
+    fn keep_alive_follows_version_and_header() {
+        assert!(!parsed("GET / HTTP/1.0\r\n\r\n").keep_alive);
+        assert!(parsed("GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n").keep_alive);
+        assert!(!parsed("GET / HTTP/1.1\r\nConnection: close\r\n\r\n").keep_alive);
+        assert!(!parsed("POST / HTTP/1.1\r\nContent-Length: 0\r\n\r\n").is_get);
+    }
+
+    #[test]
+    fn limits_have_their_status() {
+        let status = |text: String| parse(text.as_bytes()).expect_err("refused").status;
+        assert_eq!(status(format!("GET /{} HTTP/1.1\r\n\r\n", "a".repeat(HEAD_BYTES_MAX))), 431);
+        assert_eq!(status(format!("GET / HTTP/1.1\r\n{}\r\n", "A: b\r\n".repeat(65))), 431);
+        assert_eq!(status("GET / HTTP/1.1\r\nContent-Length: 5\r\n\r\n".to_owned()), 413);
+        assert_eq!(status("GET / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n".to_owned()), 413);
+        assert_eq!(status("GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n".to_owned()), 400);
+        assert_eq!(status("PSTA\0\0\0\r\n".to_owned()), 400);
+    }
+
+    #[test]
+    fn only_our_own_names_are_hosts() {
+        let status = "10.0.0.1:9001".parse().ok();
+        let names = ["status.example.com".to_owned()];
+        let ours = |host: &str| host_is_ours(host, status, Some("box.example.com"), &names);
+        for good in ["localhost", "LOCALHOST:9001", "127.0.0.1", "127.0.0.1:9001", "[::1]:9001", "a.localhost", "10.0.0.1:9001"] {
+            assert!(ours(good), "{good}");
+        }
+        assert!(ours("status.example.com") && ours("box.example.com:80"));
+        for bad in ["", "evil.example.com", "localhost.evil.example.com", "10.0.0.2", "192.0.2.1:9001", "[2001:db8::1]"] {
+            assert!(!ours(bad), "{bad}");
+        }
+        assert!(host_is_ours("192.0.2.1:9001", "0.0.0.0:9001".parse().ok(), None, &[]));
+    }
+
+    #[test]
+    fn tokens_are_compared_whole() {
+        assert!(equal_in_constant_time(b"abc", b"abc"));
+        assert!(!equal_in_constant_time(b"abc", b"abd") && !equal_in_constant_time(b"abc", b"ab"));
+        assert!(!equal_in_constant_time(b"", b"a"));
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_panics(bytes in proptest::collection::vec(any::<u8>(), 0..600), text in "\\PC*") {
+            let _ = parse(&bytes);
+            let _ = parse(format!("GET /{text} HTTP/1.1\r\nHost: {text}\r\n\r\n").as_bytes());
+            let _ = (host_is_ours(&text, None, None, &[]), decode(&text));
+        }
+    }
+}

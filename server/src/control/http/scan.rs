@@ -1,0 +1,244 @@
+//! Reading records out of the shards: pages of each, merged by arrival, newest first.
+//!
+//! One scan at a time, and each in bounded slices on the shards, so that reading does not disturb storing. A scan ends with
+//! what it has when it took too long, grew too large, or a shard did not answer; then it says that it is partial.
+
+use super::record::{Show, to_json};
+use crate::control::state::{ShardPort, State};
+use crate::shard::messages::{Cursor, Query, QueryPage, StoredRecord, ToShard};
+use glommio::timer::timeout;
+use postanalytics_protocol::schema::v1::SCHEMA;
+use postanalytics_protocol::{AlignedVec, Source, ValidBatch};
+use std::time::{Duration, Instant};
+
+/// Longest scan.
+const SCAN_TIME_MAX: Duration = Duration::from_secs(4);
+/// Largest answer.
+const ANSWER_BYTES_MAX: usize = 8 << 20;
+
+/// What is looked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(in crate::control) struct Wanted {
+    pub(in crate::control) source: Option<Source>,
+    pub(in crate::control) request_id: Option<[u8; 16]>,
+    pub(in crate::control) since_us: Option<u64>,
+    pub(in crate::control) limit: usize,
+}
+
+/// What was found, newest first.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(in crate::control) struct Found {
+    /// Arrival of each record, Unix µs, and its JSON.
+    pub(in crate::control) records: Vec<(u64, String)>,
+    pub(in crate::control) partial: bool,
+}
+
+/// One shard's part of a scan.
+struct Lane {
+    shard: u32,
+    body: AlignedVec<16>,
+    stored: Vec<StoredRecord>,
+    /// Records of the page that were taken.
+    taken: usize,
+    cursor: Option<Cursor>,
+    /// A page was asked for and is not here yet.
+    waiting: bool,
+    complete: bool,
+}
+
+/// Runs a scan; partial and empty at once if another is running.
+pub(in crate::control) async fn scan(state: &State, wanted: &Wanted, show: Show) -> Found {
+    if state.scan_running.replace(true) {
+        return Found { records: Vec::new(), partial: true };
+    }
+    state.scan_id.set(state.scan_id.get() + 1);
+    let mut found = run(state, wanted, show).await;
+    // A shard's log is in the order in which frames began; within a moment that is not the order of arrival.
+    found.records.sort_by_key(|(arrival_us, _)| std::cmp::Reverse(*arrival_us));
+    // Answers that are still under way belong to no scan any more.
+    state.scan_id.set(state.scan_id.get() + 1);
+    state.scan_running.set(false);
+    found
+}
+
+async fn run(state: &State, wanted: &Wanted, show: Show) -> Found {
+    let deadline = Instant::now() + SCAN_TIME_MAX;
+    let mut found = Found::default();
+    let mut answer_bytes = 0;
+    let mut lanes: Vec<Lane> = state.shards().iter().map(|port| Lane::new(port.shard)).collect();
+    loop {
+        for (lane, port) in lanes.iter_mut().zip(state.shards()) {
+            if lane.taken == lane.stored.len() && !lane.complete && !lane.waiting && !lane.ask(state, port, wanted) {
+                found.partial = true;
+                lane.complete = true;
+            }
+        }
+        while lanes.iter().any(|lane| lane.waiting) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let receive = async { Ok(state.answers.1.recv().await) };
+            let Ok(Some((index, query))) = timeout(left.max(Duration::from_millis(1)), receive).await else {
+                found.partial = true;
+                return found;
+            };
+            take_answer(state, &mut lanes, index, query);
+        }
+        if lanes.iter().all(|lane| lane.taken == lane.stored.len() && lane.complete) {
+            return found;
+        }
+        if !merge(&mut lanes, wanted, show, &mut found, &mut answer_bytes) {
+            return found;
+        }
+        if Instant::now() >= deadline {
+            found.partial = true;
+            return found;
+        }
+        glommio::executor().yield_task_queue_now().await;
+    }
+}
+
+fn take_answer(state: &State, lanes: &mut [Lane], index: usize, query: Box<Query>) {
+    let Some(port) = state.shards().get(index) else { return };
+    if let Some(lane) = lanes.get_mut(index).filter(|lane| lane.waiting && query.id == state.scan_id.get()) {
+        lane.fill(&query);
+    }
+    port.idle_query.replace(Some(query));
+}
+
+impl Lane {
+    fn new(shard: u32) -> Self {
+        let body = AlignedVec::new();
+        Self { shard, body, stored: Vec::new(), taken: 0, cursor: None, waiting: false, complete: false }
+    }
+
+    /// Asks the shard for the next page; `false` if it cannot be asked now.
+    fn ask(&mut self, state: &State, port: &ShardPort, wanted: &Wanted) -> bool {
+        let Some(mut query) = port.idle_query.take() else { return false };
+        query.id = state.scan_id.get();
+        query.source = wanted.source;
+        query.request_id = wanted.request_id;
+        query.since_us = wanted.since_us;
+        query.limit = wanted.limit.min(QueryPage::RECORDS);
+        query.cursor = self.cursor;
+        query.page.records.clear();
+        query.page.stored.clear();
+        query.page.records_scanned = 0;
+        query.page.complete = false;
+        let sent = port.messages.borrow_mut().send(ToShard::Query(query));
+        match sent {
+            Ok(()) => self.waiting = true,
+            Err(ToShard::Query(query)) => drop(port.idle_query.replace(Some(query))),
+            Err(_) => {}
+        }
+        self.waiting
+    }
+
+    /// Takes a page over. The query is free again afterwards.
+    fn fill(&mut self, query: &Query) {
+        self.waiting = false;
+        self.taken = 0;
+        self.stored.clone_from(&query.page.stored);
+        self.body.clear();
+        self.body.resize(query.page.records.body_bytes(), 0);
+        query.page.records.encode_body(&mut self.body);
+        // A page that found nothing, moved nowhere and is not complete would be asked for again for ever.
+        let stuck = self.stored.is_empty() && query.cursor == self.cursor;
+        self.complete = query.page.complete || stuck || query.cursor.is_none();
+        self.cursor = query.cursor;
+    }
+}
+
+/// Takes the newest records of all lanes until one that has more to come runs dry; `false` when the scan is over.
+fn merge(lanes: &mut [Lane], wanted: &Wanted, show: Show, found: &mut Found, answer_bytes: &mut usize) -> bool {
+    let mut taken: Vec<usize> = lanes.iter().map(|lane| lane.taken).collect();
+    {
+        let batches: Vec<Option<ValidBatch<'_>>> =
+            lanes.iter().map(|lane| ValidBatch::parse(SCHEMA, lane.stored.len() as u32, &lane.body).ok()).collect();
+        loop {
+            if lanes.iter().zip(&taken).any(|(lane, taken)| *taken == lane.stored.len() && !lane.complete) {
+                break;
+            }
+            let heads = lanes.iter().zip(&taken).enumerate();
+            let newest = heads.filter_map(|(index, (lane, taken))| {
+                lane.stored.get(*taken).map(|stored| ((stored.arrival_us, stored.commit_index), index))
+            });
+            let Some((_, index)) = newest.max_by_key(|(key, _)| *key) else { break };
+            let (lane, position) = (&lanes[index], taken[index]);
+            taken[index] += 1;
+            let Some(record) = batches[index].and_then(|batch| batch.record(position)) else {
+                found.partial = true;
+                continue;
+            };
+            if found.records.len() == wanted.limit {
+                return false;
+            }
+            let json = to_json(&record, &lane.stored[position], lane.shard, show);
+            if *answer_bytes + json.len() > ANSWER_BYTES_MAX {
+                found.partial = true;
+                return false;
+            }
+            *answer_bytes += json.len() + 1;
+            found.records.push((lane.stored[position].arrival_us, json));
+        }
+    }
+    for (lane, taken) in lanes.iter_mut().zip(taken) {
+        lane.taken = taken;
+    }
+    found.records.len() < wanted.limit
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use postanalytics_protocol::{BatchBuilder, RecordFields};
+
+    fn lane(shard: u32, arrivals: &[u64], complete: bool) -> Lane {
+        let mut batch = BatchBuilder::default();
+        let mut stored = Vec::new();
+        for (index, arrival_us) in arrivals.iter().enumerate() {
+            batch.push(&RecordFields { event_us: *arrival_us, ..RecordFields::default() }, 1 << 20).expect("fits");
+            let commit_index = 100 - index as u64;
+            stored.push(StoredRecord { arrival_us: *arrival_us, commit_index, node: [0; 16], session: 0, sent_us: 0 });
+        }
+        let mut body = AlignedVec::new();
+        body.resize(batch.body_bytes(), 0);
+        batch.encode_body(&mut body);
+        Lane { body, stored, complete, ..Lane::new(shard) }
+    }
+
+    fn arrivals(found: &Found) -> Vec<u64> {
+        let of = |json: &str| serde_json::from_str::<serde_json::Value>(json).expect("JSON")["arrival_us"].as_u64();
+        assert!(found.records.iter().all(|(arrival_us, json)| of(json) == Some(*arrival_us)));
+        found.records.iter().map(|(arrival_us, _)| *arrival_us).collect()
+    }
+
+    #[test]
+    fn lanes_are_merged_newest_first_until_one_runs_dry() {
+        let mut lanes = [lane(0, &[9, 7, 3], true), lane(1, &[8, 4], false)];
+        let wanted = Wanted { limit: 10, ..Wanted::default() };
+        let (mut found, mut bytes) = (Found::default(), 0);
+        assert!(merge(&mut lanes, &wanted, Show::Everything, &mut found, &mut bytes));
+        assert_eq!(arrivals(&found), [9, 8, 7, 4], "3 waits: lane 1 may have a newer one still");
+        lanes[1] = lane(1, &[3, 2], true);
+        assert!(merge(&mut lanes, &wanted, Show::Everything, &mut found, &mut bytes));
+        assert_eq!(arrivals(&found), [9, 8, 7, 4, 3, 3, 2]);
+        assert!(!found.partial);
+    }
+
+    #[test]
+    fn the_limit_ends_a_scan() {
+        let mut lanes = [lane(0, &[9, 7, 3], true)];
+        let wanted = Wanted { limit: 2, ..Wanted::default() };
+        let (mut found, mut bytes) = (Found::default(), 0);
+        assert!(!merge(&mut lanes, &wanted, Show::Everything, &mut found, &mut bytes));
+        assert_eq!((arrivals(&found), found.partial), (vec![9, 7], false));
+    }
+
+    #[test]
+    fn a_large_answer_is_cut() {
+        let mut lanes = [lane(0, &[9, 7, 3], true)];
+        let wanted = Wanted { limit: 9, ..Wanted::default() };
+        let (mut found, mut bytes) = (Found::default(), ANSWER_BYTES_MAX - 1000);
+        assert!(!merge(&mut lanes, &wanted, Show::Everything, &mut found, &mut bytes));
+        assert!(found.partial && found.records.len() < 3);
+    }
+}

@@ -1,0 +1,121 @@
+//! The log: text or JSON, RFC 3339 UTC, to standard error, to a file that can be reopened, or to the journal.
+//!
+//! Any thread may log; lines are written whole. Nothing on the data path logs per frame, so a lock per line is cheap enough.
+//! It does not rotate files: whoever renames the file sends SIGHUP or SIGUSR1 afterwards.
+
+use crate::config::{Config, LogFormat};
+use std::fs::File;
+use std::io::IsTerminal;
+use std::os::linux::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use tracing_subscriber::filter::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Layer, Registry};
+
+/// The log file, if the log goes to one. Clones write to the same.
+#[derive(Clone, Debug)]
+pub struct LogFile {
+    path: PathBuf,
+    file: Arc<Mutex<Arc<File>>>,
+}
+
+impl LogFile {
+    /// Opens it for appending.
+    pub fn open(path: &Path) -> std::io::Result<Self> {
+        Ok(Self { path: path.to_path_buf(), file: Arc::new(Mutex::new(Arc::new(append_to(path)?))) })
+    }
+
+    /// Opens the path anew, after a rename. If that fails the old file goes on.
+    pub fn reopen(&self) {
+        match append_to(&self.path) {
+            Ok(file) => {
+                *self.file.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(file);
+                tracing::info!(path = %self.path.display(), "log file reopened");
+            }
+            Err(error) => tracing::error!(
+                path = %self.path.display(), %error,
+                "the log file cannot be reopened, the old one is kept: make the path writable and send SIGHUP again"
+            ),
+        }
+    }
+}
+
+impl<'a> MakeWriter<'a> for LogFile {
+    type Writer = Arc<File>;
+
+    fn make_writer(&'a self) -> Arc<File> {
+        Arc::clone(&self.file.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+fn append_to(path: &Path) -> std::io::Result<File> {
+    File::options().create(true).append(true).open(path)
+}
+
+/// Switches the log on. `RUST_LOG` may narrow or widen it; default is `info`. Returns the file, if it goes to one.
+pub fn start(config: &Config) -> anyhow::Result<Option<LogFile>> {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let (layer, file): (Box<dyn Layer<Registry> + Send + Sync>, _) = match &config.log_file {
+        Some(path) => {
+            let file = LogFile::open(path).map_err(|error| {
+                anyhow::anyhow!("cannot open the log file {}: {error}; give a path that can be written to", path.display())
+            })?;
+            (layer_of(config.log_format, file.clone(), false), Some(file))
+        }
+        None if stderr_is_journal() => match tracing_journald::layer() {
+            Ok(journal) => (journal.boxed(), None),
+            // A journal that cannot be reached directly still takes standard error.
+            Err(_) => (layer_of(config.log_format, std::io::stderr, false), None),
+        },
+        None => (layer_of(config.log_format, std::io::stderr, std::io::stderr().is_terminal()), None),
+    };
+    // A program that embeds the server may have set up a log of its own: then that one is used.
+    let _ = tracing_subscriber::registry().with(layer.with_filter(filter)).try_init();
+    Ok(file)
+}
+
+fn layer_of<W>(format: LogFormat, writer: W, colours: bool) -> Box<dyn Layer<Registry> + Send + Sync>
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    // The default timer writes RFC 3339 in UTC.
+    let layer = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(colours).with_target(false);
+    match format {
+        LogFormat::Text => layer.boxed(),
+        LogFormat::Json => layer.json().flatten_event(true).boxed(),
+    }
+}
+
+/// systemd says in `JOURNAL_STREAM` which device and inode its journal socket has.
+fn stderr_is_journal() -> bool {
+    let Ok(stated) = std::env::var("JOURNAL_STREAM") else { return false };
+    let Ok(metadata) = std::fs::metadata("/proc/self/fd/2") else { return false };
+    stated == format!("{}:{}", metadata.st_dev(), metadata.st_ino())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    #[test]
+    fn a_renamed_file_is_left_and_a_failed_reopening_keeps_the_old_one() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (path, renamed) = (folder.path().join("log"), folder.path().join("log.1"));
+        let log = LogFile::open(&path).expect("opens");
+        log.make_writer().write_all(b"one\n").expect("writes");
+        std::fs::rename(&path, &renamed).expect("renames");
+        log.reopen();
+        log.make_writer().write_all(b"two\n").expect("writes");
+        let read = |path: &Path| std::fs::read_to_string(path).expect("reads");
+        assert_eq!((read(&renamed).as_str(), read(&path).as_str()), ("one\n", "two\n"));
+
+        std::fs::remove_file(&path).expect("removes");
+        std::fs::create_dir(&path).expect("a folder in the way");
+        log.reopen();
+        log.make_writer().write_all(b"three\n").expect("the old file is kept");
+    }
+}

@@ -1,0 +1,226 @@
+//! Start-up and shutdown of the whole server, in order.
+//!
+//! The order: log → io_uring self-test → plan → listeners bound (an address in use fails before memory is touched) → control
+//! plane (status pages answer, not ready) → shards map and prefault in parallel → connections are taken. Down: first signal
+//! drains, second ends at once. The main thread starts things, then waits.
+
+use crate::config::machine::Machine;
+use crate::config::plan::Plan;
+use crate::config::{Config, ConfigError};
+use crate::control::{self, ControlConfig, ToControl, sockets};
+use crate::logging::{self, LogFile};
+use crate::shard::messages::{ShardHandle, Topology};
+use crate::shard::{self, ShardConfig};
+use crate::{arena, process, ring};
+use anyhow::Context;
+use postanalytics_protocol::DEFAULT_MAX_BODY_BYTES;
+use postanalytics_protocol::frames::PackageVersion;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::iterator::Signals;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
+use std::time::Instant;
+
+/// Descriptors that are no connections: shards, queues, files, status pages.
+const DESCRIPTORS_BESIDE_CONNECTIONS: u64 = 256;
+
+/// What the main thread waits for.
+enum Event {
+    /// The first SIGTERM or SIGINT.
+    Stop,
+    /// The control plane is through, or something failed.
+    Ended(anyhow::Result<()>),
+}
+
+/// Runs the server until it is told to stop. Errors: why it could not start, or what failed.
+pub fn serve(config: Config) -> anyhow::Result<()> {
+    process::started();
+    let log_file = logging::start(&config)?;
+    log_config(&config);
+    let features = ring::probe()?;
+    let machine = Machine::read();
+    let plan = Plan::make(&config, &machine, arena::SLAB_BYTES, arena::SLABS_MIN)?;
+    log_plan(&config, &machine, &plan, &features.kernel);
+    let config = Arc::new(allow_descriptors(config));
+    let listener = sockets::listen(&config.listen)?;
+    let status = config.status.as_ref().map(sockets::listen).transpose()?;
+    let topology = Arc::new(topology(&config, plan.shard_count())?);
+    let serving = Arc::new(AtomicBool::new(false));
+    let (events_in, events) = mpsc::channel();
+    listen_to_signals(log_file, Arc::clone(&serving), events_in.clone())?;
+    let control = ControlConfig {
+        config: Arc::clone(&config),
+        topology: Arc::clone(&topology),
+        listener,
+        status,
+        cpus: plan.control_cpus.clone(),
+    };
+    let report = move |result| drop(events_in.send(Event::Ended(result)));
+    let mut to_control = control::start(control, report)?;
+    let shards = start_shards(&config, &plan, &topology)?;
+    serving.store(true, Ordering::SeqCst);
+    let mut tell = |message| to_control.send(message).map_err(|_| anyhow::anyhow!("the control plane does not listen"));
+    tell(ToControl::Ready(shards))?;
+    loop {
+        match events.recv().context("the control plane and the signals are gone")? {
+            Event::Stop => tell(ToControl::Stop)?,
+            Event::Ended(result) => {
+                if result.is_ok() {
+                    tracing::info!("stopped");
+                }
+                return result;
+            }
+        }
+    }
+}
+
+fn log_config(config: &Config) {
+    let version = env!("CARGO_PKG_VERSION");
+    tracing::info!(version, pid = std::process::id(), "starting");
+    for setting in &config.settings {
+        tracing::info!(key = setting.key, value = %setting.value, source = %setting.source, "config");
+    }
+    match &config.env_file {
+        Some(path) => tracing::info!(path = %path.display(), "env file read"),
+        None => tracing::info!("no env file found"),
+    }
+    if !config.env_file_unknown_keys.is_empty() {
+        tracing::info!(keys = config.env_file_unknown_keys.join(" "), "env file keys that mean nothing here are ignored");
+    }
+    if let Some(node) = &config.node {
+        tracing::info!(path = %node.path.display(), hostname = ?node.hostname, uuid = ?node.uuid, "node.yaml read");
+        if node.has_secret {
+            tracing::info!(
+                "the secret in node.yaml is not used by this version: protect the port by --allow and a packet filter"
+            );
+        }
+    }
+    if config.access.insecure {
+        tracing::warn!("insecure: everybody who can reach {} may send records and see verdicts", config.listen);
+    }
+}
+
+fn log_plan(config: &Config, machine: &Machine, plan: &Plan, kernel: &str) {
+    tracing::info!(
+        kernel, cpus_allowed = ?machine.cpus, cpu_quota = ?machine.cpu_quota, memory_bytes = machine.memory_allowed().0, "machine"
+    );
+    if let Some(remark) = &plan.remark {
+        tracing::warn!("{remark}");
+    }
+    tracing::info!(
+        shards = plan.shard_count(), cpus = ?plan.cpus, control_cpus = ?plan.control_cpus, pinned = config.pin,
+        arena_bytes_per_shard = plan.arena_bytes_per_shard, "plan"
+    );
+    if !config.pin {
+        tracing::info!("shards are not pinned: they may share CPUs (--no-pin)");
+    }
+}
+
+/// Raises the limit on open files as far as it goes, and lowers the number of connections to what it then allows.
+fn allow_descriptors(mut config: Config) -> Config {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+    let allowed = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let room = allowed.saturating_sub(DESCRIPTORS_BESIDE_CONNECTIONS).max(1);
+    if u64::from(config.connections_max) > room {
+        tracing::warn!(
+            connections_max = room,
+            open_files_max = allowed,
+            "fewer connections than {} are taken: raise `ulimit -n` (LimitNOFILE= in a systemd unit)",
+            config.connections_max
+        );
+        config.connections_max = u32::try_from(room).unwrap_or(u32::MAX);
+    }
+    config
+}
+
+fn topology(config: &Config, shard_count: u32) -> anyhow::Result<Topology> {
+    Ok(Topology {
+        server_id: match config.server_id {
+            Some(id) => id,
+            None => uuid::Builder::from_random_bytes(random()?).into_uuid().into_bytes(),
+        },
+        deployment_id: random()?,
+        epoch: u64::from_le_bytes(random()?),
+        shard_count,
+        routing_seed: u64::from_le_bytes(random()?),
+        identity_key: random()?,
+        package: PackageVersion::parse(env!("CARGO_PKG_VERSION")),
+        max_body_bytes: DEFAULT_MAX_BODY_BYTES,
+    })
+}
+
+fn random<const N: usize>() -> anyhow::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).map_err(|error| anyhow::anyhow!("the kernel gives no random numbers: {error}"))?;
+    Ok(bytes)
+}
+
+/// Starts all, then waits for all, so that they prefault side by side.
+fn start_shards(config: &Config, plan: &Plan, topology: &Arc<Topology>) -> anyhow::Result<Vec<ShardHandle>> {
+    let begun = Instant::now();
+    let mut starting = Vec::new();
+    for (shard, cpu) in (0..).zip(&plan.cpus) {
+        starting.push(shard::start(ShardConfig {
+            shard,
+            cpu: *cpu,
+            arena_bytes: plan.arena_bytes_per_shard,
+            topology: Arc::clone(topology),
+            receive_buffers: config.receive_buffers,
+            receive_buffer_bytes: config.receive_buffer_bytes,
+            connections_max: config.connections_max,
+            frame_deadline: config.frame_deadline,
+            drain_deadline: config.drain_deadline,
+        })?);
+    }
+    let shards = starting.into_iter().map(shard::StartingShard::wait).collect::<anyhow::Result<Vec<_>>>()?;
+    for shard in &shards {
+        tracing::info!(shard = shard.shard, cpu = ?shard.cpu, huge_pages = shard.huge_pages, "shard ready");
+    }
+    tracing::info!(
+        shards = shards.len(),
+        arena_bytes = plan.arena_bytes_per_shard * u64::from(plan.shard_count()),
+        huge_pages = shards.iter().all(|shard| shard.huge_pages),
+        seconds = begun.elapsed().as_secs_f64(),
+        "arena ready"
+    );
+    Ok(shards)
+}
+
+/// A thread that waits for signals for as long as the process lives, so that the second SIGTERM ends it whatever hangs.
+fn listen_to_signals(log: Option<LogFile>, serving: Arc<AtomicBool>, events: mpsc::Sender<Event>) -> anyhow::Result<()> {
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1]).context("signals cannot be caught")?;
+    let listen = move || {
+        let mut stopping = false;
+        for signal in signals.forever() {
+            match signal {
+                SIGHUP | SIGUSR1 => log.iter().for_each(LogFile::reopen),
+                _ if stopping => {
+                    tracing::warn!(signal, "second signal: ending at once");
+                    std::process::exit(128 + signal);
+                }
+                // Nothing was taken yet, so there is nothing to drain.
+                _ if !serving.load(Ordering::SeqCst) => {
+                    tracing::info!(signal, "stopped before it was ready");
+                    std::process::exit(0);
+                }
+                _ => {
+                    stopping = true;
+                    tracing::info!(signal, "stopping");
+                    let _ = events.send(Event::Stop);
+                }
+            }
+        }
+    };
+    std::thread::Builder::new().name("signals".to_owned()).spawn(listen).context("no thread for signals")?;
+    Ok(())
+}
+
+/// The exit code of an error: 2 for the command line, else 1.
+pub fn exit_code(error: &anyhow::Error) -> u8 {
+    match error.downcast_ref::<ConfigError>() {
+        Some(error) if error.is_usage => 2,
+        _ => 1,
+    }
+}
