@@ -29,7 +29,7 @@ const CHUNK_BLOB_BYTES: usize = 64 * 1024;
 /// Records that a chunk holds before the next one is begun.
 const CHUNK_RECORDS: usize = 256;
 /// Empty chunks kept for reuse.
-const POOL_CHUNKS: usize = 16;
+const POOL_CHUNKS: usize = 64;
 /// Bytes waiting that wake the background thread: a few batches.
 const WAKE_BYTES: usize = 256 * 1024;
 

@@ -104,6 +104,8 @@ fn add_up(outcome: &mut Outcome, driven: &[Measured], sessions: &[Vec<Connection
         let cpu_us = |stats: &[Stats]| stats.iter().map(|stats| stats.process_cpu_us).max().unwrap_or(0);
         side.stored_in_window = stored(&end).saturating_sub(stored(&from));
         side.cpu_seconds = cpu_us(&end).saturating_sub(cpu_us(&from)) as f64 / 1e6;
+    } else {
+        outcome.notes.push("the server's CPU time is not known: the run ended before its measured window did".to_owned());
     }
     outcome.server = Some(side);
 }
@@ -195,7 +197,7 @@ impl Driver<'_> {
             let mut is_done = !sending;
             for connection in sessions.iter_mut().flatten() {
                 connection.turn(&mut turn, sending, &mut buffer)?;
-                if !sending && connection.is_drained() {
+                if !sending {
                     connection.ask_finally();
                 }
                 is_done &= connection.is_done();

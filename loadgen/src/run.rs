@@ -145,7 +145,7 @@ impl Session {
             builder = builder.batch_records_aim(batch).batch_bytes((batch * plan.record_bytes * 5 / 4).clamp(64 << 10, 1 << 20));
         }
         let client = builder.build().context("cannot start a client")?;
-        let clock_offset_us = client.clock_us().cast_signed() - (monotonic_ns() / 1000).cast_signed();
+        let clock_offset_us = clock_offset_us(&client);
         Ok(Self { client, clock_offset_us, acks })
     }
 
@@ -153,6 +153,18 @@ impl Session {
     fn clock_us(&self, monotonic_ns: u64) -> u64 {
         (monotonic_ns / 1000).saturating_add_signed(self.clock_offset_us)
     }
+}
+
+/// Client clock minus CLOCK_MONOTONIC, µs. One reading is not enough: this thread may be interrupted between the two clocks,
+/// and often is, for the client's thread is just starting. The closest pair of several counts.
+fn clock_offset_us(client: &Client) -> i64 {
+    let pair = |_| {
+        let before_ns = monotonic_ns();
+        let client_us = client.clock_us();
+        let after_ns = monotonic_ns();
+        (after_ns - before_ns, client_us.cast_signed() - (before_ns.midpoint(after_ns) / 1000).cast_signed())
+    };
+    (0..16).map(pair).min().map_or(0, |(_, offset_us)| offset_us)
 }
 
 impl Acknowledgements {

@@ -194,7 +194,11 @@ impl Server {
             let number = |name: &str| part[name].as_u64().unwrap();
             let accounted = number("records_stored") + number("records_rejected") + number("records_duplicate");
             assert_eq!(number("records_received"), accounted, "received = stored + rejected + duplicate: {part}");
-            assert_eq!(number("records_stored"), number("live_records") + number("evicted_records"), "stored = live + evicted: {part}");
+            assert_eq!(
+                number("records_stored"),
+                number("live_records") + number("evicted_records"),
+                "stored = live + evicted: {part}"
+            );
         }
     }
 

@@ -72,8 +72,7 @@ impl RawConnection {
         let mut bytes = Vec::new();
         hello.encode(session, 0, &mut bytes);
         stream.write_all(&bytes).map_err(|_| None)?;
-        let mut connection =
-            Self { stream, welcome: nothing(), session, assembler: Assembler::default(), received: Vec::new() };
+        let mut connection = Self { stream, welcome: nothing(), session, assembler: Assembler::default(), received: Vec::new() };
         match connection.next(Duration::from_secs(10)) {
             Some(ControlFrame::Welcome(welcome)) => {
                 connection.welcome = welcome;
@@ -114,7 +113,9 @@ impl RawConnection {
             let count = match self.stream.read(&mut buffer) {
                 Ok(0) => return None,
                 Ok(count) => count,
-                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted) => continue,
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted) => {
+                    continue;
+                }
                 Err(_) => return None,
             };
             let mut input = &buffer[..count];

@@ -51,7 +51,8 @@ pub(super) struct Connection {
     in_flight_bytes: u64,
     frames_sent: u64,
     next_frame: usize,
-    asked_finally: bool,
+    /// What was asked for last; one question at a time, for a server may answer only the latest of one turn.
+    last_asked: Option<usize>,
 }
 
 /// A frame on its way into the socket.
@@ -118,7 +119,7 @@ impl Connection {
             frames_sent: 0,
             // Sessions begin at different frames, so that they do not all send the same sources at once.
             next_frame: session as usize >> 8,
-            asked_finally: false,
+            last_asked: None,
         })
     }
 
@@ -143,20 +144,16 @@ impl Connection {
 
     /// Asks the server for its statistics.
     pub(super) fn ask(&mut self, which: usize) {
+        self.last_asked = Some(which);
         self.push_control(FrameHeader::bare(FrameKind::StatsRequest, self.session, which as u64 + 1, unix_us()));
     }
 
-    /// Asks for the last statistics, once.
+    /// Asks for the last statistics, once, after everything sent is acknowledged and every question answered.
     pub(super) fn ask_finally(&mut self) {
-        if !self.asked_finally {
-            self.asked_finally = true;
+        let is_answered = self.last_asked.is_none_or(|which| self.stats[which].is_some());
+        if self.in_flight.is_empty() && self.outgoing.is_empty() && is_answered && !self.is_done() {
             self.ask(STATS_FINAL);
         }
-    }
-
-    /// Whether everything sent is acknowledged.
-    pub(super) fn is_drained(&self) -> bool {
-        self.in_flight.is_empty() && self.outgoing.is_empty()
     }
 
     /// Whether the last statistics came.

@@ -34,6 +34,7 @@ fn an_open_loop_keeps_its_rate() {
     assert!(broken.is_empty(), "{broken:?}");
     // All that fell due was sent, give or take what fell due between the last wake-up and the end.
     assert!((9_000..=10_010).contains(&report.records_generated), "{}", report.records_generated);
+    assert!(report.server.cpu_seconds > 0.0 && report.records_per_server_cpu_second > 0.0);
     assert!(outcome.has_schedule && outcome.sent.scheduled == report.records_generated);
     assert!(report.latency_us.corrected.p50 >= report.latency_us.uncorrected.p50);
 }

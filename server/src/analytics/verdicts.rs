@@ -162,13 +162,7 @@ mod tests {
     use postanalytics_protocol::frames::Action;
 
     fn verdict(session: u64, until_us: u64) -> Verdict {
-        Verdict {
-            subject: Subject::Session(session),
-            application: None,
-            action: Some(Action::Denylist),
-            until_us,
-            detector: 0,
-        }
+        Verdict { subject: Subject::Session(session), application: None, action: Some(Action::Denylist), until_us, detector: 0 }
     }
 
     fn sessions(set: &VerdictSet) -> Vec<u64> {

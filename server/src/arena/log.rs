@@ -153,13 +153,8 @@ impl Log {
         }
         let slab = &mut self.slabs[self.current];
         let offset = slab.used;
-        let header = PlaceHeader {
-            length,
-            state: STATE_OPEN,
-            previous: slab.last,
-            generation: slab.generation,
-            ..PlaceHeader::default()
-        };
+        let header =
+            PlaceHeader { length, state: STATE_OPEN, previous: slab.last, generation: slab.generation, ..PlaceHeader::default() };
         slab.used += length;
         slab.last = offset;
         slab.open_places += 1;

@@ -11,7 +11,7 @@ use super::state::{Refused, State, add_one, unix_us};
 use crate::shard::messages::{ConnectionTicket, Handover, ToShard};
 use futures_lite::{AsyncReadExt, AsyncWriteExt};
 use glommio::channels::local_channel::{self, LocalReceiver, LocalSender};
-use glommio::net::{TcpListener, TcpStream};
+use glommio::net::{AcceptedTcpStream, TcpListener, TcpStream};
 use glommio::timer::Timer;
 use postanalytics_protocol::ErrorCode;
 use postanalytics_protocol::frames::{ANY_SHARD, ErrorFrame, Hello};
@@ -71,15 +71,22 @@ pub(super) async fn accept_all(state: Rc<State>, listener: TcpListener, guests: 
                     );
                 }
                 // The spare descriptor makes room to accept one connection and close it; left alone it would wait in the
-                // backlog and its peer would believe that all is well.
+                // backlog and its peer would believe that all is well. If descriptors are to be had again by the time one
+                // comes, it is served.
                 drop(spare.take());
-                if let Ok(accepted) = listener.shared_accept().await {
-                    drop(accepted.bind_to_executor());
-                    add_one(state.counters.refused(Refused::TooManyOpenFiles));
-                } else {
-                    Timer::new(ACCEPT_PAUSE).await;
+                match listener.shared_accept().await.map(AcceptedTcpStream::bind_to_executor) {
+                    Ok(stream) => {
+                        spare = spare_descriptor();
+                        if spare.is_some() {
+                            take(&state, stream, &guests);
+                        } else {
+                            add_one(state.counters.refused(Refused::TooManyOpenFiles));
+                            drop(stream);
+                        }
+                    }
+                    Err(_) => drop(Timer::new(ACCEPT_PAUSE).await),
                 }
-                spare = spare_descriptor();
+                spare = spare.or_else(spare_descriptor);
             }
         }
     }

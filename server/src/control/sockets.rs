@@ -113,9 +113,9 @@ mod tests {
 
     #[test]
     fn foreign_addresses_say_what_operators_look_for() {
-        // A documentation address, which no machine has.
-        let error = listen(&parsed("192.0.2.9:3313")).expect_err("not ours");
-        assert!(error.text.starts_with("failed to bind: Cannot assign requested address (192.0.2.9:3313); "), "{error}");
+        // An address of the documentation range, which this machine does not have.
+        let error = listen(&parsed("203.0.113.9:3313")).expect_err("not ours");
+        assert!(error.text.starts_with("failed to bind: Cannot assign requested address (203.0.113.9:3313); "), "{error}");
     }
 
     #[test]

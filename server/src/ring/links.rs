@@ -450,8 +450,10 @@ impl Links {
             slot.last.clear();
             slot.sent = 0;
             // Operations of this link that the kernel has not seen must not reach another link's socket.
-            self.operations.retain(|operation| !matches!(operation, Operation::Receive(of) | Operation::Send(of)
-                | Operation::Shutdown(of) | Operation::ShutdownWrite(of) if *of == link));
+            self.operations.retain(|operation| {
+                !matches!(operation, Operation::Receive(of) | Operation::Send(of)
+                | Operation::Shutdown(of) | Operation::ShutdownWrite(of) if *of == link)
+            });
             self.gone.push(link);
         }
     }
@@ -548,7 +550,11 @@ mod tests {
         links.finish(link, vec![9], 1_000);
         assert_eq!(operations(&mut links), [Operation::Send(link)]);
         links.complete(completion(send, 2, 0));
-        assert_eq!((operations(&mut links), links.sending(link)), (vec![Operation::Send(link)], &[9][..]), "the last words follow");
+        assert_eq!(
+            (operations(&mut links), links.sending(link)),
+            (vec![Operation::Send(link)], &[9][..]),
+            "the last words follow"
+        );
         links.complete(completion(send, 1, 0));
         assert_eq!(operations(&mut links), [Operation::ShutdownWrite(link)]);
         assert_eq!(links.complete(completion(receive, 4, F_BUFFER | F_MORE)), Event::Discard { buffer: 0 });

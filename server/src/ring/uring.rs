@@ -103,7 +103,8 @@ impl Uring {
     }
 
     fn submit_one(&mut self, links: &Links, operation: Operation) -> io::Result<()> {
-        let (Operation::Receive(link) | Operation::Send(link) | Operation::Shutdown(link) | Operation::ShutdownWrite(link)) = operation;
+        let (Operation::Receive(link) | Operation::Send(link) | Operation::Shutdown(link) | Operation::ShutdownWrite(link)) =
+            operation;
         let Some(socket) = links.socket(link) else { return Ok(()) };
         let fd = Fd(socket.as_raw_fd());
         match operation {

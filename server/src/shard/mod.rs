@@ -425,7 +425,8 @@ impl Shard {
 
     fn frame_begins(&mut self, connection: &mut Connection, header: FrameHeader, now: Now) -> Result<(), Refusal> {
         if header.session != connection.ticket.session {
-            let text = format!("the frame is of session {:016x}, Hello was of {:016x}", header.session, connection.ticket.session);
+            let text =
+                format!("the frame is of session {:016x}, Hello was of {:016x}", header.session, connection.ticket.session);
             return Err(Refusal::of_connection(ErrorCode::WrongSession, text));
         }
         if header.kind == FrameKind::Batch {

@@ -141,7 +141,7 @@ impl StatsPage {
                 *value = slot.load(Ordering::Relaxed);
             }
             fence(Ordering::Acquire);
-            if before % 2 == 0 && self.version.load(Ordering::Relaxed) == before {
+            if before.is_multiple_of(2) && self.version.load(Ordering::Relaxed) == before {
                 return ShardStats::from_values(values);
             }
             std::hint::spin_loop();

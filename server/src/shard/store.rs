@@ -65,7 +65,8 @@ impl Shard {
             let Some(Some(connection)) = self.connections.get(link as usize) else { continue };
             if matches!(&connection.incoming, Incoming::Batch(_, place) if place.slab() == slab) {
                 self.stats.connections_shed += 1;
-                let text = "the memory that held the unfinished frame had to be recycled: it came too slowly, or the arena is too small";
+                let text =
+                    "the memory that held the unfinished frame had to be recycled: it came too slowly, or the arena is too small";
                 self.refuse(link, &Refusal::of_connection(ErrorCode::SlabRecycled, text), now);
             }
         }
@@ -135,8 +136,11 @@ impl Shard {
             Err(_) => {
                 self.stats.frames_quarantined += 1;
                 self.analytics = crate::analytics::Analytics::default();
-                tracing::error!(commit_index = stored.commit_index, sequence = stored.sequence,
-                    "the analysis of a batch panicked: the batch is kept and marked, the analysis starts afresh");
+                tracing::error!(
+                    commit_index = stored.commit_index,
+                    sequence = stored.sequence,
+                    "the analysis of a batch panicked: the batch is kept and marked, the analysis starts afresh"
+                );
                 Ok(true)
             }
         }

@@ -93,7 +93,9 @@ impl World {
         let mut frames = Vec::new();
         let mut body = AlignedVec::new();
         let mut input = bytes[link as usize].as_slice();
-        while let Some(header) = self.assemblers[link as usize].collect(&mut input, &mut body).expect("the server's frames are good") {
+        while let Some(header) =
+            self.assemblers[link as usize].collect(&mut input, &mut body).expect("the server's frames are good")
+        {
             frames.push(ControlFrame::decode(&header, &body).expect("the server's frames are good"));
         }
         frames
@@ -208,8 +210,22 @@ fn every_refusal_is_named_and_harms_nobody_else() {
         (ErrorCode::BadHeaderCrc, damaged(&|bytes| bytes[20] ^= 1)),
         (ErrorCode::UnsupportedVersion, repaired(&|bytes| bytes[5] = 9)),
         (ErrorCode::UnknownKind, repaired(&|bytes| bytes[4] = 99)),
-        (ErrorCode::UnexpectedKind, repaired(&|bytes| { bytes.truncate(64); bytes[4] = 6; bytes[8..16].fill(0) })),
-        (ErrorCode::AuthenticationUnsupported, repaired(&|bytes| { bytes.truncate(64); bytes[4] = 3; bytes[8..16].fill(0) })),
+        (
+            ErrorCode::UnexpectedKind,
+            repaired(&|bytes| {
+                bytes.truncate(64);
+                bytes[4] = 6;
+                bytes[8..16].fill(0)
+            }),
+        ),
+        (
+            ErrorCode::AuthenticationUnsupported,
+            repaired(&|bytes| {
+                bytes.truncate(64);
+                bytes[4] = 3;
+                bytes[8..16].fill(0)
+            }),
+        ),
         (ErrorCode::ReservedNotZero, repaired(&|bytes| bytes[50] = 1)),
         (ErrorCode::BodyNotAligned, repaired(&|bytes| bytes[8] |= 1)),
         (ErrorCode::BodyTooLong, repaired(&|bytes| bytes[10] = 0xff)),
@@ -427,7 +443,8 @@ fn queries_find_newest_first_page_by_page() {
             next = Some(Box::new(Query { page: QueryPage::new(), ..*answer }));
         }
     }
-    let expected: Vec<String> = (1..=50).rev().flat_map(|sequence| (0..100).rev().map(move |n| format!("/{sequence}/{n}"))).collect();
+    let expected: Vec<String> =
+        (1..=50).rev().flat_map(|sequence| (0..100).rev().map(move |n| format!("/{sequence}/{n}"))).collect();
     assert_eq!(found, expected);
 
     let source = Source::of("192.0.2.7".parse().expect("an address"));

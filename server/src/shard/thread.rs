@@ -178,7 +178,11 @@ impl Driver {
                 return Ok(());
             }
             if self.drain_until_us.is_some_and(|until_us| until_us <= now.monotonic_us) {
-                tracing::warn!(shard = self.config.shard, connections = self.links.in_use(), "drain deadline passed, connections cut");
+                tracing::warn!(
+                    shard = self.config.shard,
+                    connections = self.links.in_use(),
+                    "drain deadline passed, connections cut"
+                );
                 return Ok(());
             }
         }
