@@ -23,6 +23,8 @@ pub(crate) const DRAIN_US: u64 = 1_000_000;
 const HEALTHY_US: u64 = 10_000_000;
 const BACKOFF_US_MIN: u64 = 50_000;
 const BACKOFF_US_MAX: u64 = 5_000_000;
+/// Longest wait that a server may ask for, µs.
+const RETRY_AFTER_US_MAX: u64 = 60_000_000;
 /// Bytes that are encoded ahead of the socket.
 pub(crate) const OUT_BYTES: usize = 256 * 1024;
 
@@ -155,7 +157,7 @@ impl Connection {
         }
         let ceiling_us = (BACKOFF_US_MIN << self.attempts.min(20)).min(BACKOFF_US_MAX);
         self.attempts = self.attempts.saturating_add(1);
-        let wait_us = (random % ceiling_us).max(1000).max(retry_after_us);
+        let wait_us = (random % ceiling_us).max(1000).max(retry_after_us.min(RETRY_AFTER_US_MAX));
         self.stage = Stage::Backoff { until_us: now_us.saturating_add(wait_us) };
         self.out.clear();
         self.out_written = 0;

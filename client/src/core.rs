@@ -10,7 +10,6 @@
 //! - A server that forgot a session that it had acknowledged: that lane starts a new session; what was written is in doubt.
 
 use crate::ack::{AckHook, Acks};
-use crate::batcher::BatchLimits;
 use crate::bundle::{Bundle, IdentityKey, Item};
 use crate::config::Config;
 use crate::connection::{Break, Connection, DRAIN_US, PINGS_MAX, Stage};
@@ -19,13 +18,14 @@ use crate::denylist::{Denylist, Lister};
 use crate::lane::{Lane, Wire};
 use crate::stats::ServerStats;
 use crate::status::ClientStatus;
+use crate::topology::{Topology, stored_of};
+use postanalytics_protocol::PROTOCOL_VERSION;
 use postanalytics_protocol::error::{ErrorCode, FrameError};
 use postanalytics_protocol::frames::{
     ANY_SHARD, ControlFrame, ErrorFrame, Goodbye, Hello, PackageVersion, Ping, Pong, Stats, StatsRequest, Welcome,
 };
 use postanalytics_protocol::header::{FrameHeader, FrameKind};
 use postanalytics_protocol::schema::v1::SCHEMA;
-use postanalytics_protocol::{PROTOCOL_VERSION, shard_of};
 use std::sync::Arc;
 
 /// Most shards of a server that this client speaks to, a lane each.
@@ -40,19 +40,6 @@ pub(crate) struct Now {
     pub(crate) clock_us: u64,
     /// Unix time.
     pub(crate) unix_us: u64,
-}
-
-/// What the last Welcome said of the server.
-struct Topology {
-    server_id: [u8; 16],
-    version: PackageVersion,
-    epoch: u64,
-    shard_count: u32,
-    routing_seed: u64,
-    key: IdentityKey,
-    limits: BatchLimits,
-    /// The server's clock less the client's monotonic one.
-    server_ahead_us: i128,
 }
 
 struct Slot {
@@ -132,7 +119,7 @@ impl Core {
 
     fn route(&mut self, item: &Item<'_>, now: Now) {
         let Some(topology) = &self.topology else { return debug_assert!(false, "routes() was asked before") };
-        let shard = shard_of(item.source(), topology.routing_seed, topology.shard_count) as usize;
+        let shard = topology.shard_of(item.source());
         if self.slots[shard].lane.push(item, &topology.limits, now.clock_us).is_err() {
             self.ledger.lose_queued(1, item.cost_bytes());
             if !std::mem::replace(&mut self.oversize_reported, true) {
@@ -412,8 +399,8 @@ impl Core {
                     acked.map_err(|_| Break::AckOfNothing(ack.sequence))
                 }
                 ControlFrame::Verdicts(verdicts) => {
-                    let ahead_us = self.topology.as_ref().map_or(0, |topology| topology.server_ahead_us);
-                    let to_clock_us = |us: u64| u64::try_from((i128::from(us) - ahead_us).max(0)).unwrap_or(u64::MAX);
+                    let topology = self.topology.as_ref();
+                    let to_clock_us = |us| topology.map_or(us, |topology| topology.to_clock_us(us));
                     self.lister.apply(at as u32, &verdicts, to_clock_us);
                     Ok(())
                 }
@@ -463,12 +450,12 @@ impl Core {
             return Err(Break::Refused { name: "unsupported_schema".to_owned(), text });
         }
         let known = self.topology.as_ref();
-        let same = known.is_some_and(|known| (known.epoch, known.server_id) == (welcome.epoch, welcome.server_id));
+        let same = known.is_some_and(|known| known.is_of(welcome));
         if same && welcome.shard as usize != at {
             return Err(Break::WrongShard { wanted: at as u32, got: welcome.shard });
         }
         let old_epoch = known.map(|known| known.epoch);
-        self.topology = Some(self.topology_of(welcome, now));
+        self.topology = Some(Topology::new(welcome, &self.config, now));
         let at = if same { at } else { self.adopt(at, welcome, old_epoch, now) };
 
         let session = self.random.u64(1..);
@@ -490,24 +477,6 @@ impl Core {
         self.status_changed = true;
         tracing::info!(server = %self.config.server, version = %welcome.package, lane = at, lanes = welcome.shard_count, "connected to postanalytics");
         Ok(())
-    }
-
-    fn topology_of(&self, welcome: &Welcome, now: Now) -> Topology {
-        let body_bytes_max = welcome.max_body_bytes as usize;
-        Topology {
-            server_id: welcome.server_id,
-            version: welcome.package,
-            epoch: welcome.epoch,
-            shard_count: welcome.shard_count,
-            routing_seed: welcome.routing_seed,
-            key: IdentityKey::new(&welcome.identity_key),
-            limits: BatchLimits {
-                body_bytes: self.config.batch_bytes.min(body_bytes_max),
-                body_bytes_max,
-                records_max: self.config.batch_records_max,
-            },
-            server_ahead_us: i128::from(welcome.server_us) - i128::from(now.clock_us),
-        }
     }
 
     /// Another topology than before: makes its lanes, moves the connection to its own, and routes every record afresh.
@@ -574,10 +543,4 @@ impl Core {
         }
         assert_eq!(sums, (self.ledger.queued, self.ledger.in_flight, self.ledger.bytes), "the ledger tells what is there");
     }
-}
-
-/// The highest sequence of an (epoch, shard) that a Welcome says is stored; without an entry, none.
-fn stored_of(welcome: &Welcome, epoch: u64, shard: u32) -> u64 {
-    let entries = welcome.stored.iter().filter(|entry| (entry.epoch, entry.shard) == (epoch, shard));
-    entries.map(|entry| entry.sequence).max().unwrap_or(0)
 }

@@ -60,6 +60,7 @@ mod simulation;
 mod stats;
 mod status;
 mod thread;
+mod topology;
 
 pub use crate::ack::AckedRecord;
 pub use crate::config::{BuildError, ClientBuilder};
@@ -199,7 +200,7 @@ impl Client {
         let Some(thread) = self.thread.take() else { return };
         if self.queue.forked_from().is_some() {
             // The thread lives in the parent only; waiting for it here would never end.
-            return;
+            return std::mem::forget(thread);
         }
         self.queue.close(timeout);
         // A panic in there has been printed, and what was left has been counted.

@@ -55,20 +55,20 @@ pub struct ServerStats {
 impl ServerStats {
     /// Adds what one shard says.
     pub(crate) fn add(&mut self, shard: &Stats) {
-        self.stored += shard.session_records_stored;
-        self.duplicate += shard.session_records_duplicate;
-        self.rejected += shard.session_records_rejected;
+        self.stored = self.stored.saturating_add(shard.session_records_stored);
+        self.duplicate = self.duplicate.saturating_add(shard.session_records_duplicate);
+        self.rejected = self.rejected.saturating_add(shard.session_records_rejected);
         // Of the process: every shard says nearly the same.
         self.cpu_us = self.cpu_us.max(shard.process_cpu_us);
         self.rss_bytes = self.rss_bytes.max(shard.process_rss_bytes);
         self.uptime_us = self.uptime_us.max(shard.uptime_us);
-        self.shard_records_received += shard.shard_records_received;
-        self.shard_records_stored += shard.shard_records_stored;
-        self.shard_records_rejected += shard.shard_records_rejected;
-        self.shard_records_duplicate += shard.shard_records_duplicate;
-        self.shard_records_live += shard.shard_records_live;
-        self.shard_records_evicted += shard.shard_records_evicted;
-        self.shard_cpu_us += shard.shard_cpu_us;
+        self.shard_records_received = self.shard_records_received.saturating_add(shard.shard_records_received);
+        self.shard_records_stored = self.shard_records_stored.saturating_add(shard.shard_records_stored);
+        self.shard_records_rejected = self.shard_records_rejected.saturating_add(shard.shard_records_rejected);
+        self.shard_records_duplicate = self.shard_records_duplicate.saturating_add(shard.shard_records_duplicate);
+        self.shard_records_live = self.shard_records_live.saturating_add(shard.shard_records_live);
+        self.shard_records_evicted = self.shard_records_evicted.saturating_add(shard.shard_records_evicted);
+        self.shard_cpu_us = self.shard_cpu_us.saturating_add(shard.shard_cpu_us);
         let smallest = if self.shards == 0 { u64::MAX } else { self.shard_timeframe_us };
         self.shard_timeframe_us = smallest.min(shard.shard_timeframe_us);
         self.shards += 1;

@@ -79,12 +79,13 @@ impl Driver {
     fn run(mut self) {
         let mut timeout_us = 0;
         loop {
+            let asleep_us = self.queue.clock_us();
             let ready = self.sleep(timeout_us);
             let now = self.now();
             for (number, flags) in ready {
                 self.serve(number, flags, now);
             }
-            self.take_records(timeout_us, now);
+            self.take_records(now.clock_us - asleep_us, now);
             self.core.advance(now);
             self.open_and_close(now);
             self.write(now);
@@ -161,7 +162,7 @@ impl Driver {
             self.queue.expire(cutoff_us);
         }
         if self.taken.is_empty() {
-            // Nothing came: look less often. A socket that woke us early says nothing about records.
+            // Nothing came in all that time: look less often. If a socket woke us early, that says nothing.
             if slept_us >= self.tick_us {
                 self.tick_us = (self.tick_us * 2).min(TICK_US_MAX);
             }
@@ -211,8 +212,8 @@ impl Driver {
                 let number = link.number;
                 while !self.core.unwritten(number).is_empty() {
                     match link.write(self.core.unwritten(number)) {
+                        Ok(None | Some(0)) => break,
                         Ok(Some(bytes)) => self.core.wrote(number, bytes),
-                        Ok(None) => break,
                         Err(error) => self.core.broken(number, Break::Broken(error.to_string()), now),
                     }
                 }

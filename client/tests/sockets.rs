@@ -315,12 +315,14 @@ fn a_panic_in_the_callback_ends_the_thread_and_not_the_laws() {
     assert!(counters.laws_hold() && counters.in_flight == 0 && counters.refused_other == 1, "{counters:?}");
 }
 
-/// `cargo test --release -p postanalytics-client --test sockets -- --ignored --nocapture try_send_cost`
+/// `cargo test --release -p postanalytics-client --test sockets -- --ignored --nocapture try_send_cost`,
+/// with `POSTANALYTICS_SERVER=host:port` against a real server.
 #[test]
 #[ignore = "prints timings, asserts nothing about them; run it alone and in release mode"]
 fn try_send_cost() {
     let server = Server::start();
-    let client = client(&server).build().expect("built");
+    let address = std::env::var("POSTANALYTICS_SERVER").unwrap_or_else(|_| server.address.clone());
+    let client = client(&server).server(address).build().expect("built");
     let (path, agent) = (vec![b'p'; 150], vec![b'a'; 180]);
     for (name, gap) in [("50,000/s", Duration::from_micros(20)), ("as fast as it goes", Duration::ZERO)] {
         let mut nanoseconds = Vec::with_capacity(300_000);

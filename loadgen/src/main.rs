@@ -29,11 +29,13 @@ fn main() -> ExitCode {
 
 fn side_command(command: &Command) -> Result<ExitCode> {
     let mut definition = Arguments::command();
-    let mut out = std::io::stdout().lock();
+    // Into memory first: the generators panic when a pipe is closed.
+    let mut text = Vec::new();
     match command {
-        Command::Completions { shell } => clap_complete::generate(*shell, &mut definition, "loadgen", &mut out),
-        Command::Man => clap_mangen::Man::new(definition).render(&mut out)?,
+        Command::Completions { shell } => clap_complete::generate(*shell, &mut definition, "loadgen", &mut text),
+        Command::Man => clap_mangen::Man::new(definition).render(&mut text)?,
     }
+    std::io::stdout().write_all(&text)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -60,7 +62,7 @@ fn load(arguments: &RunArguments) -> Result<ExitCode> {
         let percent = 100.0 * outcome.sent.late_share();
         writeln!(
             out,
-            "generator-bound: {percent:.1} % of the sends were more than 1 ms late; the latencies are this generator's, not the server's"
+            "generator-bound: {percent:.1} % of the sends were more than 1 ms late: the latencies are not the server's"
         )?;
     }
     for note in &outcome.notes {

@@ -181,7 +181,7 @@ impl Driver<'_> {
         let mut sending = true;
         loop {
             let now_ns = monotonic_ns();
-            if sending && (now_ns >= self.timing.until_ns || self.stop.load(Ordering::Relaxed)) {
+            if sending && self.is_over(sessions, now_ns) {
                 sending = false;
                 give_up_ns = now_ns + duration_ns(DRAIN_TIMEOUT);
             }
@@ -214,6 +214,14 @@ impl Driver<'_> {
         }
         sessions.iter_mut().flatten().for_each(Connection::close);
         Ok(measured)
+    }
+
+    /// An open loop that is behind still sends what was due before the end.
+    fn is_over(&self, sessions: &[Vec<Connection>], now_ns: u64) -> bool {
+        let is_behind = |connection: &Connection| connection.scheduled_ns().is_some_and(|due_ns| due_ns < self.timing.until_ns);
+        self.stop.load(Ordering::Relaxed)
+            || now_ns >= self.timing.catch_up_until_ns()
+            || now_ns >= self.timing.until_ns && !sessions.iter().flatten().any(is_behind)
     }
 }
 

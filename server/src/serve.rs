@@ -87,6 +87,9 @@ fn log_config(config: &Config) {
     if !config.env_file_unknown_keys.is_empty() {
         tracing::info!(keys = config.env_file_unknown_keys.join(" "), "env file keys that mean nothing here are ignored");
     }
+    if let Some(group) = &config.group {
+        tracing::info!(group, "group of this node");
+    }
     if let Some(node) = &config.node {
         tracing::info!(path = %node.path.display(), hostname = ?node.hostname, uuid = ?node.uuid, "node.yaml read");
         if node.has_secret {

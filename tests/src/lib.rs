@@ -9,9 +9,11 @@
 
 pub mod server;
 pub mod wire;
+pub mod witness;
 
 pub use server::{Server, ServerOptions, binary, free_port, skipped};
 pub use wire::RawConnection;
+pub use witness::Witness;
 
 use std::time::{Duration, Instant};
 

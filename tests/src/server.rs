@@ -44,7 +44,7 @@ pub fn free_port() -> u16 {
 pub struct ServerOptions {
     /// Program to run.
     pub program: PathBuf,
-    /// `--listen`.
+    /// `--listen`; empty: the flag is left out.
     pub listen: String,
     /// `--shards`.
     pub shards: u32,
@@ -54,6 +54,8 @@ pub struct ServerOptions {
     pub arguments: Vec<String>,
     /// Environment, beside a clean one.
     pub environment: Vec<(String, String)>,
+    /// Standard input and output are pipes, see [`Server::ask`].
+    pub piped: bool,
 }
 
 impl Default for ServerOptions {
@@ -65,6 +67,7 @@ impl Default for ServerOptions {
             arena_gb: 0.0625,
             arguments: Vec::new(),
             environment: Vec::new(),
+            piped: false,
         }
     }
 }
@@ -88,7 +91,10 @@ impl ServerOptions {
     /// The command, not started. Logs go to `log`.
     pub fn command(&self, log: &Path, token: &Path) -> Command {
         let mut command = Command::new(&self.program);
-        command.args(["--listen", &self.listen, "--status", "127.0.0.1:0", "--arena-dir", "none", "--no-pin"]);
+        if !self.listen.is_empty() {
+            command.args(["--listen", &self.listen]);
+        }
+        command.args(["--status", "127.0.0.1:0", "--arena-dir", "none", "--no-pin"]);
         command.args(["--shards", &self.shards.to_string(), "--arena", &self.arena_gb.to_string()]);
         command.args(["--log", "json", "--log-file"]).arg(log).arg("--status-token-file").arg(token);
         command.args(&self.arguments);
@@ -96,7 +102,8 @@ impl ServerOptions {
             command.env_remove(name);
         }
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let pipe = || if self.piped { Stdio::piped() } else { Stdio::null() };
+        command.stdin(pipe()).stdout(pipe()).stderr(Stdio::piped());
         command
     }
 
@@ -185,6 +192,28 @@ impl Server {
     pub fn total(&self, name: &str) -> u64 {
         let status = self.status_json();
         status["totals"][name].as_u64().unwrap_or_else(|| panic!("no total {name} in {status}"))
+    }
+
+    /// The sum of a metric's samples on `/metrics`; with its labels, as in `name{code="bad_magic"}`, that sample alone.
+    pub fn metric(&self, name: &str) -> f64 {
+        let (code, page) = self.get("/metrics");
+        assert_eq!(code, 200, "{page}");
+        let samples = page.lines().filter_map(|line| line.strip_prefix(name).filter(|rest| rest.starts_with([' ', '{'])));
+        let values: Vec<f64> = samples.filter_map(|rest| rest.rsplit(' ').next()?.parse().ok()).collect();
+        assert!(!values.is_empty(), "no metric {name} in {page}");
+        values.iter().sum()
+    }
+
+    /// Writes a line to its standard input and reads one from its standard output ([`ServerOptions::piped`]).
+    pub fn ask(&mut self, question: &str) -> String {
+        writeln!(self.child.stdin.as_mut().unwrap(), "{question}").unwrap();
+        let (mut answer, output) = (Vec::new(), self.child.stdout.as_mut().unwrap());
+        while answer.last() != Some(&b'\n') {
+            let mut byte = [0];
+            output.read_exact(&mut byte).unwrap();
+            answer.extend_from_slice(&byte);
+        }
+        String::from_utf8(answer).unwrap().trim_end().to_owned()
     }
 
     /// Asserts the server's laws on `/status`.

@@ -1,7 +1,7 @@
 //! A connection that speaks the protocol byte by byte, so that a test can do what no client would.
 
-use postanalytics_protocol::frames::{ANY_SHARD, ControlFrame, ErrorFrame, Hello, PackageVersion, Welcome};
-use postanalytics_protocol::{AlignedVec, Assembler, BatchBuilder, FrameKind, RecordFields};
+use postanalytics_protocol::frames::{ANY_SHARD, ControlFrame, ErrorFrame, Hello, PackageVersion, StoredSequence, Welcome};
+use postanalytics_protocol::{AlignedVec, Assembler, BatchBuilder, FrameKind, HEADER_BYTES, RecordFields};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
@@ -56,6 +56,25 @@ pub fn batch(session: u64, sequence: u64, source: IpAddr, count: usize) -> Vec<u
     out
 }
 
+/// Puts the sequence into a frame that was encoded before, and repairs the header's CRC.
+pub fn restamp(frame: &mut [u8], sequence: u64) {
+    frame[24..32].copy_from_slice(&sequence.to_le_bytes());
+    seal_header(frame);
+}
+
+/// Repairs the CRC of a header that a test has changed.
+pub fn seal_header(frame: &mut [u8]) {
+    let crc = crc32fast::hash(&frame[..44]);
+    frame[44..48].copy_from_slice(&crc.to_le_bytes());
+}
+
+/// Repairs both CRCs of a frame that a test has changed.
+pub fn seal(frame: &mut [u8]) {
+    let crc = if frame.len() == HEADER_BYTES { 0 } else { crc32fast::hash(&frame[HEADER_BYTES..]) };
+    frame[40..44].copy_from_slice(&crc.to_le_bytes());
+    seal_header(frame);
+}
+
 /// A source that any server with one shard takes.
 pub const SOURCE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 
@@ -84,6 +103,18 @@ impl RawConnection {
                 Err(None)
             }
         }
+    }
+
+    /// A connection that has said nothing yet.
+    pub fn silent(stream: TcpStream, session: u64) -> Self {
+        stream.set_nodelay(true).unwrap();
+        Self { stream, welcome: nothing(), session, assembler: Assembler::default(), received: Vec::new() }
+    }
+
+    /// The sequence that the next batch of this session must have, by what Welcome said.
+    pub fn next_sequence(&self) -> u64 {
+        let here = |entry: &&StoredSequence| entry.epoch == self.welcome.epoch && entry.shard == self.welcome.shard;
+        self.welcome.stored.iter().find(here).map_or(0, |entry| entry.sequence) + 1
     }
 
     /// Sends bytes; a broken connection is no failure here.

@@ -50,6 +50,8 @@ pub(super) struct Connection {
     in_flight: VecDeque<InFlight>,
     in_flight_bytes: u64,
     frames_sent: u64,
+    /// When window or socket last had no room: lateness up to then is the server's, not the generator's.
+    blocked_ns: u64,
     next_frame: usize,
     /// What was asked for last; one question at a time, for a server may answer only the latest of one turn.
     last_asked: Option<usize>,
@@ -117,6 +119,7 @@ impl Connection {
             in_flight: VecDeque::new(),
             in_flight_bytes: 0,
             frames_sent: 0,
+            blocked_ns: 0,
             // Sessions begin at different frames, so that they do not all send the same sources at once.
             next_frame: session as usize >> 8,
             last_asked: None,
@@ -135,7 +138,7 @@ impl Connection {
             if sending {
                 self.fill(turn);
             }
-            if self.outgoing.is_empty() || !self.write(turn.pool)? {
+            if self.outgoing.is_empty() || !self.write(turn.pool, turn.now_ns)? {
                 break;
             }
         }
@@ -165,10 +168,14 @@ impl Connection {
         !self.outgoing.is_empty()
     }
 
-    /// When the next frame is due; `None` without a schedule, or as long as an ack has to come first.
+    /// When the next frame is scheduled; `None` without a schedule.
+    pub(super) fn scheduled_ns(&self) -> Option<u64> {
+        self.schedule.map(|schedule| schedule.due_ns(self.frames_sent))
+    }
+
+    /// When to wake for the next frame; `None` without a schedule, or as long as an ack has to come first.
     pub(super) fn next_due_ns(&self) -> Option<u64> {
-        let schedule = self.schedule.filter(|_| self.in_flight_bytes < self.welcome.window_bytes)?;
-        Some(schedule.due_ns(self.frames_sent))
+        self.scheduled_ns().filter(|_| self.in_flight_bytes < self.welcome.window_bytes)
     }
 
     /// Says goodbye. A peer that is gone already does not matter any more.
@@ -187,12 +194,17 @@ impl Connection {
     fn fill(&mut self, turn: &mut Turn<'_>) {
         let frames = turn.pool.of_shard(self.welcome.shard);
         while self.outgoing.len() < OUTGOING_MAX {
-            let intended_ns = self.schedule.map_or(turn.now_ns, |schedule| schedule.due_ns(self.frames_sent));
+            let intended_ns = self.scheduled_ns().unwrap_or(turn.now_ns);
             let index = self.next_frame % frames.len();
             let frame = &frames[index];
             // A window smaller than a frame still lets one through.
             let fits = self.in_flight.is_empty() || self.in_flight_bytes + frame.wire_bytes() <= self.welcome.window_bytes;
-            if intended_ns > turn.now_ns || !fits {
+            let is_past_end = self.schedule.is_some() && intended_ns >= turn.timing.until_ns;
+            if intended_ns > turn.now_ns || is_past_end {
+                return;
+            }
+            if !fits {
+                self.blocked_ns = turn.now_ns;
                 return;
             }
             self.frames_sent += 1;
@@ -212,13 +224,14 @@ impl Connection {
             turn.measured.sent.generated += records;
             turn.measured.frames_sent += 1;
             if self.schedule.is_some() && intended_ns >= turn.timing.from_ns {
-                turn.measured.sent.note_lateness(intended_ns / 1000, turn.now_ns / 1000, records);
+                let could_ns = intended_ns.max(self.blocked_ns);
+                turn.measured.sent.note_lateness(could_ns / 1000, turn.now_ns / 1000, records);
             }
         }
     }
 
     /// Writes what the socket takes. `false`: it takes no more now.
-    fn write(&mut self, pool: &FramePool) -> Result<bool> {
+    fn write(&mut self, pool: &FramePool, now_ns: u64) -> Result<bool> {
         let frames = pool.of_shard(self.welcome.shard);
         while !self.outgoing.is_empty() {
             let mut slices = [IoSlice::new(&[]); 2 * OUTGOING_MAX];
@@ -231,7 +244,10 @@ impl Connection {
             }
             match self.stream.write_vectored(&slices[..count]) {
                 Ok(written) => self.advance(written, frames),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    self.blocked_ns = now_ns;
+                    return Ok(false);
+                }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => {
                     return Err(error).with_context(|| format!("the connection to shard {} broke", self.welcome.shard));

@@ -42,7 +42,8 @@ impl FramePool {
         let pool_bytes = sources as usize * plan.record_bytes;
         if pool_bytes > POOL_BYTES_MAX {
             bail!(
-                "{sources} sources of {} bytes a record are {pool_bytes} bytes of frames, the limit is {POOL_BYTES_MAX}; choose a smaller --record-bytes or --sources",
+                "{sources} sources of {} bytes a record are {pool_bytes} bytes of frames, the limit is {POOL_BYTES_MAX}; \
+                 choose a smaller --record-bytes or --sources",
                 plan.record_bytes
             );
         }

@@ -32,8 +32,8 @@ fn an_open_loop_keeps_its_rate() {
     let options = ["--rate", "20k/s", "--warmup", "0", "--duration", "500ms", "--batch", "10"];
     let (outcome, report, broken) = run_against(Fault::None, &options).expect("it runs");
     assert!(broken.is_empty(), "{broken:?}");
-    // All that fell due was sent, give or take what fell due between the last wake-up and the end.
-    assert!((9_000..=10_010).contains(&report.records_generated), "{}", report.records_generated);
+    // Whatever the machine does meanwhile, all that fell due is sent.
+    assert_eq!(report.records_generated, 10_000);
     assert!(report.server.cpu_seconds > 0.0 && report.records_per_server_cpu_second > 0.0);
     assert!(outcome.has_schedule && outcome.sent.scheduled == report.records_generated);
     assert!(report.latency_us.corrected.p50 >= report.latency_us.uncorrected.p50);

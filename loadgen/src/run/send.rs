@@ -68,12 +68,13 @@ impl Sender<'_> {
         let mut due_ns = schedule.due_ns(0);
         loop {
             let mut now_ns = monotonic_ns();
-            if self.is_over(now_ns) {
+            let give_up = now_ns >= self.timing.catch_up_until_ns() || self.stop.load(Ordering::Relaxed);
+            if give_up || due_ns >= self.timing.until_ns {
                 return sent;
             }
             let sent_before = sent.generated;
             let unix_minus_monotonic_us = unix_us().wrapping_sub(now_ns / 1000);
-            while due_ns <= now_ns && now_ns < self.timing.until_ns {
+            while due_ns <= now_ns && due_ns < self.timing.until_ns && now_ns < self.timing.catch_up_until_ns() {
                 let session = &self.sessions[sent.generated as usize % self.sessions.len()];
                 let mut request = traffic.next((due_ns / 1000).wrapping_add(unix_minus_monotonic_us));
                 request.token = session.clock_us(due_ns);

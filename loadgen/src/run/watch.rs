@@ -9,6 +9,8 @@ use std::io::IsTerminal;
 
 const LOOK_INTERVAL_NS: u64 = 100_000_000;
 const LINE_INTERVAL_NS: u64 = 500_000_000;
+/// How long after the end an open loop that is behind may still send what was due before it.
+const CATCH_UP_NS: u64 = 1_000_000_000;
 
 /// When a run starts and which part of it is measured, by the monotonic clock.
 #[derive(Clone, Copy, Debug)]
@@ -27,6 +29,11 @@ impl Timing {
         let from_ns = start_ns.saturating_add(duration_ns(plan.warmup));
         let until_ns = plan.duration.map_or(u64::MAX, |duration| from_ns.saturating_add(duration_ns(duration)));
         Self { start_ns, from_ns, until_ns }
+    }
+
+    /// When an open loop gives up sending what was due before the end.
+    pub fn catch_up_until_ns(&self) -> u64 {
+        self.until_ns.saturating_add(CATCH_UP_NS)
     }
 
     /// Length of the window, if all ended at `end_ns` at the latest.

@@ -141,11 +141,16 @@ impl State {
         self.shards.get().is_some() && !self.stopping.get() && self.shards().iter().all(|shard| !shard.ended.get())
     }
 
-    /// The tickets of living connections; forgets the others.
+    /// The tickets of living connections.
     pub(super) fn live_tickets(&self) -> Vec<Arc<ConnectionTicket>> {
-        let mut tickets = self.tickets.borrow_mut();
-        tickets.retain(|ticket| ticket.strong_count() > 0);
-        tickets.iter().filter_map(Weak::upgrade).collect()
+        let mut tickets = Vec::new();
+        self.visit_tickets(|ticket| tickets.push(Arc::clone(ticket)));
+        tickets
+    }
+
+    /// Shows every living ticket; forgets the others.
+    fn visit_tickets(&self, mut visit: impl FnMut(&Arc<ConnectionTicket>)) {
+        self.tickets.borrow_mut().retain(|ticket| ticket.upgrade().inspect(&mut visit).is_some());
     }
 
     pub(super) fn add_ticket(&self, ticket: &Arc<ConnectionTicket>) {
@@ -171,21 +176,21 @@ impl State {
     pub(super) fn load(&self, peer: IpAddr) -> Load {
         let handshakes = self.handshakes.borrow();
         let mut load = Load { total: handshakes.values().sum(), of_address: handshakes.get(&peer).copied().unwrap_or(0) };
-        for ticket in self.live_tickets() {
+        self.visit_tickets(|ticket| {
             load.total += 1;
             load.of_address += usize::from(ticket.peer.ip().to_canonical() == peer);
-        }
+        });
         load
     }
 
     /// The shard with the fewest connections.
     pub(super) fn least_loaded_shard(&self) -> Result<u32, Refusal> {
         let mut connections = vec![0usize; self.shards().len()];
-        for ticket in self.live_tickets() {
+        self.visit_tickets(|ticket| {
             if let Some(count) = connections.get_mut(ticket.shard as usize) {
                 *count += 1;
             }
-        }
+        });
         let least = (0u32..).zip(connections).min_by_key(|(_, count)| *count);
         least
             .map(|(shard, _)| shard)

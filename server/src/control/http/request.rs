@@ -92,7 +92,7 @@ fn parse_query(query: &str) -> Vec<(String, String)> {
     pairs.map(|pair| pair.split_once('=').unwrap_or((pair, ""))).map(|(name, value)| (decode(name), decode(value))).collect()
 }
 
-/// Percent-decoding, `+` as space. What is no escape stays as it is.
+/// Percent-decoding. What is no escape stays as it is; so does `+`, which stands in time zones here, and spaces never do.
 fn decode(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
@@ -104,8 +104,6 @@ fn decode(text: &str) -> String {
                 rest = &after[2..];
                 continue;
             }
-            // A plus in a time zone, as RFC 3339 has it, is meant as a plus far more often than as a space; query values
-            // here never hold spaces.
             (byte, _) => bytes.push(byte),
         }
         rest = after;

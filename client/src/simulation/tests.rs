@@ -1,0 +1,288 @@
+//! What can happen between client and server, in any order, and what must hold whatever happens.
+
+use super::{SECOND, World, address};
+use postanalytics_protocol::frames::Goodbye;
+use proptest::prelude::*;
+
+#[derive(Clone, Debug)]
+enum Op {
+    Send { count: u64, bytes: usize },
+    Run { turns: usize, step_us: u64 },
+    Break { nth: usize },
+    Down,
+    Up,
+    Restart { shards: u32 },
+    Forget,
+    RefuseContent,
+    Goodbye,
+    Window { bytes: u64 },
+    MaxBody { bytes: u32 },
+    Flush,
+    Stats,
+    LongPause,
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        6 => (1u64..40, 0usize..400).prop_map(|(count, bytes)| Op::Send { count, bytes }),
+        8 => (1usize..12, 100u64..30_000).prop_map(|(turns, step_us)| Op::Run { turns, step_us }),
+        3 => (0usize..8).prop_map(|nth| Op::Break { nth }),
+        1 => Just(Op::Down),
+        2 => Just(Op::Up),
+        1 => (1u32..5).prop_map(|shards| Op::Restart { shards }),
+        1 => Just(Op::Forget),
+        1 => Just(Op::RefuseContent),
+        1 => Just(Op::Goodbye),
+        1 => (0u64..8000).prop_map(|bytes| Op::Window { bytes }),
+        1 => (600u32..4000).prop_map(|blocks| Op::MaxBody { bytes: blocks / 16 * 16 }),
+        1 => Just(Op::Flush),
+        1 => Just(Op::Stats),
+        1 => Just(Op::LongPause),
+    ]
+}
+
+fn apply(world: &mut World, op: &Op) {
+    match *op {
+        Op::Send { count, bytes } => world.send(count, bytes),
+        Op::Run { turns, step_us } => world.run(turns, step_us),
+        Op::Break { nth } => {
+            let mut links: Vec<u64> = world.peers.keys().copied().collect();
+            links.sort_unstable();
+            if let Some(link) = links.get(nth % links.len().max(1)) {
+                world.break_link(*link);
+            }
+        }
+        Op::Down => {
+            world.server.up = false;
+            for link in world.peers.keys().copied().collect::<Vec<_>>() {
+                world.break_link(link);
+            }
+        }
+        Op::Up => world.server.up = true,
+        Op::Restart { shards } => world.restart(shards),
+        Op::Forget => {
+            let ended = world.peers.keys().copied().collect::<Vec<_>>();
+            ended.into_iter().for_each(|link| world.break_link(link));
+            // A server forgets only sessions that were idle for long. One that forgets what it stored a moment ago, before it
+            // acknowledged anything at all, cannot be told from one that never stored it.
+            let acked = world.core.sessions_acked();
+            world.server.sessions.retain(|(session, _, shard), _| !acked.contains(&(*session, *shard)));
+        }
+        Op::RefuseContent => world.server.refuse_content = true,
+        Op::Goodbye => {
+            for peer in world.peers.values_mut().filter(|peer| peer.shard.is_some()) {
+                Goodbye { retry_after_ms: 300 }.encode(peer.session, 0, &mut peer.out);
+            }
+        }
+        Op::Window { bytes } => world.server.window_bytes = bytes,
+        Op::MaxBody { bytes } => {
+            // A limit that a server changes while batches are on their way to it would be its own fault.
+            for link in world.peers.keys().copied().collect::<Vec<_>>() {
+                world.break_link(link);
+            }
+            world.server.max_body_bytes = bytes;
+        }
+        Op::Flush => world.core.flush(Some(world.clock_us)),
+        Op::Stats => world.core.ask_stats(world.clock_us + 1),
+        Op::LongPause => {
+            world.server.up = false;
+            for link in world.peers.keys().copied().collect::<Vec<_>>() {
+                world.break_link(link);
+            }
+            world.run(3, 400 * SECOND);
+        }
+    }
+    world.check();
+}
+
+proptest! {
+    #[test]
+    fn the_laws_hold_whatever_happens(seed: u64, shards in 1u32..5, ops in proptest::collection::vec(op(), 1..60)) {
+        let mut world = World::new(seed, shards);
+        for op in &ops {
+            apply(&mut world, op);
+        }
+        world.settle();
+    }
+
+    /// Breaks alone, mid-frame and anywhere else: nothing lost, nothing doubled, nothing in doubt.
+    #[test]
+    fn breaks_lose_and_double_nothing(seed: u64, shards in 1u32..5, breaks in 1usize..30) {
+        let mut world = World::new(seed, shards);
+        for nth in 0..breaks {
+            apply(&mut world, &Op::Send { count: 30, bytes: 100 });
+            apply(&mut world, &Op::Run { turns: 4, step_us: 20_000 });
+            apply(&mut world, &Op::Break { nth });
+        }
+        world.settle();
+        let ledger = world.core.ledger();
+        prop_assert_eq!((ledger.acked, ledger.lost, ledger.in_doubt), (world.sent, 0, 0));
+        prop_assert_eq!(world.server.stored.len() as u64, world.sent);
+    }
+}
+
+#[test]
+fn a_restarted_server_with_other_shards_gets_what_the_old_one_did_not() {
+    let mut world = World::new(1, 4);
+    world.send(200, 100);
+    world.run(20, 5000);
+    world.restart(2);
+    world.send(50, 100);
+    world.settle();
+    let ledger = *world.core.ledger();
+    assert_eq!((ledger.acked, ledger.lost, ledger.in_doubt), (250, 0, 0));
+    assert!(world.server.user_hashes.len() == 1 && !world.server.user_hashes.contains(&0));
+    let first = crate::bundle::IdentityKey::new(&[1; 32]).hash(b"anna");
+    assert!(!world.server.user_hashes.contains(&first), "hashed with the new key");
+}
+
+#[test]
+fn what_the_old_topology_stored_is_not_sent_again() {
+    let mut world = World::new(2, 2);
+    world.send(100, 100);
+    for _ in 0..100 {
+        world.run(1, 5000);
+        if world.server.stored.len() as u64 > world.core.ledger().acked {
+            break;
+        }
+    }
+    let (stored, sessions) = (world.server.stored.clone(), world.server.sessions.clone());
+    let unacked = stored.len() as u64 - world.core.ledger().acked;
+    assert!(unacked > 0, "the seed leaves something unacknowledged: {} {:?}", stored.len(), world.core.ledger());
+    world.restart(3);
+    // This one kept its sessions and its records.
+    (world.server.stored, world.server.sessions) = (stored, sessions);
+    world.ever_stored.clear();
+    world.settle();
+    assert_eq!((world.server.stored.len(), world.core.ledger().acked), (100, 100));
+}
+
+#[test]
+fn a_refused_batch_is_lost_alone_and_leaves_an_empty_one() {
+    let mut world = World::new(3, 1);
+    world.server.refuse_content = true;
+    world.send(60, 100);
+    world.settle();
+    let ledger = world.core.ledger();
+    assert!(ledger.lost > 0 && ledger.lost < 60 && ledger.in_doubt == 0, "{ledger:?}");
+    assert_eq!(world.server.stored.len() as u64 + ledger.lost, 60);
+    assert_eq!(ledger.errors_received, 1);
+}
+
+#[test]
+fn old_records_are_lost_unwritten_and_in_doubt_written() {
+    let mut world = World::new(4, 1);
+    world.send(10, 100);
+    world.settle();
+    let before = *world.core.ledger();
+    world.send(10, 100);
+    world.run(1, 100_000);
+    apply(&mut world, &Op::Down);
+    world.send(10, 100);
+    world.run(2, 10_000);
+    let written = world.core.ledger().in_flight;
+    assert!(written > 0);
+    world.run(2, 500 * SECOND);
+    let ledger = *world.core.ledger();
+    assert_eq!((ledger.in_doubt, ledger.lost), (written, 30 - before.acked - written));
+    world.send(5, 100);
+    world.settle();
+    assert_eq!(world.core.ledger().acked, before.acked + 5, "the empty batches made way");
+}
+
+#[test]
+fn no_more_is_written_than_the_window_allows() {
+    let mut world = World::new(5, 1);
+    world.server.window_bytes = 5000;
+    world.run(10, 20_000);
+    // The server is silent from here: its answers stay in `out`.
+    world.send(500, 200);
+    let now = world.now();
+    for bundle in std::mem::take(&mut world.waiting) {
+        world.core.take(&bundle, now);
+    }
+    world.core.flush(Some(u64::MAX));
+    world.core.advance(now);
+    let written: usize = world.core.wanted_links().map(|link| world.core.unwritten(link).len()).sum();
+    assert!((2500..=5000).contains(&written), "{written}");
+    assert!(world.core.ledger().queued > 400);
+    world.settle();
+    assert_eq!(world.core.ledger().acked, 500);
+}
+
+#[test]
+fn a_forgotten_session_puts_in_doubt_what_was_written() {
+    let mut world = World::new(6, 1);
+    world.send(50, 100);
+    world.settle();
+    world.server.sessions.clear();
+    for link in world.peers.keys().copied().collect::<Vec<_>>() {
+        world.break_link(link);
+    }
+    world.send(10, 100);
+    world.settle();
+    let ledger = world.core.ledger();
+    assert_eq!((ledger.acked, ledger.in_doubt), (60, 0), "nothing was in flight");
+}
+
+#[test]
+fn verdicts_arrive_and_outlive_the_connection() {
+    let mut world = World::new(7, 1);
+    world.server.verdicts = vec![address(1), address(2)];
+    world.send(1, 1);
+    world.settle();
+    assert!(world.denylist.contains(address(1)) && !world.denylist.contains(address(3)));
+    apply(&mut world, &Op::Down);
+    assert!(world.denylist.contains(address(2)));
+    world.server.verdicts = vec![address(3)];
+    world.server.up = true;
+    world.run(600, 20_000);
+    assert!(!world.denylist.contains(address(1)) && world.denylist.contains(address(3)));
+}
+
+#[test]
+fn statistics_ask_every_shard() {
+    let mut world = World::new(8, 4);
+    world.core.ask_stats(1);
+    world.run(300, 20_000);
+    let (token, stats) = world.core.take_stats().expect("all answered");
+    assert_eq!((token, stats.shards, stats.stored), (1, 4, 4));
+}
+
+#[test]
+fn a_silent_server_is_given_up_and_an_idle_one_is_not() {
+    let mut world = World::new(9, 1);
+    world.run(20, 20_000);
+    assert_eq!(world.core.ledger().connects, 1);
+    let link = world.core.wanted_links().next().expect("open");
+    world.clock_us += 10 * SECOND;
+    let ping = |world: &mut World| {
+        let now = world.now();
+        world.core.advance(now);
+        world.core.unwritten(link).len()
+    };
+    assert_eq!(ping(&mut world), 64, "a ping");
+    assert_eq!(ping(&mut world), 64, "one only");
+    world.clock_us += 10 * SECOND;
+    assert_eq!(ping(&mut world), 128);
+    world.clock_us += 20 * SECOND;
+    ping(&mut world);
+    ping(&mut world);
+    assert_eq!(world.core.ledger().disconnects, 1);
+}
+
+#[test]
+fn the_thread_is_never_told_to_spin() {
+    let mut world = World::new(10, 3);
+    for round in 0..200 {
+        world.send(3, 50);
+        if round == 100 {
+            apply(&mut world, &Op::Down);
+        }
+        world.clock_us += 5000;
+        world.turn();
+        let now = world.now();
+        world.core.advance(now);
+        assert!(world.core.deadline_us() > world.clock_us, "round {round}: a deadline that has passed and nothing done");
+    }
+}

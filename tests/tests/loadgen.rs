@@ -1,0 +1,185 @@
+//! The load generator as a user runs it, against the real server: exit codes, the JSON contract, reconciliation.
+
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+use postanalytics_tests::{Server, ServerOptions, binary, free_port, skipped};
+use serde_json::Value;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+fn loadgen(arguments: &[&str]) -> Output {
+    Command::new(binary("loadgen")).args(arguments).stdin(Stdio::null()).output().unwrap()
+}
+
+fn text_of(output: &Output) -> String {
+    format!("{}\n{}{}", output.status, String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// Runs it against two shards with these options; checks everything that every run has to hold, and returns the report.
+fn good_run(arguments: &[&str]) -> Value {
+    let server = ServerOptions::default().shards(2).start();
+    let folder = tempfile::tempdir().unwrap();
+    let (json, hgrm) = (folder.path().join("report.json"), folder.path().join("report.hgrm"));
+    let target = server.ingest.to_string();
+    let files = ["--json", json.to_str().unwrap(), "--hgrm", hgrm.to_str().unwrap()];
+    let output = loadgen(&[&["--target", &target, "--assert", "tnt_errors=0,in_doubt=0,reconciled=true"], &files, arguments].concat());
+    assert_eq!(output.status.code(), Some(0), "{}", text_of(&output));
+    assert!(text_of(&output).contains("latency p99"), "a table for people: {}", text_of(&output));
+    let report: Value = serde_json::from_str(&std::fs::read_to_string(&json).unwrap()).unwrap();
+    check_contract(&report);
+    check_sums(&report, &server);
+    let hgrm = std::fs::read_to_string(&hgrm).unwrap();
+    assert!(hgrm.contains("Percentile") && hgrm.contains("#[Max"), "{hgrm}");
+    server.stop();
+    report
+}
+
+/// Every key of the contract, with a value of its type.
+fn check_contract(report: &Value) {
+    for name in ["target", "git"] {
+        assert!(report[name].is_string(), "{name} in {report}");
+    }
+    for name in ["records_generated", "records_acked", "tnt_errors", "records_in_doubt"] {
+        assert!(report[name].is_u64(), "{name} in {report}");
+    }
+    for name in ["records_per_second", "records_per_server_cpu_second", "mean_batch_records"] {
+        assert!(report[name].is_number(), "{name} in {report}");
+    }
+    for name in ["generator_bound", "reconciled"] {
+        assert!(report[name].is_boolean(), "{name} in {report}");
+    }
+    for column in ["corrected", "uncorrected"] {
+        let quantiles = ["p50", "p90", "p99", "p999", "max"].map(|name| report["latency_us"][column][name].as_u64());
+        assert!(quantiles.iter().all(Option::is_some) && quantiles.is_sorted(), "{column} in {report}");
+    }
+    for name in ["stored", "duplicate", "rss_bytes"] {
+        assert!(report["server"][name].is_u64(), "server.{name} in {report}");
+    }
+    assert!(report["server"]["cpu_seconds"].is_number(), "{report}");
+    assert!(report["server"]["rss_bytes"].as_u64() > Some(1 << 20), "{report}");
+    assert!(report["machine"]["cpus"].as_u64() > Some(0) && report["machine"]["kernel"].is_string(), "{report}");
+}
+
+/// The sums, and the server's own word on them, asked past loadgen.
+fn check_sums(report: &Value, server: &Server) {
+    let number = |name: &str| report[name].as_u64().unwrap();
+    assert!(number("records_generated") > 0, "{report}");
+    assert_eq!(number("records_generated"), number("records_acked"), "{report}");
+    assert_eq!((number("tnt_errors"), number("records_in_doubt")), (0, 0), "{report}");
+    assert_eq!(report["server"]["stored"].as_u64().unwrap(), number("records_acked"), "{report}");
+    assert_eq!(report["reconciled"], true);
+    assert_eq!(server.total("records_stored"), number("records_acked"), "{report}");
+    server.assert_laws();
+    let status = server.status_json();
+    let share = |shard: &Value| shard["records_stored"].as_u64().unwrap();
+    assert!(status["shards"].as_array().unwrap().iter().all(|shard| share(shard) > 0), "both shards: {status}");
+}
+
+#[test]
+fn open_loop_at_a_rate() {
+    let report = good_run(&["--rate", "2k/s", "--duration", "2s", "--warmup", "0s"]);
+    let generated = report["records_generated"].as_u64().unwrap();
+    assert!((2_000..=4_100).contains(&generated), "2,000 a second for 2 s: {report}");
+    assert!(report["latency_us"]["corrected"]["max"].as_u64() > Some(0), "{report}");
+}
+
+#[test]
+fn several_clients_and_threads_with_a_warm_up() {
+    let report = good_run(&[
+        "--rate", "2k/s", "--duration", "1s", "--warmup", "1s", "--connections", "4", "--threads", "2", "--mix", "api", "--seed", "7",
+    ]);
+    let generated = report["records_generated"].as_u64().unwrap();
+    assert!((2_000..=4_100).contains(&generated), "the warm-up counts for the sums: {report}");
+}
+
+#[test]
+fn closed_loop() {
+    let report = good_run(&["--saturate", "--duration", "1s", "--warmup", "0s"]);
+    assert!(report["mean_batch_records"].as_f64() > Some(1.0), "{report}");
+}
+
+#[test]
+fn pre_built_frames() {
+    let report = good_run(&["--raw", "--saturate", "--duration", "1s", "--warmup", "0s", "--batch", "50", "--sources", "100000"]);
+    assert_eq!(report["mean_batch_records"], 50.0, "{report}");
+}
+
+#[test]
+fn pre_built_frames_at_a_rate() {
+    good_run(&["--raw", "--rate", "5k/s", "--duration", "1s", "--warmup", "0s", "--connections", "2"]);
+}
+
+#[test]
+fn a_log_is_replayed_plain_compressed_and_from_syslog() {
+    let folder = tempfile::tempdir().unwrap();
+    let line = |number: usize| {
+        let second = number % 60;
+        format!(
+            "198.51.100.{} - - [17/May/2015:10:05:{second:02} +0000] \"GET /page/{number}?q=1 HTTP/1.1\" 200 12 \"-\" \"Mozilla/5.0\"\n",
+            number % 50
+        )
+    };
+    let write = |name: &str, text: String| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let plain = write("access.log", (0..400).map(line).collect());
+    let syslog = write("syslog", (0..300).map(|n| format!("<190>May 17 10:05:03 web1 nginx[812]: {}", line(n))).collect());
+    let broken = write("mixed.log", format!("{}this is no line of an access log\n{}", line(1), line(2)));
+    let mut files = vec!["--replay", &plain, "--replay", &syslog, "--replay", &broken];
+    let mut lines = 702;
+    let gzip = write("old.log", (0..500).map(line).collect());
+    let compressed = format!("{gzip}.gz");
+    if compress(Path::new(&gzip)) {
+        files.extend(["--replay", &compressed]);
+        lines += 500;
+    } else {
+        skipped("a_log_is_replayed_plain_compressed_and_from_syslog", "there is no gzip: without the compressed log");
+    }
+    let report = good_run(&files);
+    assert_eq!(report["records_generated"], lines, "{report}");
+}
+
+fn compress(path: &Path) -> bool {
+    Command::new("gzip").arg(path).status().is_ok_and(|status| status.success())
+}
+
+#[test]
+fn a_broken_assertion_is_exit_code_1() {
+    let server = Server::new();
+    let target = server.ingest.to_string();
+    let short = ["--target", &target, "--rate", "500/s", "--duration", "1s", "--warmup", "0s"];
+    for broken in ["records_acked<10", "tnt_errors=0,p50>1h"] {
+        let output = loadgen(&[&short[..], &["--assert", broken]].concat());
+        assert_eq!(output.status.code(), Some(1), "{}", text_of(&output));
+        let said = broken.rsplit(',').next().unwrap();
+        assert!(text_of(&output).contains(&format!("BROKEN: {said}")), "{}", text_of(&output));
+    }
+    let output = loadgen(&[&short[..], &["--assert", "records_acked>10,tnt_errors=0"]].concat());
+    assert_eq!(output.status.code(), Some(0), "{}", text_of(&output));
+}
+
+#[test]
+fn an_unreachable_server_is_exit_code_3_and_says_what_to_look_at() {
+    let target = format!("127.0.0.1:{}", free_port());
+    for mode in [&["--rate", "10/s"][..], &["--raw", "--saturate"]] {
+        let output = loadgen(&[&["--target", &target, "--duration", "1s", "--warmup", "0s"], mode].concat());
+        assert_eq!(output.status.code(), Some(3), "{}", text_of(&output));
+        let errors = String::from_utf8_lossy(&output.stderr);
+        for part in ["cannot reach a postanalytics server", &target, "listening", "--allow"] {
+            assert!(errors.contains(part), "{part:?} is missing: {errors}");
+        }
+    }
+}
+
+#[test]
+fn wrong_usage_is_exit_code_2() {
+    for wrong in [&["--rate", "fast"][..], &["--assert", "p98<1"], &["--rate", "1/s", "--saturate"], &["--duration", "0"]] {
+        let output = loadgen(wrong);
+        assert_eq!(output.status.code(), Some(2), "{wrong:?}: {}", text_of(&output));
+    }
+    let output = loadgen(&["--target", "127.0.0.1:1", "--replay", "/nowhere/access.log"]);
+    assert_eq!(output.status.code(), Some(3), "{}", text_of(&output));
+    assert!(text_of(&output).contains("/nowhere/access.log"), "{}", text_of(&output));
+}
