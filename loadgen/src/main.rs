@@ -65,11 +65,9 @@ fn load(arguments: &RunArguments) -> Result<ExitCode> {
             "generator-bound: {percent:.1} % of the sends were more than 1 ms late: the latencies are not the server's"
         )?;
     }
-    for note in &outcome.notes {
-        writeln!(out, "note: {note}")?;
-    }
-    for law in &broken {
-        writeln!(out, "NOT RECONCILED: {law}")?;
+    let notes = outcome.notes.iter().map(|note| format!("note: {note}"));
+    for line in notes.chain(broken.iter().map(|law| format!("NOT RECONCILED: {law}"))) {
+        writeln!(out, "{line}")?;
     }
     let mut is_fine = broken.is_empty();
     for assertion in &arguments.assert {
