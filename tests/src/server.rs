@@ -143,7 +143,7 @@ impl Server {
         std::fs::write(&token, TOKEN).unwrap();
         let mut child = options.command(&log, &token).spawn().unwrap();
         let start = Instant::now();
-        let address = |message: &str| logged(&log, message).first().map(|line| line_address(line));
+        let address = |message: &str| logged(&log, message).first().map(line_address);
         let (ingest, status) = loop {
             if let (Some(ingest), Some(status)) = (address("listening"), address("status_listening"))
                 && get(status, "/ready", None).is_ok_and(|(code, _)| code == 200)

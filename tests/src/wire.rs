@@ -15,6 +15,8 @@ pub struct RawConnection {
     pub welcome: Welcome,
     /// The session in every frame.
     pub session: u64,
+    /// The server closed the connection, or it broke.
+    pub ended: bool,
     assembler: Assembler,
     received: Vec<ControlFrame>,
 }
@@ -91,7 +93,7 @@ impl RawConnection {
         let mut bytes = Vec::new();
         hello.encode(session, 0, &mut bytes);
         stream.write_all(&bytes).map_err(|_| None)?;
-        let mut connection = Self { stream, welcome: nothing(), session, assembler: Assembler::default(), received: Vec::new() };
+        let mut connection = Self { stream, welcome: nothing(), session, ended: false, assembler: Assembler::default(), received: Vec::new() };
         match connection.next(Duration::from_secs(10)) {
             Some(ControlFrame::Welcome(welcome)) => {
                 connection.welcome = welcome;
@@ -108,7 +110,7 @@ impl RawConnection {
     /// A connection that has said nothing yet.
     pub fn silent(stream: TcpStream, session: u64) -> Self {
         stream.set_nodelay(true).unwrap();
-        Self { stream, welcome: nothing(), session, assembler: Assembler::default(), received: Vec::new() }
+        Self { stream, welcome: nothing(), session, ended: false, assembler: Assembler::default(), received: Vec::new() }
     }
 
     /// The sequence that the next batch of this session must have, by what Welcome said.
@@ -142,12 +144,18 @@ impl RawConnection {
             }
             self.stream.set_read_timeout(Some(left)).unwrap();
             let count = match self.stream.read(&mut buffer) {
-                Ok(0) => return None,
+                Ok(0) => {
+                    self.ended = true;
+                    return None;
+                }
                 Ok(count) => count,
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted) => {
                     continue;
                 }
-                Err(_) => return None,
+                Err(_) => {
+                    self.ended = true;
+                    return None;
+                }
             };
             let mut input = &buffer[..count];
             let mut body = AlignedVec::new();
@@ -185,7 +193,7 @@ impl RawConnection {
     /// Waits for an Error frame and for the end of the connection after it.
     pub fn expect_error(&mut self) -> ErrorFrame {
         let error = self.expect("error", |frame| if let ControlFrame::Error(error) = frame { Some(error) } else { None });
-        assert!(self.next(Duration::from_secs(10)).is_none(), "nothing comes after an error");
+        assert!(self.next(Duration::from_secs(10)).is_none() && self.ended, "nothing but the end comes after an error");
         error
     }
 }

@@ -74,7 +74,8 @@ fn read_back(record: &Value) -> Seen {
     let text = |name: &str| record[name].as_str().unwrap_or_else(|| panic!("no text {name} in {record}"));
     let number = |name: &str| record[name].as_u64().unwrap_or_else(|| panic!("no number {name} in {record}"));
     let bytes = |name: &str| unescape(text(name)).unwrap_or_else(|| panic!("{name} is not escaped well in {record}"));
-    let extension = |extension: &Value| (extension["tag"].as_u64().unwrap(), unescape(extension["value"].as_str().unwrap()).unwrap());
+    let extension =
+        |extension: &Value| (extension["tag"].as_u64().unwrap(), unescape(extension["value"].as_str().unwrap()).unwrap());
     assert_eq!(text("node"), "09090909-0909-0909-0909-090909090909");
     assert!(number("arrival_us") > 1_700_000_000_000_000 && number("sent_us") > 1_700_000_000_000_000, "{record}");
     Seen {
@@ -154,8 +155,7 @@ fn round_trip(lines: &[&[u8]]) {
     server.assert_laws();
 
     let sources = requests.iter().map(|request| source_of(request.client_ip)).collect();
-    let mut wanted: Vec<Seen> =
-        lines.iter().zip(&requests).map(|(line, request)| expected(&client, line, request)).collect();
+    let mut wanted: Vec<Seen> = lines.iter().zip(&requests).map(|(line, request)| expected(&client, line, request)).collect();
     let mut found = all_requests(&server, &sources);
     wanted.sort_unstable();
     found.sort_unstable();

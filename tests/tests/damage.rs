@@ -255,7 +255,6 @@ fn bit_flips_with_the_crc_repaired_are_accepted_or_named() {
             witness.assert_served();
         }
     }
-    eprintln!("DBG {accepted} {names:?}");
     assert!(accepted > 0 && names.len() >= 6, "the flips reach both data and structure: {accepted} records accepted, {names:?}");
     let stored = accepted + witness.stop();
     assert_eq!(server.total("records_stored"), stored, "accepted means stored, refused means not: {names:?}");
@@ -275,7 +274,6 @@ fn memory_stays_flat_under_thousands_of_damaged_frames() {
     round(500);
     let before = server.resident_bytes();
     round(2_500);
-    eprintln!("DBG {before} {}", server.resident_bytes());
     let grown = server.resident_bytes().saturating_sub(before);
     assert!(grown < 2 << 20, "{grown} bytes more after 2,500 damaged frames: that is {} a frame", grown / 2_500);
     let stored = witness.stop();

@@ -154,7 +154,8 @@ fn metrics_are_what_prometheus_reads() {
     let (code, text) = server.get_without_token("/metrics");
     assert_eq!(code, 200);
     let sum = |name: &str| {
-        let of = |line: &str| line.starts_with(&format!("{name}{{")).then(|| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap());
+        let of =
+            |line: &str| line.starts_with(&format!("{name}{{")).then(|| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap());
         text.lines().filter_map(of).sum::<f64>()
     };
     assert_eq!((sum("postanalytics_records_stored_total"), sum("postanalytics_records_live")), (17.0, 17.0), "{text}");
@@ -162,9 +163,13 @@ fn metrics_are_what_prometheus_reads() {
         assert!(line.starts_with("# ") || line.starts_with("postanalytics_"), "{line}");
     }
     let Some(promtool) = promtool() else {
-        return skipped("metrics_are_what_prometheus_reads", "promtool cannot be had (apt-get download prometheus); parsed by hand only");
+        return skipped(
+            "metrics_are_what_prometheus_reads",
+            "promtool cannot be had (apt-get download prometheus); parsed by hand only",
+        );
     };
-    let mut check = Command::new(promtool).args(["check", "metrics"]).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut check =
+        Command::new(promtool).args(["check", "metrics"]).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     check.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
     let output = check.wait_with_output().unwrap();
     assert!(output.status.success(), "{}: {}\n{text}", output.status, String::from_utf8_lossy(&output.stderr));
@@ -188,7 +193,10 @@ fn promtool() -> Option<PathBuf> {
     let aside = tempfile::tempdir_in(&folder).ok()?;
     let download = Command::new("timeout").args(["120", "apt-get", "download", "prometheus"]).current_dir(aside.path()).output();
     download.ok().filter(|output| output.status.success())?;
-    let package = std::fs::read_dir(aside.path()).ok()?.filter_map(Result::ok).find(|file| file.file_name().to_string_lossy().ends_with(".deb"))?;
+    let package = std::fs::read_dir(aside.path())
+        .ok()?
+        .filter_map(Result::ok)
+        .find(|file| file.file_name().to_string_lossy().ends_with(".deb"))?;
     let tree = aside.path().join("tree");
     let unpack = Command::new("dpkg-deb").arg("-x").arg(package.path()).arg(&tree).output();
     unpack.ok().filter(|output| output.status.success())?;
@@ -279,10 +287,7 @@ fn telling_record() -> RecordFields<'static> {
         raw_headers: b"Cookie: sid=HEADERSECRET",
         raw_body: b"BODYSECRET",
         hits: vec![Hit { attack_type: 1, severity: 200, rule_id: 7, point: b"get_user", payload: b"' or PAYLOADSECRET" }],
-        extensions: vec![
-            Extension { tag: TAG_METHOD, value: b"PURGE" },
-            Extension { tag: 999, value: b"EXTENSIONSECRET" },
-        ],
+        extensions: vec![Extension { tag: TAG_METHOD, value: b"PURGE" }, Extension { tag: 999, value: b"EXTENSIONSECRET" }],
     }
 }
 
@@ -313,12 +318,20 @@ fn secrets_are_shown_to_who_has_the_token() {
     }
     let record = &records(&server.get("/requests").1)[0];
     let numbers = [
-        ("tenant", 12), ("request_bytes", 15), ("response_bytes", 16), ("application", 17), ("response_us", 18),
-        ("detection_us", 19), ("flags", 1), ("server_port", 443), ("status", 403), ("http_version", 20),
+        ("tenant", 12_u64),
+        ("request_bytes", 15),
+        ("response_bytes", 16),
+        ("application", 17),
+        ("response_us", 18),
+        ("detection_us", 19),
+        ("flags", 1),
+        ("server_port", 443),
+        ("status", 403),
+        ("http_version", 20),
         ("event_us", 1_700_000_000_000_000),
     ];
     for (name, value) in numbers {
-        assert_eq!(record[name], value as u64, "{name} in {record}");
+        assert_eq!(record[name], value, "{name} in {record}");
     }
     assert_eq!((&record["session_hash"], &record["user_hash"]), (&"000000000000000d".into(), &"000000000000000e".into()));
     assert_eq!((&record["client_ip"], &record["raw_body"]), (&"192.0.2.1".into(), &"BODYSECRET".into()));
@@ -400,20 +413,38 @@ fn connections_are_bounded_and_do_not_disturb_ingest() {
     let server = Server::new();
     let sockets = || {
         let files = std::fs::read_dir(format!("/proc/{}/fd", server.id())).unwrap().filter_map(Result::ok);
-        files.filter(|file| std::fs::read_link(file.path()).is_ok_and(|target| target.to_string_lossy().starts_with("socket:"))).count()
+        files
+            .filter(|file| std::fs::read_link(file.path()).is_ok_and(|target| target.to_string_lossy().starts_with("socket:")))
+            .count()
     };
-    let before = sockets();
+    let mut connection = RawConnection::open(server.ingest, 1, 7);
+    // The connection that asked whether the server is ready may still be closing.
+    let count = || {
+        std::thread::sleep(Duration::from_millis(20));
+        sockets()
+    };
+    let before = (0..20).map(|_| count()).min().unwrap();
     let hold = || {
         let mut stream = TcpStream::connect(server.status).unwrap();
         stream.write_all(b"GET /health HT").unwrap();
         stream
     };
-    let _held: Vec<TcpStream> = (0..100).map(|_| hold()).collect();
-    eventually("64 are served", LONG, || sockets() >= before + 64);
-    let mut connection = RawConnection::open(server.ingest, 1, 7);
+    let mut most = 0;
+    let mut held = Vec::new();
+    for _ in 0..100 {
+        held.push(hold());
+        most = most.max(sockets());
+    }
+    eventually("64 are served", LONG, || {
+        most = most.max(sockets());
+        most >= before + 64
+    });
     connection.send_batch(1, 5);
     connection.expect_ack(1);
-    assert_eq!(sockets(), before + 64 + 1, "64 pages and one filtering node");
+    for _ in 0..50 {
+        most = most.max(count());
+    }
+    assert_eq!(most, before + 64, "the others wait in the kernel");
     // The rest waits its turn: it is answered when the slow ones were cut.
     assert_eq!(server.get("/health").0, 200);
 }

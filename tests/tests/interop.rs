@@ -42,7 +42,10 @@ fn the_python_encoder_is_understood() {
         }
         let attack = records.iter().find(|record| record["status"] == 403).unwrap();
         assert_eq!(attack["hits"][0]["payload"], "1' or 1=1", "{attack}");
-        assert_eq!((&attack["extensions"][0]["tag"], &attack["extensions"][0]["value"]), (&65535.into(), &"unknown to all".into()));
+        assert_eq!(
+            (&attack["extensions"][0]["tag"], &attack["extensions"][0]["value"]),
+            (&65535.into(), &"unknown to all".into())
+        );
         server.stop();
     }
 }

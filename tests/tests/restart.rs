@@ -50,7 +50,8 @@ fn send_steadily(client: &Client, number: u8, count: u64) {
     let start = Instant::now();
     for record in 0..count {
         let client_ip = [10, number, 0, (record % SOURCES) as u8].into();
-        let request = Request { request_id: id_of(number, record), client_ip, status: 200, path: b"/steady", ..Request::default() };
+        let request =
+            Request { request_id: id_of(number, record), client_ip, status: 200, path: b"/steady", ..Request::default() };
         client.try_send(&request).unwrap();
         let due = Duration::from_millis(record);
         std::thread::sleep(due.saturating_sub(start.elapsed()));
@@ -72,7 +73,11 @@ fn restart_under_load(signal: Signal) {
     let (second, acked_by_first) = std::thread::scope(|scope| {
         scope.spawn(|| send_steadily(&client, 1, RECORDS));
         eventually("under load", LONG, || client.counters().acked > 500);
-        if signal == Signal::KILL { first.kill() } else { first.stop() }
+        if signal == Signal::KILL {
+            first.kill()
+        } else {
+            first.stop()
+        }
         eventually("disconnected", LONG, || !client.status().connected);
         let then = client.counters();
         assert!(then.laws_hold() && then.acked < RECORDS, "it must still be the middle of the load: {then:?}");

@@ -99,8 +99,7 @@ impl Drop for Over<'_> {
 #[test]
 fn clients_that_are_connected_and_sending_do_not_keep_it_from_ending_well() {
     let mut server = ServerOptions::default().shards(2).start();
-    let clients: Vec<Client> =
-        (0..4).map(|_| Client::builder().server(server.ingest.to_string()).build().unwrap()).collect();
+    let clients: Vec<Client> = (0..4).map(|_| Client::builder().server(server.ingest.to_string()).build().unwrap()).collect();
     let over = AtomicBool::new(false);
     let code = std::thread::scope(|scope| {
         let _over = Over(&over);
@@ -163,6 +162,7 @@ fn somebody_who_never_stops_talking_is_cut_at_the_deadline() {
     let code = while_talking(&mut connection, || server.wait(LONG).code());
     assert_eq!(code, Some(0));
     assert!(begun.elapsed() >= Duration::from_millis(900), "it waited for the deadline");
+    assert_eq!(server.logged("drain deadline passed, connections cut").len(), 1);
 }
 
 #[test]

@@ -124,14 +124,8 @@ fn accept(listener: &TcpListener, shared: &Mutex<Shared>) {
             continue;
         }
         shared.sockets.push(socket.try_clone().unwrap());
-        let ticket = ConnectionTicket {
-            node: hello.node,
-            name: hello.name.clone(),
-            session,
-            peer,
-            package: hello.package,
-            shard: 0,
-        };
+        let ticket =
+            ConnectionTicket { node: hello.node, name: hello.name.clone(), session, peer, package: hello.package, shard: 0 };
         let handover = Handover { socket: socket.into(), hello, session, ticket: Arc::new(ticket) };
         shared.messages.send(ToShard::Adopt(handover)).unwrap();
     }
