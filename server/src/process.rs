@@ -1,5 +1,7 @@
 //! What this process uses: CPU time, memory, age.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -23,7 +25,42 @@ pub fn cpu_time() -> Duration {
 
 /// Resident memory of the process, bytes; 0 if the kernel does not tell.
 pub fn resident_bytes() -> u64 {
-    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    let pages: u64 = statm.split_whitespace().nth(1).and_then(|pages| pages.parse().ok()).unwrap_or(0);
-    pages * rustix::param::page_size() as u64
+    ResidentMemory::new().bytes(0)
+}
+
+/// Resident memory of the process for those who may not allocate and ask often: read anew at most ten times a second.
+#[derive(Debug)]
+pub struct ResidentMemory {
+    statm: Option<File>,
+    bytes: u64,
+    next_us: u64,
+}
+
+impl ResidentMemory {
+    /// Nothing is read yet.
+    pub fn new() -> Self {
+        Self { statm: File::open("/proc/self/statm").ok(), bytes: 0, next_us: 0 }
+    }
+
+    /// Resident bytes at `now_us`, or a little before; 0 if the kernel does not tell.
+    pub fn bytes(&mut self, now_us: u64) -> u64 {
+        if now_us >= self.next_us {
+            self.next_us = now_us + 100_000;
+            self.bytes = self.read().unwrap_or(0) * rustix::param::page_size() as u64;
+        }
+        self.bytes
+    }
+
+    /// Pages, the second number of the file.
+    fn read(&self) -> Option<u64> {
+        let mut buffer = [0; 128];
+        let count = self.statm.as_ref()?.read_at(&mut buffer, 0).ok()?;
+        std::str::from_utf8(&buffer[..count]).ok()?.split_ascii_whitespace().nth(1)?.parse().ok()
+    }
+}
+
+impl Default for ResidentMemory {
+    fn default() -> Self {
+        Self::new()
+    }
 }

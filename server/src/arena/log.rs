@@ -6,9 +6,7 @@
 //! recycled; `records_stored = records_live + records_evicted`; a handle resolves only to the frame it was made for.
 
 use super::mapping::Mapping;
-use super::place::{
-    FLAG_QUARANTINED, FLAGS_OFFSET, PLACE_HEADER_BYTES, PlaceHeader, STATE_COMMITTED, STATE_OFFSET, STATE_OPEN, STATE_VOID,
-};
+use super::place::{PLACE_HEADER_BYTES, PlaceHeader, STATE_COMMITTED, STATE_OFFSET, STATE_OPEN, STATE_VOID};
 use super::{SLAB_BYTES, split_slabs};
 use std::io;
 use thiserror::Error;
@@ -144,7 +142,8 @@ impl Log {
             return Err(ReserveError::TooLarge { body_bytes });
         }
         let length = PLACE_HEADER_BYTES as u32 + body_bytes;
-        let limit_bytes = self.usage.bytes_total / OPEN_FRACTION;
+        // At least a slab, so that the smallest log takes the largest frame.
+        let limit_bytes = (self.usage.bytes_total / OPEN_FRACTION).max(SLAB_BYTES);
         if self.usage.open_bytes + u64::from(length) > limit_bytes {
             return Err(ReserveError::TooManyOpen { open_bytes: self.usage.open_bytes, limit_bytes });
         }
@@ -226,21 +225,14 @@ impl Log {
         self.memory.store_release(at + STATE_OFFSET, STATE_VOID);
         let slab = &mut self.slabs[place.slab as usize];
         slab.open_places -= 1;
-        if slab.last == place.offset {
+        // Only in the open slab, where nobody searches past the fill level: a cursor may stand on a place of an older one.
+        if slab.last == place.offset && place.slab as usize == self.current {
             slab.used = place.offset;
             slab.last = header.previous;
         }
         self.usage.open_places -= 1;
         self.usage.open_bytes -= u64::from(header.length);
         self.usage.places_void += 1;
-    }
-
-    /// Marks a committed frame as one whose analysis panicked.
-    pub fn quarantine(&mut self, handle: SlabHandle) {
-        if self.frame(handle).is_some() {
-            let at = position(handle.slab as usize, handle.offset) + FLAGS_OFFSET;
-            self.memory[at] |= FLAG_QUARANTINED as u8;
-        }
     }
 
     /// The newest place, in whatever state.
@@ -344,7 +336,12 @@ impl Log {
     fn resolve(&self, handle: SlabHandle) -> Option<PlaceHeader> {
         let slab = self.slabs.get(handle.slab as usize)?;
         let inside = handle.offset >= SLAB_HEADER_BYTES && handle.offset < slab.used;
-        (slab.generation == handle.generation && inside).then(|| self.header_at(position(handle.slab as usize, handle.offset)))
+        if slab.generation != handle.generation || !inside {
+            return None;
+        }
+        let header = self.header_at(position(handle.slab as usize, handle.offset));
+        // Room given back and used again differently leaves no header at an old offset.
+        (header.generation == handle.generation).then_some(header)
     }
 
     fn header_at(&self, at: usize) -> PlaceHeader {
@@ -446,8 +443,8 @@ mod tests {
     fn limits_are_named() {
         let mut log = Log::new(2).expect("4 MiB");
         assert!(matches!(log.reserve(Log::body_bytes_max() + 16), Err(ReserveError::TooLarge { .. })));
-        let first = log.reserve(500_000 & !15).expect("an eighth is 512 KiB");
-        assert!(matches!(log.reserve(500_000 & !15), Err(ReserveError::TooManyOpen { .. })));
+        let first = log.reserve(1 << 20).expect("a slab is allowed");
+        assert!(matches!(log.reserve(1 << 20), Err(ReserveError::TooManyOpen { .. })));
         log.void(first);
         log.invariants();
         assert_eq!(log.usage().open_bytes, 0);

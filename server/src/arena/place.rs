@@ -29,8 +29,6 @@ pub const FLAG_REPLAY: u16 = 2;
 
 /// Offset of `state` in the header.
 pub const STATE_OFFSET: usize = 4;
-/// Offset of `flags` in the header.
-pub const FLAGS_OFFSET: usize = 86;
 
 /// A place's header, decoded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -6,7 +6,7 @@
 #![expect(unsafe_code, reason = "memory shared with the kernel; see ARCHITECTURE.md, rooms with unsafe code")]
 
 use io_uring::types::BufRingEntry;
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous};
 use std::io;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -14,17 +14,18 @@ use std::sync::atomic::{AtomicU16, Ordering};
 /// Group id of the buffers; a ring has one group.
 pub const GROUP: u16 = 0;
 
-/// See the module. Must be dropped after the ring that it is registered with.
+/// See the module. The memory is never unmapped: a ring lives as long as its process but for the self-test's, and what the
+/// kernel may still write to is best left alone.
 #[derive(Debug)]
 pub struct Buffers {
     /// `count` ring entries, then, from `data_offset`, `count` buffers of `bytes_each`.
     memory: NonNull<u8>,
-    memory_bytes: usize,
     data_offset: usize,
     count: u16,
     bytes_each: u32,
     tail: u16,
-    /// Buffers that completions named and that were not given back yet.
+    /// Which buffers completions have named that were not given back yet, and how many.
+    ours: Box<[bool]>,
     filled: u16,
 }
 
@@ -43,7 +44,8 @@ impl Buffers {
         let memory = NonNull::new(start.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
         // SAFETY: the range is ours; the advice changes no content. It holds requests: keep it out of core dumps.
         let _ = unsafe { madvise(start, memory_bytes, Advice::LinuxDontDump) };
-        let mut buffers = Self { memory, memory_bytes, data_offset, count, bytes_each, tail: 0, filled: count };
+        let ours = vec![true; usize::from(count)].into_boxed_slice();
+        let mut buffers = Self { memory, data_offset, count, bytes_each, tail: 0, ours, filled: count };
         for buffer in 0..count {
             buffers.put(buffer);
         }
@@ -61,25 +63,32 @@ impl Buffers {
         self.count
     }
 
-    /// Notes that a completion named a buffer, and returns the bytes in it. `None`: the kernel named what it cannot.
-    pub fn filled(&mut self, buffer: u16, length: u32) -> Option<&[u8]> {
-        self.filled += 1;
-        self.bytes(buffer, length)
+    /// Notes that a completion named a buffer: it is ours now. Only for what the kernel really said. `false`: it named what
+    /// it cannot.
+    pub(super) fn named(&mut self, buffer: u16) -> bool {
+        match self.ours.get_mut(usize::from(buffer)) {
+            Some(ours) if !*ours => {
+                *ours = true;
+                self.filled += 1;
+                true
+            }
+            _ => false,
+        }
     }
 
-    /// The first `length` bytes of a buffer that a completion named and that was not given back yet.
-    fn bytes(&self, buffer: u16, length: u32) -> Option<&[u8]> {
-        if buffer >= self.count || length > self.bytes_each {
+    /// The first `length` bytes of a buffer that is ours.
+    pub fn bytes(&self, buffer: u16, length: u32) -> Option<&[u8]> {
+        if !*self.ours.get(usize::from(buffer))? || length > self.bytes_each {
             return None;
         }
-        // SAFETY: within the mapping (just checked) and initialised (zeroed by mmap). The kernel writes to a buffer only
-        // between `publish` and the completion that names it, and `&mut self` of `give_back` ends this borrow first.
+        // SAFETY: within the mapping (just checked) and initialised (zeroed by mmap). The buffer is ours: the kernel has
+        // named it and writes to it again only after `give_back`, whose `&mut self` ends this borrow first.
         Some(unsafe { std::slice::from_raw_parts(self.data(buffer), length as usize) })
     }
 
     /// Gives a buffer back; the kernel sees it after the next [`Self::publish`].
     pub fn give_back(&mut self, buffer: u16) {
-        assert!(buffer < self.count && self.filled > 0, "a buffer is given back once");
+        assert!(self.ours.get(usize::from(buffer)) == Some(&true), "a buffer is given back once");
         self.put(buffer);
     }
 
@@ -104,18 +113,12 @@ impl Buffers {
         entry.set_len(self.bytes_each);
         entry.set_bid(buffer);
         self.tail = self.tail.wrapping_add(1);
+        self.ours[usize::from(buffer)] = false;
         self.filled -= 1;
     }
 
     fn data(&self, buffer: u16) -> *mut u8 {
         // SAFETY: callers pass a buffer below `count`, whose bytes lie within the mapping.
         unsafe { self.memory.as_ptr().add(self.data_offset + usize::from(buffer) * self.bytes_each as usize) }
-    }
-}
-
-impl Drop for Buffers {
-    fn drop(&mut self) {
-        // SAFETY: mapped in `new`; the ring is gone (see the type), so the kernel writes here no more.
-        let _ = unsafe { munmap(self.memory.as_ptr().cast(), self.memory_bytes) };
     }
 }

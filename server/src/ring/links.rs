@@ -79,6 +79,9 @@ const KIND_SEND: u64 = 2;
 pub const WAKE_USER_DATA: u64 = 3 << 56;
 const GENERATION_MASK: u32 = 0x00ff_ffff;
 
+/// Memory for sending that a free slot keeps.
+const SENDING_BYTES_KEPT: usize = 64 << 10;
+
 const F_BUFFER: u32 = 1;
 const F_MORE: u32 = 2;
 const ENOBUFS: i32 = 105;
@@ -169,12 +172,6 @@ impl Links {
         slot.phase == Phase::Open && !slot.send_in_flight
     }
 
-    /// Bytes handed over that the kernel has not taken yet.
-    pub fn unsent_bytes(&self, link: u32) -> usize {
-        let slot = &self.links[link as usize];
-        slot.sending.len() - slot.sent
-    }
-
     /// Hands bytes over: swaps them against the (empty) buffer of the last send, so that no memory is allocated. Does
     /// nothing unless [`Self::can_send`].
     pub fn send(&mut self, link: u32, bytes: &mut Vec<u8>) {
@@ -201,11 +198,17 @@ impl Links {
         slot.last = last;
         let write_shut = !slot.send_in_flight;
         slot.phase = Phase::Finishing { deadline_us, write_shut };
-        let receiving = slot.receive != Receive::Idle;
         if write_shut {
             self.operations.push(Operation::ShutdownWrite(link));
         }
-        if !receiving {
+        self.close_if_finished(link);
+    }
+
+    /// Closes a finishing link once both sides have said all they had to.
+    fn close_if_finished(&mut self, link: u32) {
+        let slot = &self.links[link as usize];
+        let finishing = matches!(slot.phase, Phase::Finishing { .. });
+        if finishing && !slot.send_in_flight && slot.last.is_empty() && slot.receive == Receive::Idle {
             self.close(link);
         }
     }
@@ -223,6 +226,13 @@ impl Links {
             self.operations.push(Operation::Shutdown(link));
         }
         self.reap(link);
+    }
+
+    /// Ends all links now.
+    pub fn close_all(&mut self) {
+        for link in 0..self.links.len() as u32 {
+            self.close(link);
+        }
     }
 
     /// Closes links whose deadline has passed.
@@ -388,6 +398,11 @@ impl Links {
                 self.arm_receive(link);
                 Event::Nothing
             }
+            (Phase::Finishing { .. }, 0) => {
+                // The peer has said all it had to; the last words may still be on their way to it.
+                self.close_if_finished(link);
+                Event::Nothing
+            }
             (Phase::Finishing { .. }, _) => {
                 self.close(link);
                 Event::Nothing
@@ -433,6 +448,7 @@ impl Links {
                 } else if !write_shut {
                     slot.phase = Phase::Finishing { deadline_us, write_shut: true };
                     self.operations.push(Operation::ShutdownWrite(link));
+                    self.close_if_finished(link);
                 }
                 Event::Nothing
             }
@@ -447,7 +463,8 @@ impl Links {
             slot.receive = Receive::Idle;
             slot.socket = None;
             slot.sending.clear();
-            slot.last.clear();
+            slot.sending.shrink_to(SENDING_BYTES_KEPT);
+            slot.last = Vec::new();
             slot.sent = 0;
             // Operations of this link that the kernel has not seen must not reach another link's socket.
             self.operations.retain(|operation| {
@@ -455,6 +472,17 @@ impl Links {
                 | Operation::Shutdown(of) | Operation::ShutdownWrite(of) if *of == link)
             });
             self.gone.push(link);
+        }
+    }
+}
+
+impl Drop for Links {
+    /// The kernel may still read what is being sent: that memory is left to it, so that dropping links is always sound.
+    fn drop(&mut self) {
+        for slot in &mut self.links {
+            if slot.send_in_flight {
+                std::mem::forget(std::mem::take(&mut slot.sending));
+            }
         }
     }
 }

@@ -103,7 +103,7 @@ fn self_test(mut ring: Uring) -> Result<(), String> {
     let mut held = Vec::new();
     turns(&mut ring, &mut links, "receive until the buffers run out", |ring, links, event| {
         if let Event::Received { buffer, length, .. } = event {
-            received.extend_from_slice(ring.filled(buffer, length));
+            received.extend_from_slice(ring.filled(buffer, length).map_err(|error| error.to_string())?);
             held.push(buffer);
         }
         Ok(links.has_starved())
@@ -116,7 +116,7 @@ fn self_test(mut ring: Uring) -> Result<(), String> {
     links.rearm_starved(ring.buffers_free());
     turns(&mut ring, &mut links, "receive again after a wait for buffers", |ring, _, event| {
         if let Event::Received { buffer, length, .. } = event {
-            received.extend_from_slice(ring.filled(buffer, length));
+            received.extend_from_slice(ring.filled(buffer, length).map_err(|error| error.to_string())?);
             ring.give_back(buffer);
         }
         Ok(received.len() == 4 * 64 + 10)
@@ -150,7 +150,7 @@ fn turns(
         let failed = |error: io::Error| format!("{what}: {error}");
         ring.submit(links).map_err(failed)?;
         ring.enter(Duration::from_millis(100)).map_err(failed)?;
-        ring.completions(&mut completions);
+        ring.completions(&mut completions).map_err(failed)?;
         for completion in completions.drain(..) {
             let event = links.complete(completion);
             if done(ring, links, event)? {

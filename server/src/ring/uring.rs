@@ -27,9 +27,10 @@ pub struct UringConfig {
 }
 
 impl UringConfig {
-    /// Completions that can be outstanding: every buffer filled, and for every link the ends of its receive and its send.
-    pub fn completions(&self) -> u32 {
-        (u32::from(self.buffers) + 3 * self.links_max + 64).next_power_of_two()
+    /// Completions that can be outstanding: every buffer filled, for every link the ends of its receive and its send, and
+    /// room to spare. More than the kernel allows if there are too many links.
+    pub fn completions(&self) -> u64 {
+        (u64::from(self.buffers) + 3 * u64::from(self.links_max) + 64).next_power_of_two()
     }
 
     /// Most links that a ring with these buffers can serve without its completion queue ever overflowing.
@@ -38,7 +39,7 @@ impl UringConfig {
     }
 }
 
-/// See the module. **Field order matters**: the ring goes before the buffers that are registered with it.
+/// See the module.
 pub struct Uring {
     ring: IoUring,
     buffers: Buffers,
@@ -56,11 +57,12 @@ impl Uring {
     /// Sets the ring up on this thread, which alone may use it. Errors: what the kernel says; [`super::probe()`] explains.
     pub fn new(config: UringConfig) -> io::Result<Self> {
         let completions = config.completions();
-        if completions > COMPLETIONS_MAX {
+        if completions > u64::from(COMPLETIONS_MAX) {
             let most = UringConfig::links_max(config.buffers);
             let text = format!("{} connections a shard are too many, at most {most} can be served", config.links_max);
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         }
+        let completions = completions as u32;
         let ring = IoUring::builder()
             .dontfork()
             .setup_single_issuer()
@@ -69,10 +71,8 @@ impl Uring {
             .setup_submit_all()
             .setup_cqsize(completions.max(2 * SUBMISSIONS))
             .build(SUBMISSIONS)?;
-        // Saves a file look-up at every entry; nothing is lost without it.
-        let _ = ring.submitter().register_ring_fd();
         let buffers = Buffers::new(config.buffers, config.buffer_bytes)?;
-        // SAFETY: the address holds `count` entries, and `Buffers` outlives the ring (field order).
+        // SAFETY: the address holds `count` entries and stays mapped for good.
         unsafe { ring.submitter().register_buf_ring_with_flags(buffers.ring_address(), buffers.count(), GROUP, 0) }?;
         assert!(ring.params().cq_entries() >= completions, "the completion queue has the size asked for");
         Ok(Self { ring, buffers, retries: 0 })
@@ -135,11 +135,18 @@ impl Uring {
     pub fn enter(&mut self, timeout: Duration) -> io::Result<()> {
         let timespec = Timespec::from(timeout);
         let args = SubmitArgs::new().timespec(&timespec);
-        match self.ring.submitter().submit_with_args(1, &args) {
+        let entered = self.ring.submitter().submit_with_args(1, &args);
+        self.tolerate(entered)
+    }
+
+    /// A timeout is no error, and what the kernel asks to repeat is repeated by the next turn.
+    fn tolerate(&mut self, entered: io::Result<usize>) -> io::Result<()> {
+        use rustix::io::Errno;
+        match entered {
             Ok(_) => Ok(()),
-            Err(error) => match rustix::io::Errno::from_io_error(&error) {
-                Some(rustix::io::Errno::TIME) => Ok(()),
-                Some(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN | rustix::io::Errno::BUSY) => {
+            Err(error) => match Errno::from_io_error(&error) {
+                Some(Errno::TIME) => Ok(()),
+                Some(Errno::INTR | Errno::AGAIN | Errno::BUSY) => {
                     self.retries += 1;
                     Ok(())
                 }
@@ -148,16 +155,24 @@ impl Uring {
         }
     }
 
-    /// Moves all completions into `into`.
-    pub fn completions(&mut self, into: &mut Vec<Completion>) {
+    /// Moves all completions into `into`. Errors: the kernel named a buffer that it does not have, and nothing can be
+    /// trusted any more.
+    pub fn completions(&mut self, into: &mut Vec<Completion>) -> io::Result<()> {
         for entry in self.ring.completion() {
+            if let Some(buffer) = io_uring::cqueue::buffer_select(entry.flags())
+                && !self.buffers.named(buffer)
+            {
+                return Err(io::Error::other(format!("the kernel filled buffer {buffer}, which it did not have")));
+            }
             into.push(Completion { user_data: entry.user_data(), result: entry.result(), flags: entry.flags() });
         }
+        Ok(())
     }
 
-    /// The bytes of a filled buffer; give it back when done.
-    pub fn filled(&mut self, buffer: u16, length: u32) -> &[u8] {
-        self.buffers.filled(buffer, length).unwrap_or_default()
+    /// The bytes of a filled buffer; give it back when done. Errors: the kernel states more bytes than fit.
+    pub fn filled(&self, buffer: u16, length: u32) -> io::Result<&[u8]> {
+        let impossible = || io::Error::other(format!("the kernel put {length} bytes into buffer {buffer}"));
+        self.buffers.bytes(buffer, length).ok_or_else(impossible)
     }
 
     /// Gives a buffer back. The kernel sees it after [`Self::publish_buffers`].
@@ -176,13 +191,14 @@ impl Uring {
     }
 
     fn push(&mut self, entry: squeue::Entry) -> io::Result<()> {
-        for _ in 0..2 {
-            // SAFETY: addresses in entries are those of `Links::sending`, which nobody touches until the completion of
-            // the send, and of `Buffers`, which outlive the ring; sockets stay open until the link's last completion.
+        for _ in 0..100 {
+            // SAFETY: the only addresses in entries are those of `Links::sending`, which is neither changed nor freed
+            // before the completion of the send, not even when `Links` is dropped.
             if unsafe { self.ring.submission().push(&entry) }.is_ok() {
                 return Ok(());
             }
-            self.ring.submit()?;
+            let submitted = self.ring.submit();
+            self.tolerate(submitted)?;
         }
         Err(io::Error::other("the kernel does not take submissions"))
     }

@@ -35,6 +35,7 @@ use postanalytics_protocol::frames::{
 use postanalytics_protocol::schema::v1::SCHEMA;
 use postanalytics_protocol::{BatchBuilder, ErrorCode, FrameHeader, FrameKind, PROTOCOL_VERSION, Step};
 use session::{SessionKey, Sessions};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -47,8 +48,10 @@ const SESSION_IDLE_US_MIN: u64 = 900_000_000;
 /// A connection that is silent this long after Goodbye has nothing more to say.
 const DRAIN_QUIET_US: u64 = 250_000;
 
-/// Lines about closed connections between two ticks; more would let a peer flood the log.
-const LOG_LINES_PER_TICK: u32 = 20;
+/// Between two publications of the ack latencies.
+const INTERVAL_US: u64 = 1_000_000;
+/// Lines about closed connections in an interval; more would let a peer flood the log.
+const LOG_LINES_PER_INTERVAL: u32 = 20;
 
 /// The time, read once per turn.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -106,12 +109,14 @@ pub struct Shard {
     dirty: Vec<u32>,
     /// Links that get the verdict snapshot.
     snapshots: Vec<u32>,
-    commands: Vec<Command>,
+    commands: VecDeque<Command>,
     query: Option<Box<Query>>,
     draining: bool,
     stats: ShardStats,
-    /// Lines about closed connections that may still be logged before the next tick.
+    /// Lines about closed connections that may still be logged in this interval.
     log_lines_left: u32,
+    /// Monotonic time at which the ack latencies are published and begun anew, and log lines are allowed again.
+    interval_ends_us: u64,
     ack_latency: Histogram<u64>,
 }
 
@@ -139,11 +144,12 @@ impl Shard {
             replies: Vec::with_capacity(1024),
             dirty: Vec::with_capacity(1024),
             snapshots: Vec::new(),
-            commands: Vec::with_capacity(64),
+            commands: VecDeque::with_capacity(64),
             query: None,
             draining: false,
             stats: ShardStats::default(),
-            log_lines_left: LOG_LINES_PER_TICK,
+            log_lines_left: LOG_LINES_PER_INTERVAL,
+            interval_ends_us: 0,
             ack_latency: ack_latency.unwrap_or_else(|_| unreachable!("the bounds are constants that hold")),
         }
     }
@@ -182,7 +188,7 @@ impl Shard {
         let Some(mut connection) = self.take(link) else { return };
         connection.received_us = now.monotonic_us;
         let mut input = bytes;
-        while !connection.over {
+        while !connection.over && !connection.leaving {
             let step = connection.assembler.step(&mut input).map_err(Refusal::from);
             let outcome = step.and_then(|step| match step {
                 Step::NeedMore => Ok(false),
@@ -211,14 +217,24 @@ impl Shard {
         self.put(link, connection);
     }
 
-    /// The peer closed, or the connection broke.
-    pub fn peer_gone(&mut self, link: u32) {
+    /// The peer sends nothing more. It may still read: it gets the Acks that it is owed.
+    pub fn peer_closed(&mut self, link: u32) {
+        if let Some(mut connection) = self.take(link) {
+            self.give_up_frame(&mut connection);
+            connection.leaving = true;
+            self.dirty.push(link);
+            self.put(link, connection);
+        }
+    }
+
+    /// The connection broke.
+    pub fn broken(&mut self, link: u32) {
         if let Some(mut connection) = self.take(link) {
             connection.over = true;
             self.give_up_frame(&mut connection);
             self.put(link, connection);
         }
-        self.commands.push(Command::Close(link));
+        self.commands.push_back(Command::Close(link));
     }
 
     /// The link is closed and its number free.
@@ -235,7 +251,7 @@ impl Shard {
         }
     }
 
-    /// Everything handed over by [`Self::take_outbox`] was sent.
+    /// Everything handed over by [`Self::outbox`] was sent.
     pub fn sent(&mut self, link: u32) {
         if let Some(Some(connection)) = self.connections.get_mut(link as usize) {
             connection.in_flight_bytes = 0;
@@ -267,7 +283,7 @@ impl Shard {
     pub fn tick(&mut self, now: Now) {
         for link in 0..self.connections.len() as u32 {
             let Some(Some(connection)) = self.connections.get(link as usize) else { continue };
-            if connection.over {
+            if connection.over || connection.leaving {
                 continue;
             }
             let (since_us, received_us) = (connection.frame_since_us, connection.received_us);
@@ -280,11 +296,14 @@ impl Shard {
                 self.leave(link);
             }
         }
-        self.log_lines_left = LOG_LINES_PER_TICK;
         self.verdicts.expire(now.wall_us);
         let idle_us = SESSION_IDLE_US_MIN.max(self.stats().timeframe_us());
         self.sessions.sweep(now.monotonic_us.saturating_sub(idle_us));
-        self.publish_ack_latency();
+        if now.monotonic_us >= self.interval_ends_us {
+            self.interval_ends_us = now.monotonic_us + INTERVAL_US;
+            self.log_lines_left = LOG_LINES_PER_INTERVAL;
+            self.publish_ack_latency();
+        }
     }
 
     /// Whether [`Self::tick`] should come soon: someone is in the middle of a frame, or the drain is on.
@@ -323,9 +342,10 @@ impl Shard {
     pub fn outbox(&mut self, link: u32) -> Option<&mut Vec<u8>> {
         let connection = self.connections.get_mut(link as usize)?.as_mut().filter(|connection| !connection.over)?;
         if connection.outbox.is_empty() {
-            if connection.leaving && connection.in_flight_bytes == 0 {
+            let owes = connection.ack_due || connection.stats_due.is_some() || connection.in_flight_bytes > 0;
+            if connection.leaving && !owes {
                 connection.over = true;
-                self.commands.push(Command::Finish(link));
+                self.commands.push_back(Command::Finish(link));
             }
             return None;
         }
@@ -343,7 +363,7 @@ impl Shard {
 
     /// What the driver is to do next.
     pub fn take_command(&mut self) -> Option<Command> {
-        self.commands.pop()
+        self.commands.pop_front()
     }
 
     /// The counters now, but for those that only the driver knows.
@@ -387,6 +407,10 @@ impl Shard {
         let connections = self.connections.iter().flatten();
         let open = connections.filter(|connection| matches!(connection.incoming, Incoming::Batch(..))).count();
         assert_eq!(stats.open_places, open as u64, "every open place has its connection");
+        let done = self.connections.iter().flatten().filter(|connection| connection.over || connection.leaving);
+        for connection in done {
+            assert!(matches!(connection.incoming, Incoming::Nothing), "a connection that is over holds no place");
+        }
     }
 
     fn take(&mut self, link: u32) -> Option<Box<Connection>> {
@@ -432,6 +456,11 @@ impl Shard {
         if header.kind == FrameKind::Batch {
             return self.batch_begins(connection, header, now);
         }
+        if matches!(header.kind, FrameKind::Hello | FrameKind::Welcome | FrameKind::Ack | FrameKind::Verdicts | FrameKind::Stats)
+        {
+            let text = format!("a {:?} frame may not come from a client after its Hello", header.kind);
+            return Err(Refusal::of_connection(ErrorCode::UnexpectedKind, text));
+        }
         if header.body_bytes > CONTROL_BODY_BYTES_MAX {
             let text = format!("a control frame of {} bytes, the limit is {CONTROL_BODY_BYTES_MAX}", header.body_bytes);
             return Err(Refusal::of_connection(ErrorCode::BodyTooLong, text));
@@ -470,8 +499,9 @@ impl Shard {
                 self.check_unsent(connection)
             }
             ControlFrame::StatsRequest(request) => {
-                connection.stats_due = Some(request.token);
-                self.replies.push(link);
+                if connection.stats_due.replace(request.token).is_none() {
+                    self.replies.push(link);
+                }
                 Ok(())
             }
             ControlFrame::Pong(_) => Ok(()),
@@ -481,7 +511,10 @@ impl Shard {
                 Ok(())
             }
             ControlFrame::Error(error) => {
-                tracing::warn!(peer = %connection.ticket.peer, code = error.code, text = error.text, "a client ended its connection with an error");
+                if self.may_log() {
+                    let peer = connection.ticket.peer;
+                    tracing::warn!(%peer, code = error.code, text = error.text, "a client ended its connection with an error");
+                }
                 connection.leaving = true;
                 self.dirty.push(link);
                 Ok(())
@@ -495,6 +528,13 @@ impl Shard {
                 Err(Refusal::of_connection(ErrorCode::UnexpectedKind, text))
             }
         }
+    }
+
+    /// Whether a line about a closed connection may be logged now.
+    fn may_log(&mut self) -> bool {
+        let may = self.log_lines_left > 0;
+        self.log_lines_left -= u32::from(may);
+        may
     }
 
     fn owe_ack(&mut self, link: u32, connection: &mut Connection) {
@@ -567,7 +607,15 @@ impl Shard {
             }
             for (link, connection) in self.connections.iter_mut().enumerate() {
                 let Some(connection) = connection.as_mut().filter(|connection| !connection.over) else { continue };
+                // Its whole set begins after this and holds the changes.
+                if connection.snapshot_begins {
+                    continue;
+                }
                 for part in changes.chunks(VERDICTS_PER_FRAME_MAX) {
+                    // Past the limit it is closed below, and gets the whole set when it comes again.
+                    if connection.unsent_bytes() > UNSENT_BYTES_MAX {
+                        break;
+                    }
                     let session = connection.ticket.session;
                     encode_verdicts(self.verdicts.sequence(), false, false, part, session, now.wall_us, &mut connection.outbox);
                 }
@@ -665,12 +713,11 @@ impl Shard {
         }
         refusal.encode(session, now.wall_us, &mut connection.outbox);
         self.stats.errors_sent += 1;
-        if self.log_lines_left > 0 {
-            self.log_lines_left -= 1;
+        if self.may_log() {
             tracing::info!(peer = %connection.ticket.peer, node = connection.ticket.name, error = refusal.code.name(),
                 sequence = refusal.sequence, text = refusal.text, "connection closed");
         }
-        self.commands.push(Command::Finish(link));
+        self.commands.push_back(Command::Finish(link));
     }
 
     fn give_up_frame(&mut self, connection: &mut Connection) {

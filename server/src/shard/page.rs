@@ -32,7 +32,7 @@ macro_rules! shard_stats {
 shard_stats! {
     /// Connections open now.
     connections,
-    /// Records of whole Batch frames that arrived.
+    /// Records of Batch frames that arrived whole, or were refused by their header.
     records_received,
     /// Records committed to the request log.
     records_stored,
@@ -58,7 +58,7 @@ shard_stats! {
     errors_sent,
     /// Connections adopted.
     connections_adopted,
-    /// Connections closed for unfinished frames, recycled slabs, or too much unsent.
+    /// Connections closed for unfinished frames: past their deadline, in a recycled slab, or too many of them.
     connections_shed,
     /// Open places in the request log now.
     open_places,
@@ -90,6 +90,8 @@ shard_stats! {
     turns,
     /// Completions that came for operations long over.
     completions_stale,
+    /// Times that the kernel asked to repeat a wait or a submission.
+    ring_retries,
     /// Receive to ack, median of the last interval, ns.
     ack_latency_p50_ns,
     /// Receive to ack, 99th percentile of the last interval, ns.
@@ -103,7 +105,8 @@ shard_stats! {
 impl ShardStats {
     /// Oldest to newest stored request by arrival, µs: the timeframe.
     pub const fn timeframe_us(&self) -> u64 {
-        self.newest_arrival_us.saturating_sub(self.oldest_arrival_us)
+        // Without an oldest there is none, although a newest is remembered.
+        if self.oldest_arrival_us == 0 { 0 } else { self.newest_arrival_us.saturating_sub(self.oldest_arrival_us) }
     }
 }
 

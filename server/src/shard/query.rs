@@ -7,6 +7,8 @@ use postanalytics_protocol::{RecordView, ValidBatch};
 
 /// Records looked at in one turn.
 const SLICE_RECORDS: u64 = 2_048;
+/// Places looked at in one turn, also those without a record in them.
+const SLICE_PLACES: u32 = 256;
 /// Frames stand in the log by the time they began, which may be this much before they were whole.
 const ARRIVAL_SKEW_US: u64 = 60_000_000;
 
@@ -47,8 +49,10 @@ fn slice(log: &Log, query: &mut Query) -> bool {
             (Some(handle), cursor.records_left)
         }
     };
+    let mut places = 0;
     while let Some(handle) = next {
-        if query.page.records_scanned >= slice_end {
+        places += 1;
+        if query.page.records_scanned >= slice_end || places > SLICE_PLACES {
             query.cursor = Some(cursor(handle, records_left));
             return false;
         }

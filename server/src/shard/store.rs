@@ -8,12 +8,17 @@ use postanalytics_protocol::schema::v1::{RECORD_BYTES, SCHEMA};
 use postanalytics_protocol::{BatchBuilder, ErrorCode, FrameHeader, ValidBatch, shard_of};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+/// A frame that is not whole after this long yields when others need its memory.
+const OPEN_PATIENCE_US: u64 = 1_000_000;
+
 impl Shard {
     /// The header of a batch came: decide by it, and reserve a place.
     pub(super) fn batch_begins(&mut self, connection: &mut Connection, header: FrameHeader, now: Now) -> Result<(), Refusal> {
         let highest = self.sessions.at(connection.session).highest;
         let most = header.body_bytes / RECORD_BYTES as u32;
         if header.record_count > most {
+            // Counted as far as there can be records: the number itself is the peer's to invent.
+            self.count_rejected(connection, most);
             let text = format!("the header states {} records, its body has room for {most}", header.record_count);
             return Err(Refusal::of_batch(ErrorCode::RecordCountMismatch, header.sequence, text));
         }
@@ -48,6 +53,7 @@ impl Shard {
             match self.requests.reserve(header.body_bytes) {
                 Ok(place) => return Ok(place),
                 Err(ReserveError::SlabInUse { slab, .. }) => self.end_frames_in(slab, now),
+                Err(ReserveError::TooManyOpen { .. }) if self.end_oldest_frame(now) => {}
                 Err(error @ ReserveError::TooManyOpen { .. }) => {
                     self.stats.connections_shed += 1;
                     return Err(Refusal::of_batch(ErrorCode::Overloaded, sequence, error.to_string()));
@@ -64,12 +70,28 @@ impl Shard {
         for link in 0..self.connections.len() as u32 {
             let Some(Some(connection)) = self.connections.get(link as usize) else { continue };
             if matches!(&connection.incoming, Incoming::Batch(_, place) if place.slab() == slab) {
+                debug_assert!(!connection.over, "a connection that is over holds no place");
                 self.stats.connections_shed += 1;
                 let text =
                     "the memory that held the unfinished frame had to be recycled: it came too slowly, or the arena is too small";
                 self.refuse(link, &Refusal::of_connection(ErrorCode::SlabRecycled, text), now);
             }
         }
+    }
+
+    /// Unfinished frames take all they may: ends the connection whose frame began first, if that was a while ago. Returns
+    /// whether there was one. (Among frames that all just began, those that came first go on, or none would be finished.)
+    fn end_oldest_frame(&mut self, now: Now) -> bool {
+        let open = self.connections.iter().enumerate().filter_map(|(link, connection)| {
+            let connection = connection.as_ref()?;
+            matches!(connection.incoming, Incoming::Batch(..)).then_some((connection.frame_since_us, link as u32))
+        });
+        let oldest = open.min().filter(|(since_us, _)| since_us + OPEN_PATIENCE_US <= now.monotonic_us);
+        let Some((_, link)) = oldest else { return false };
+        self.stats.connections_shed += 1;
+        let text = "unfinished frames take all the memory that they may, and this one began first";
+        self.refuse(link, &Refusal::of_connection(ErrorCode::Overloaded, text), now);
+        true
     }
 
     /// The body of a batch is whole and its CRC holds: check, analyse, commit.
@@ -171,12 +193,15 @@ fn commit_attacks(attacks: &mut Log, copy: &mut BatchBuilder, stored: PlaceHeade
     if copy.is_empty() {
         return;
     }
-    // Places of this log are open only within this function: it can always recycle.
-    if let Ok(mut place) = attacks.reserve(copy.body_bytes() as u32) {
-        let body = attacks.body_mut(&mut place);
-        copy.encode_body(body);
-        let body_crc = crc32fast::hash(body);
-        attacks.commit(place, PlaceHeader { record_count: copy.len() as u32, body_crc, ..stored });
+    // Places of this log are open only within this function, so it can always recycle and never has too much open.
+    match attacks.reserve(copy.body_bytes() as u32) {
+        Ok(mut place) => {
+            let body = attacks.body_mut(&mut place);
+            copy.encode_body(body);
+            let body_crc = crc32fast::hash(body);
+            attacks.commit(place, PlaceHeader { record_count: copy.len() as u32, body_crc, ..stored });
+        }
+        Err(error) => tracing::error!(%error, records = copy.len(), "attack records are not kept apart"),
     }
     copy.clear();
 }

@@ -457,3 +457,116 @@ fn queries_find_newest_first_page_by_page() {
     assert!(answer.page.complete);
     assert_eq!((answer.page.stored.len(), answer.page.records_scanned), (50, 5_000));
 }
+
+#[test]
+fn after_goodbye_nothing_is_read_and_nothing_can_block_the_log() {
+    let mut world = World::with_slabs(1, 4);
+    world.connect(0, 1, SESSION);
+    world.connect(1, 2, SESSION);
+    world.turn(0);
+    let mut bytes = Vec::new();
+    Goodbye::default().encode(SESSION, 0, &mut bytes);
+    bytes.extend(&frame(1, &["/torn"])[..100]);
+    world.send(0, &bytes);
+    assert_eq!(world.shard.stats().open_places, 0);
+    let path = "x".repeat(900_000);
+    for sequence in 1..=20 {
+        world.send(1, &frame(sequence, &[&path]));
+        assert_eq!(acks_of(&world.turn(1)), [sequence]);
+    }
+}
+
+#[test]
+fn a_peer_that_closed_its_half_still_gets_its_ack() {
+    let mut world = World::new(1);
+    world.connect(0, 1, SESSION);
+    world.turn(0);
+    let mut bytes = frame(1, &["/last"]);
+    bytes.extend(&frame(2, &["/torn"])[..90]);
+    world.send(0, &bytes);
+    world.shard.peer_closed(0);
+    assert_eq!(acks_of(&world.turn(0)), [1]);
+    world.turn(0);
+    assert_eq!(world.finished, [0]);
+    assert_eq!(world.shard.stats().open_places, 0);
+}
+
+#[test]
+fn a_named_error_goes_out_although_the_peer_closed_its_half() {
+    let mut world = World::new(1);
+    world.connect(0, 1, SESSION);
+    world.turn(0);
+    world.send(0, &[0; 64]);
+    world.shard.peer_closed(0);
+    assert_eq!(error_of(&world.turn(0)), Some((ErrorCode::BadMagic, 0)));
+    assert_eq!(world.finished, [0]);
+}
+
+#[test]
+fn an_error_frame_of_a_client_ends_its_stream() {
+    let mut world = World::new(1);
+    world.connect(0, 1, SESSION);
+    world.turn(0);
+    let mut bytes = Vec::new();
+    for _ in 0..100 {
+        Refusal::of_connection(ErrorCode::BadBody, "no").encode(SESSION, 0, &mut bytes);
+    }
+    bytes.extend(frame(1, &["/after"]));
+    world.send(0, &bytes);
+    world.turn(0);
+    world.turn(0);
+    assert_eq!(world.shard.stats().records_received, 0);
+    assert_eq!(world.finished, [0]);
+}
+
+#[test]
+fn a_change_in_the_turn_of_an_adoption_comes_within_the_whole_set() {
+    let mut world = World::new(1);
+    let verdict = Verdict {
+        subject: Subject::Session(5),
+        application: None,
+        action: Some(Action::Denylist),
+        until_us: u64::MAX,
+        detector: 0,
+    };
+    world.connect(0, 1, SESSION);
+    world.shard.set_verdict(verdict);
+    let frames = world.turn(0);
+    assert_eq!(frames.len(), 2, "{frames:?}");
+    assert!(matches!(&frames[1], ControlFrame::Verdicts(set) if set.begin && set.end && set.verdicts == [verdict]));
+}
+
+#[test]
+fn a_query_over_empty_batches_is_worked_on_in_slices_too() {
+    let mut world = World::new(1);
+    world.connect(0, 1, SESSION);
+    let mut bytes = Vec::new();
+    for sequence in 1..=5_000 {
+        bytes.extend(frame(sequence, &[]));
+    }
+    world.send(0, &bytes);
+    world.turn(0);
+    let query = Query { id: 1, source: None, request_id: None, since_us: None, limit: 10, cursor: None, page: QueryPage::new() };
+    assert!(world.shard.begin_query(Box::new(query)).is_none());
+    let slices = std::iter::repeat_with(|| world.shard.query_slice()).position(|answer| answer.is_some());
+    assert!(slices.is_some_and(|slices| (15..50).contains(&slices)), "{slices:?}");
+}
+
+#[test]
+fn hoarders_of_memory_yield_to_others_after_a_while() {
+    let mut world = World::with_slabs(1, 2);
+    for link in 0..4 {
+        world.connect(link, link as u8 + 1, SESSION);
+    }
+    world.turn(0);
+    let path = "x".repeat(900_000);
+    let large = frame(1, &[&path]);
+    world.send(0, &large[..64]);
+    world.send(1, &large[..64]);
+    world.send(2, &large[..64]);
+    assert_eq!(error_of(&world.turn(2)), Some((ErrorCode::Overloaded, 1)), "those that came first go on");
+    world.now.monotonic_us += 1_100_000;
+    world.send(3, &large);
+    assert_eq!(acks_of(&world.turn(3)), [1]);
+    assert!(world.finished.contains(&0), "the one that began first yields");
+}

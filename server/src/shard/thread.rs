@@ -7,9 +7,10 @@ use super::messages::{MESSAGES_MAX, Query, ShardHandle, ToShard, Topology};
 use super::page::StatsPage;
 use super::{Command, Now, Shard, Usage};
 use crate::arena::Log;
+use crate::process::ResidentMemory;
 use crate::queue::{Receiver, Sender, queue};
 use crate::ring::links::Completion;
-use crate::ring::{Event, Links, Uring, UringConfig};
+use crate::ring::{Event, LinkEnd, Links, Uring, UringConfig};
 use anyhow::{Context, anyhow, bail};
 use rustix::time::{ClockId, clock_gettime};
 use std::io::Read;
@@ -23,6 +24,9 @@ const TICK_BUSY_US: u64 = 50_000;
 const TICK_IDLE_US: u64 = 1_000_000;
 /// A link that is told why it ends has this long to read it.
 const FINISH_US: u64 = 1_000_000;
+
+/// Turns that cut links have to end their operations.
+const CUT_TURNS_MAX: u32 = 20;
 
 /// What a shard is made of.
 #[derive(Clone, Debug)]
@@ -74,7 +78,7 @@ pub fn start(config: ShardConfig) -> anyhow::Result<StartingShard> {
         .spawn({
             let (config, page) = (config.clone(), Arc::clone(&page));
             move || {
-                let (mut driver, huge_page_bytes) = Driver::new(config, page, inbox, answers_in)?;
+                let (driver, huge_page_bytes) = Driver::new(config, page, inbox, answers_in)?;
                 let _ = ready_in.send(Ready { huge_page_bytes });
                 driver.run()
             }
@@ -105,7 +109,6 @@ impl StartingShard {
     }
 }
 
-/// **Field order matters**: the ring goes first, so that the kernel lets go of what the links own.
 struct Driver {
     ring: Uring,
     links: Links,
@@ -119,6 +122,7 @@ struct Driver {
     tick_at_us: u64,
     drain_until_us: Option<u64>,
     thread_cpu_us: u64,
+    memory: ResidentMemory,
 }
 
 impl Driver {
@@ -157,16 +161,39 @@ impl Driver {
             answers,
             page,
             clock: Clock::new(),
-            completions: Vec::with_capacity(size.completions() as usize),
+            completions: Vec::with_capacity(size.completions().min(65_536) as usize),
             tick_at_us: 0,
             drain_until_us: None,
             thread_cpu_us: 0,
+            memory: ResidentMemory::new(),
             config,
         };
         Ok((driver, huge_page_bytes))
     }
 
-    fn run(&mut self) -> anyhow::Result<()> {
+    /// Turns until drained. Whatever is left then is cut.
+    fn run(mut self) -> anyhow::Result<()> {
+        let ended = self.run_turns();
+        self.cut()?;
+        ended
+    }
+
+    /// Ends every operation that is in flight.
+    fn cut(&mut self) -> anyhow::Result<()> {
+        self.links.close_all();
+        for _ in 0..CUT_TURNS_MAX {
+            if self.links.in_use() == 0 {
+                break;
+            }
+            self.ring.submit(&mut self.links)?;
+            self.ring.enter(Duration::from_millis(10))?;
+            let now = self.clock.now();
+            self.turn(now)?;
+        }
+        Ok(())
+    }
+
+    fn run_turns(&mut self) -> anyhow::Result<()> {
         let mut now = self.clock.now();
         loop {
             self.ring.submit(&mut self.links)?;
@@ -190,7 +217,7 @@ impl Driver {
 
     fn turn(&mut self, now: Now) -> anyhow::Result<()> {
         let mut completions = std::mem::take(&mut self.completions);
-        self.ring.completions(&mut completions);
+        self.ring.completions(&mut completions)?;
         for completion in completions.drain(..) {
             self.complete(completion, now)?;
         }
@@ -202,7 +229,7 @@ impl Driver {
         if now.monotonic_us >= self.tick_at_us {
             self.tick(now);
         }
-        let usage = if self.shard.wants_usage() { self.usage() } else { Usage::default() };
+        let usage = if self.shard.wants_usage() { self.usage(now) } else { Usage::default() };
         let acks = self.shard.end_turn(usage, now);
         self.carry_out(now);
         self.ring.publish_buffers();
@@ -220,15 +247,13 @@ impl Driver {
     fn complete(&mut self, completion: Completion, now: Now) -> anyhow::Result<()> {
         match self.links.complete(completion) {
             Event::Received { link, buffer, length } => {
-                self.shard.received(link, self.ring.filled(buffer, length), now);
+                self.shard.received(link, self.ring.filled(buffer, length)?, now);
                 self.ring.give_back(buffer);
             }
-            Event::Discard { buffer } => {
-                self.ring.filled(buffer, 0);
-                self.ring.give_back(buffer);
-            }
+            Event::Discard { buffer } => self.ring.give_back(buffer),
             Event::Sent { link } => self.shard.sent(link),
-            Event::Ended { link, .. } => self.shard.peer_gone(link),
+            Event::Ended { link, end: LinkEnd::PeerClosed } => self.shard.peer_closed(link),
+            Event::Ended { link, end: LinkEnd::Failed(_) } => self.shard.broken(link),
             Event::Wake => {
                 if Uring::watch_ended(&completion) {
                     self.ring.watch(self.inbox.wake())?;
@@ -248,8 +273,9 @@ impl Driver {
             match self.inbox.receive() {
                 None => return,
                 Some(ToShard::Adopt(handover)) => {
+                    // The control plane counts connections; this one counts links that are still closing too. The ring
+                    // has no room for more, so the socket closes unserved and the client comes again.
                     if self.links.in_use() >= self.config.connections_max as usize {
-                        tracing::warn!(shard = self.config.shard, limit = self.config.connections_max, "too many connections");
                         continue;
                     }
                     let link = self.links.open(handover.socket);
@@ -298,7 +324,6 @@ impl Driver {
     }
 
     fn tick(&mut self, now: Now) {
-        self.clock.re_anchor();
         self.shard.tick(now);
         self.links.tick(now.monotonic_us);
         self.thread_cpu_us = micros(ClockId::ThreadCPUTime);
@@ -307,7 +332,9 @@ impl Driver {
 
     /// How long the next turn may wait.
     fn wait(&mut self, now: Now) -> Duration {
-        if self.shard.has_query() {
+        // Starved links are armed again a few at a time; some of them may have nothing to say, so no completion is sure
+        // to come and lead to the next few.
+        if self.shard.has_query() || self.links.has_starved() {
             return Duration::ZERO;
         }
         if self.shard.has_deadlines() || self.links.has_deadlines() {
@@ -316,11 +343,11 @@ impl Driver {
         Duration::from_micros(self.tick_at_us.saturating_sub(now.monotonic_us))
     }
 
-    fn usage(&mut self) -> Usage {
+    fn usage(&mut self, now: Now) -> Usage {
         self.thread_cpu_us = micros(ClockId::ThreadCPUTime);
         Usage {
             process_cpu_us: micros(ClockId::ProcessCPUTime),
-            process_rss_bytes: crate::process::resident_bytes(),
+            process_rss_bytes: self.memory.bytes(now.monotonic_us),
             thread_cpu_us: self.thread_cpu_us,
             uptime_us: crate::process::uptime().as_micros() as u64,
         }
@@ -331,36 +358,44 @@ impl Driver {
         stats.cpu_us = self.thread_cpu_us;
         stats.receive_starved = self.links.receive_starved;
         stats.completions_stale = self.links.completions_stale;
+        stats.ring_retries = self.ring.retries;
         self.page.publish(&stats);
     }
 }
 
-/// Monotonic time (suspends included) with an offset to Unix time that is corrected slowly: steps of the system's clock
-/// do not move what is kept by time here.
+/// Monotonic time (suspends included) with an offset to Unix time. Wall time follows the system's clock forward at once
+/// and backward slowly, by a hundredth of the time that passes; it never goes back itself.
 #[derive(Debug)]
 struct Clock {
     offset_us: u64,
     anchored_us: u64,
+    wall_us: u64,
 }
+
+/// Between two looks at the system's clock.
+const ANCHOR_US: u64 = 100_000;
 
 impl Clock {
     fn new() -> Self {
-        let anchored_us = micros(ClockId::Boottime);
-        Self { offset_us: micros(ClockId::Realtime).saturating_sub(anchored_us), anchored_us }
+        Self { offset_us: 0, anchored_us: 0, wall_us: 0 }
     }
 
-    fn now(&self) -> Now {
+    fn now(&mut self) -> Now {
         let monotonic_us = micros(ClockId::Boottime);
-        Now { monotonic_us, wall_us: monotonic_us + self.offset_us }
+        if monotonic_us - self.anchored_us >= ANCHOR_US {
+            self.anchor(monotonic_us, micros(ClockId::Realtime));
+        }
+        self.at(monotonic_us)
     }
 
-    /// Moves the offset towards the system's clock by at most a hundredth of the time since the last call, so that wall
-    /// time never goes back.
-    fn re_anchor(&mut self) {
-        let monotonic_us = micros(ClockId::Boottime);
-        let most = (monotonic_us - self.anchored_us) / 100;
-        let true_offset = micros(ClockId::Realtime).saturating_sub(monotonic_us);
-        self.offset_us = true_offset.clamp(self.offset_us.saturating_sub(most), self.offset_us + most);
+    fn at(&mut self, monotonic_us: u64) -> Now {
+        self.wall_us = self.wall_us.max(monotonic_us + self.offset_us);
+        Now { monotonic_us, wall_us: self.wall_us }
+    }
+
+    fn anchor(&mut self, monotonic_us: u64, system_us: u64) {
+        let back_us_max = (monotonic_us - self.anchored_us) / 100;
+        self.offset_us = system_us.saturating_sub(monotonic_us).max(self.offset_us.saturating_sub(back_us_max));
         self.anchored_us = monotonic_us;
     }
 }
@@ -368,4 +403,29 @@ impl Clock {
 fn micros(clock: ClockId) -> u64 {
     let time = clock_gettime(clock);
     time.tv_sec.cast_unsigned() * 1_000_000 + time.tv_nsec.cast_unsigned() / 1_000
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wall_time_follows_forward_at_once_backward_slowly_and_never_goes_back() {
+        const HOUR_US: u64 = 3_600_000_000;
+        let mut clock = Clock::new();
+        clock.anchor(1_000_000, 50 * HOUR_US);
+        let start = clock.at(1_000_000).wall_us;
+        assert_eq!(start, 50 * HOUR_US);
+        clock.anchor(2_000_000, 51 * HOUR_US);
+        let mut last = clock.at(2_000_000).wall_us;
+        assert_eq!(last, 51 * HOUR_US, "forward at once");
+        for second in 3..=300 {
+            let monotonic_us = second * 1_000_000;
+            clock.anchor(monotonic_us, 50 * HOUR_US + monotonic_us);
+            let wall_us = clock.at(monotonic_us).wall_us;
+            assert!(wall_us > last && wall_us - last >= 980_000, "{second}: {last} to {wall_us}");
+            last = wall_us;
+        }
+        assert!(last < 51 * HOUR_US + 298_000_000 - 2_000_000, "backward it comes nearer");
+    }
 }

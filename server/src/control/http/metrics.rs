@@ -48,10 +48,10 @@ impl Collector for Snapshot {
 /// A value of a shard: metric, help, and how to get it from the page.
 type ShardFamily = (&'static str, &'static str, fn(&ShardStats) -> f64);
 
-const SHARD_FAMILIES: [ShardFamily; 33] = [
+const SHARD_FAMILIES: [ShardFamily; 34] = [
     ("postanalytics_connections", "Connections open now", |s| s.connections as f64),
     ("postanalytics_connections_adopted_total", "Connections that shards took over", |s| s.connections_adopted as f64),
-    ("postanalytics_connections_shed_total", "Connections closed for unfinished frames or unread answers", |s| {
+    ("postanalytics_connections_shed_total", "Connections closed for frames that stayed unfinished", |s| {
         s.connections_shed as f64
     }),
     ("postanalytics_records_received_total", "Records of whole batches; received = stored + rejected + duplicate", |s| {
@@ -82,6 +82,7 @@ const SHARD_FAMILIES: [ShardFamily; 33] = [
     ("postanalytics_shard_cpu_seconds_total", "CPU time of the shard", |s| s.cpu_us as f64 / 1e6),
     ("postanalytics_shard_turns_total", "Turns of the shard's loop", |s| s.turns as f64),
     ("postanalytics_completions_stale_total", "Completions of operations long over", |s| s.completions_stale as f64),
+    ("postanalytics_ring_retries_total", "Waits and submissions that the kernel asked to repeat", |s| s.ring_retries as f64),
     ("postanalytics_ack_latency_p50_seconds", "Receive to ack, median of the last interval", |s| {
         s.ack_latency_p50_ns as f64 / 1e9
     }),
