@@ -93,7 +93,8 @@ impl RawConnection {
         let mut bytes = Vec::new();
         hello.encode(session, 0, &mut bytes);
         stream.write_all(&bytes).map_err(|_| None)?;
-        let mut connection = Self { stream, welcome: nothing(), session, ended: false, assembler: Assembler::default(), received: Vec::new() };
+        let mut connection =
+            Self { stream, welcome: nothing(), session, ended: false, assembler: Assembler::default(), received: Vec::new() };
         match connection.next(Duration::from_secs(10)) {
             Some(ControlFrame::Welcome(welcome)) => {
                 connection.welcome = welcome;

@@ -61,7 +61,7 @@ fn in_record(frame: &mut [u8], at: usize, value: u32) {
 }
 
 /// Bytes that look like nothing at all; the seed makes them the same in every run.
-fn noise(frame: &mut Vec<u8>) {
+fn noise(frame: &mut [u8]) {
     let mut random = fastrand::Rng::with_seed(7);
     frame.iter_mut().for_each(|byte| *byte = random.u8(..));
 }
@@ -96,7 +96,7 @@ const SESSION: u64 = 77;
 /// Damage, and the error that must name it.
 const DAMAGE: [(&str, ErrorCode, Change); 24] = [
     ("magic", ErrorCode::BadMagic, |frame| frame[0] ^= 1),
-    ("random bytes", ErrorCode::BadMagic, noise),
+    ("random bytes", ErrorCode::BadMagic, |frame| noise(frame)),
     ("header CRC", ErrorCode::BadHeaderCrc, |frame| frame[44] ^= 1),
     ("a header byte", ErrorCode::BadHeaderCrc, |frame| frame[33] ^= 0x80),
     ("version", ErrorCode::UnsupportedVersion, |frame| in_header(frame, 5, |version| *version = 2)),

@@ -62,7 +62,10 @@ fn a_thousand_connections_at_once_are_all_served() {
     let limit = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
     if getrlimit(Resource::Nofile).current.is_some_and(|files| files < 1_500) {
-        return skipped("a_thousand_connections_at_once_are_all_served", "fewer than 1,500 open files are allowed (ulimit -n -H)");
+        return skipped(
+            "a_thousand_connections_at_once_are_all_served",
+            "fewer than 1,500 open files are allowed (ulimit -n -H)",
+        );
     }
     let server = Server::new();
     let mut connections: Vec<_> = (0..1_000).map(|session| RawConnection::open(server.ingest, 1, session)).collect();
@@ -243,9 +246,8 @@ fn unfinished_frames_take_no_more_than_their_share_of_the_arena() {
 
 #[test]
 fn a_slab_is_recycled_over_an_unfinished_frame_and_its_connection_is_told() {
-    let server = ServerOptions { arena_gb: SMALLEST_ARENA_GB, ..ServerOptions::default() }
-        .arguments(&["--frame-deadline", "1h"])
-        .start();
+    let server =
+        ServerOptions { arena_gb: SMALLEST_ARENA_GB, ..ServerOptions::default() }.arguments(&["--frame-deadline", "1h"]).start();
     let mut stalled = RawConnection::open(server.ingest, 1, 5);
     stalled.send(&large_header(5));
     eventually("the frame has its place", PATIENCE, || server.metric("postanalytics_places_open") == 1.0);

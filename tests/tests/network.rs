@@ -189,9 +189,8 @@ fn inside_without_an_allowlist() {
         assert!(matches!(refused, Err(None)), "refused without a word: {refused:?}");
     }
     let line = "--allow 192.0.2.1/32 (or ALLOW=192.0.2.1/32 in the env file)";
-    let told = server.logged(&format!(
-        "connection refused: this network is not on the allowlist; to let it in, start the server with {line}"
-    ));
+    let told = server
+        .logged(&format!("connection refused: this network is not on the allowlist; to let it in, start the server with {line}"));
     assert_eq!(told.len(), 1, "said once, with the line to add: {}", std::fs::read_to_string(&server.log).expect("a log"));
     assert_eq!(server.metric("postanalytics_connections_refused_total{reason=\"not_allowed\"}"), 3.0);
     is_served(([127, 0, 0, 1], port), 3);
