@@ -1,6 +1,7 @@
 //! Acknowledged records, handed to the callback that `ClientBuilder::on_acked` named.
 
 use crate::bundle::Bundle;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// A record that the server has stored and analysed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,11 +22,12 @@ pub(crate) type AckHook = Option<Box<dyn FnMut(&[AckedRecord]) + Send>>;
 pub(crate) struct Acks {
     hook: AckHook,
     records: Vec<AckedRecord>,
+    pub(crate) panicked: bool,
 }
 
 impl Acks {
     pub(crate) const fn new(hook: AckHook) -> Self {
-        Self { hook, records: Vec::new() }
+        Self { hook, records: Vec::new(), panicked: false }
     }
 
     pub(crate) fn collect(&mut self, bundle: &Bundle, acked_us: u64) {
@@ -35,10 +37,16 @@ impl Acks {
         }
     }
 
+    /// Calls the hook. If it panics it is never called again, and the thread ends when it has published what it knows: a panic
+    /// that came through here would take the counters of this turn along.
     pub(crate) fn deliver(&mut self) {
         if let Some(hook) = self.hook.as_mut().filter(|_| !self.records.is_empty()) {
-            hook(&self.records);
+            // Nothing that the hook may have left half done is used again.
+            let called = catch_unwind(AssertUnwindSafe(|| hook(&self.records)));
             self.records.clear();
+            if called.is_err() {
+                (self.hook, self.panicked) = (None, true);
+            }
         }
     }
 }

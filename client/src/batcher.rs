@@ -1,12 +1,16 @@
 //! From records to batches: how many wait for how long.
 //!
-//! A batch is sealed when it is full, when a record in it is urgent, or when its oldest record has waited `linger`. The linger
+//! A batch is sealed when it is full (it has all the records that it may have, or the next one would make it too long), when a
+//! record in it is urgent, or when its oldest record has waited `linger`. The linger
 //! follows the rate of the lane, so that a batch holds about as many records as the configuration aims at: at high rates
 //! records wait little because company comes soon, at low rates they wait at most the upper limit.
 
 use crate::bundle::{Bundle, Item};
 use crate::config::Config;
 use postanalytics_protocol::batch::body_bytes;
+
+/// Strings of a batch up to which its memory is kept for the next one.
+const KEPT_BYTES: usize = 128 * 1024;
 
 /// How large a batch may be: what the configuration wants and the server takes.
 #[derive(Clone, Copy, Debug)]
@@ -27,12 +31,14 @@ pub(crate) struct TooLong;
 pub(crate) struct Batcher {
     open: Bundle,
     urgent: bool,
+    /// It has as many records as it may.
+    full: bool,
     linger: Linger,
 }
 
 impl Batcher {
     pub(crate) fn new(config: &Config) -> Self {
-        Self { open: Bundle::default(), urgent: false, linger: Linger::new(config) }
+        Self { open: Bundle::default(), urgent: false, full: false, linger: Linger::new(config) }
     }
 
     /// Adds a record. Returns the batch that it did not fit in any more, if there was one.
@@ -40,10 +46,11 @@ impl Batcher {
         if body_bytes(1, item.blob.len()) > limits.body_bytes_max {
             return Err(TooLong);
         }
-        let full = self.open.body_bytes_with(item.blob.len()) > limits.body_bytes || self.open.len() >= limits.records_max;
+        let full = self.full || self.open.body_bytes_with(item) > limits.body_bytes;
         let sealed = (full && !self.open.is_empty()).then(|| self.seal(now_us));
         self.open.push_item(item);
         self.urgent |= item.meta.urgent;
+        self.full = self.open.len() >= limits.records_max;
         Ok(sealed)
     }
 
@@ -52,17 +59,21 @@ impl Batcher {
         if let Some(oldest_us) = self.open.oldest_us().filter(|_| !self.urgent) {
             self.linger.sealed(self.open.len() as u64, now_us.saturating_sub(oldest_us));
         }
-        self.urgent = false;
+        (self.urgent, self.full) = (false, false);
         // A copy has no spare room, which many small batches in flight would otherwise hold.
         let sealed = self.open.clone();
-        self.open.clear();
+        if self.open.string_bytes() > KEPT_BYTES {
+            self.open = Bundle::default();
+        } else {
+            self.open.clear();
+        }
         sealed
     }
 
     /// When the batch is to be sealed if nothing more comes; `None` if it is empty.
     pub(crate) fn due_us(&self) -> Option<u64> {
         let oldest_us = self.open.oldest_us()?;
-        Some(if self.urgent { 0 } else { oldest_us.saturating_add(self.linger.now_us) })
+        Some(if self.urgent || self.full { 0 } else { oldest_us.saturating_add(self.linger.now_us) })
     }
 
     pub(crate) const fn linger_us(&self) -> u64 {
@@ -78,7 +89,7 @@ impl Batcher {
     }
 
     pub(crate) fn take(&mut self) -> Bundle {
-        self.urgent = false;
+        (self.urgent, self.full) = (false, false);
         std::mem::take(&mut self.open)
     }
 }
@@ -95,7 +106,7 @@ struct Linger {
 impl Linger {
     const fn new(config: &Config) -> Self {
         let (min_us, max_us) = (config.linger_us_min, config.linger_us_max);
-        Self { now_us: min_us, min_us, max_us, aim: config.batch_records_aim as u64 }
+        Self { now_us: min_us, min_us, max_us, aim: config.batch_records_aim.min(config.batch_records_max) as u64 }
     }
 
     /// Learns from a batch: moves a quarter of the way to the time in which so many records as aimed at would have come.
@@ -152,6 +163,28 @@ mod tests {
         assert_eq!(batcher.due_us(), Some(0));
         assert_eq!(batcher.seal(1100).len(), 2);
         assert_eq!((batcher.due_us(), batcher.linger_us()), (None, 500), "urgency teaches the linger nothing");
+    }
+
+    #[test]
+    fn a_batch_with_all_its_records_is_due_at_once() {
+        let mut batcher = batcher();
+        for n in 1..=10 {
+            assert_eq!(push(&mut batcher, &one(b"/", 1000, false), 1000), Ok(None));
+            assert_eq!(batcher.due_us() == Some(0), n == 10, "{n}");
+        }
+    }
+
+    #[test]
+    fn users_and_sessions_count_and_their_memory_is_not_kept() {
+        let mut batcher = batcher();
+        let mut record = Bundle::default();
+        let session = vec![b's'; 200_000];
+        let request = Request { session: &session, ..Request::default() };
+        record.push(&request.fields(), &request, 0, false);
+        assert_eq!(push(&mut batcher, &record, 0), Ok(None));
+        assert_eq!(push(&mut batcher, &record, 0), Ok(Some(1)));
+        batcher.seal(0);
+        assert_eq!(batcher.open().capacity_bytes(), 0);
     }
 
     #[test]

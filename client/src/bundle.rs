@@ -51,6 +51,7 @@ pub(crate) struct Bundle {
     metas: Vec<Meta>,
     identities: Vec<u8>,
     oldest_us: u64,
+    newest_us: u64,
 }
 
 impl Bundle {
@@ -59,7 +60,8 @@ impl Bundle {
             builder: BatchBuilder::with_capacity(records, blob),
             metas: Vec::with_capacity(records),
             identities: Vec::new(),
-            oldest_us: u64::MAX,
+            oldest_us: 0,
+            newest_us: 0,
         }
     }
 
@@ -94,7 +96,11 @@ impl Bundle {
     }
 
     fn push_meta(&mut self, meta: Meta) {
-        self.oldest_us = if self.metas.is_empty() { meta.accepted_us } else { self.oldest_us.min(meta.accepted_us) };
+        if self.metas.is_empty() {
+            (self.oldest_us, self.newest_us) = (meta.accepted_us, meta.accepted_us);
+        }
+        self.oldest_us = self.oldest_us.min(meta.accepted_us);
+        self.newest_us = self.newest_us.max(meta.accepted_us);
         self.metas.push(meta);
     }
 
@@ -132,8 +138,14 @@ impl Bundle {
         (!self.metas.is_empty()).then_some(self.oldest_us)
     }
 
-    pub(crate) fn blob_bytes(&self) -> usize {
-        self.builder.blob().len()
+    /// Whether all its records were accepted at `cutoff_us` or before.
+    pub(crate) fn is_over(&self, cutoff_us: u64) -> bool {
+        self.newest_us <= cutoff_us
+    }
+
+    /// Bytes of all that has no fixed length: strings, users and sessions.
+    pub(crate) fn string_bytes(&self) -> usize {
+        self.builder.blob().len() + self.identities.len()
     }
 
     /// Bytes of the body as a Batch.
@@ -141,9 +153,10 @@ impl Bundle {
         self.builder.body_bytes()
     }
 
-    /// Bytes of the body if a record with `blob` bytes of strings came in addition.
-    pub(crate) fn body_bytes_with(&self, blob: usize) -> usize {
-        body_bytes(self.len() + 1, self.blob_bytes() + blob)
+    /// Bytes of the body if a record came in addition. Users and sessions, which the body does not have, are counted too, so
+    /// that they do not make a batch take more memory than it may.
+    pub(crate) fn body_bytes_with(&self, item: &Item<'_>) -> usize {
+        body_bytes(self.len() + 1, self.string_bytes() + item.blob.len() + item.identity.len())
     }
 
     /// Bytes of the whole frame.
@@ -153,7 +166,12 @@ impl Bundle {
 
     /// Memory that is counted against the budget: the sum of its records' [`Item::cost_bytes`].
     pub(crate) fn cost_bytes(&self) -> usize {
-        self.len() * RECORD_COST_BYTES + self.blob_bytes() + self.identities.len()
+        self.len() * RECORD_COST_BYTES + self.string_bytes()
+    }
+
+    #[cfg(test)]
+    pub(crate) const fn capacity_bytes(&self) -> usize {
+        self.metas.capacity() * size_of::<Meta>() + self.identities.capacity()
     }
 
     /// Empties it and keeps its memory.
@@ -264,6 +282,16 @@ mod tests {
         assert_eq!((gone, second.len(), second.oldest_us(), second.cost_bytes()), (5, 15, Some(105), costs - bytes));
         assert_eq!(read(&mut first, &key)[5..], read(&mut second, &key)[..]);
         assert_eq!(second.expire(104), (0, 0));
+    }
+
+    #[test]
+    fn hashes_are_those_of_the_protocol() {
+        let key: [u8; 32] = std::array::from_fn(|n| n as u8);
+        let input: [u8; 15] = std::array::from_fn(|n| n as u8);
+        let key = IdentityKey::new(&key);
+        assert_eq!(key.hash(&input), 0xa129_ca61_49be_45e5);
+        assert_eq!(key.hash(b"alice"), 0x7159_e700_f53c_57a3);
+        assert_eq!(key.hash(b"alice@shop.example"), 0x5fcf_0007_d48a_6b32);
     }
 
     #[test]

@@ -125,13 +125,15 @@ impl ClientBuilder {
         self
     }
 
-    /// A batch is sent when it has so many bytes. Default 64 KiB.
+    /// A batch is sent, at the latest, when the next record would make it longer than so many bytes; a single record may be
+    /// longer. Default 64 KiB.
     pub fn batch_bytes(mut self, bytes: usize) -> Self {
         self.batch_bytes = bytes;
         self
     }
 
-    /// A batch is sent when it has so many records. Default 4096.
+    /// A batch is sent, at the latest, when it has so many records; with 1, every record goes alone and does not wait for
+    /// company. Default 4096.
     pub fn batch_records_max(mut self, records: usize) -> Self {
         self.batch_records_max = records;
         self
@@ -167,8 +169,12 @@ impl ClientBuilder {
         self
     }
 
-    /// Called on the background thread with the records of every acknowledgement, lane by lane. Be quick in there: nothing
-    /// is sent or received meanwhile.
+    /// Called on the background thread with the records of every acknowledgement, lane by lane.
+    ///
+    /// Be quick in there: nothing is sent or received meanwhile, and the queue fills. `try_send` is fine. Whatever waits for the
+    /// background thread is not: it waits for itself, so `flush` and `server_stats` run into their timeouts. A client that is
+    /// dropped or closed in there finishes when the callback has returned, and nobody waits for that. All signals are blocked.
+    /// A panic is printed and ends the background thread: the client is closed, and what is left is counted lost or in doubt.
     pub fn on_acked(mut self, hook: impl FnMut(&[AckedRecord]) + Send + 'static) -> Self {
         self.hook = Some(Box::new(hook));
         self

@@ -72,7 +72,14 @@ pub(crate) enum Break {
     )]
     Authentication,
     #[error("the server refused: {name}: {text}")]
-    Refused { name: String, text: String },
+    Refused {
+        name: String,
+        text: String,
+        /// It will say the same again: come back at the slowest pace.
+        slow: bool,
+    },
+    #[error("the server sent a frame of session {got:016x}, ours is {ours:016x}; something between mixes up connections")]
+    WrongSession { ours: u64, got: u64 },
     #[error("the server acknowledged sequence {0}, which was never sent to it")]
     AckOfNothing(u64),
     #[error("the server welcomed us to shard {got}, not to {wanted}")]
@@ -83,6 +90,16 @@ pub(crate) enum Break {
     SessionForgotten,
     #[error("the server's topology has changed")]
     TopologyChanged,
+}
+
+impl Break {
+    /// The least time to wait before the next attempt, µs.
+    pub(crate) const fn wait_us(&self) -> u64 {
+        match self {
+            Self::Refused { slow: true, .. } | Self::Authentication => BACKOFF_US_MAX,
+            _ => 0,
+        }
+    }
 }
 
 /// The connection of one lane, and what is to be known between two of them.
@@ -97,8 +114,8 @@ pub(crate) struct Connection {
     pub(crate) stats_asked: u64,
     /// The shard wanted does not exist any more: ask for any.
     pub(crate) ask_any: bool,
-    /// The trouble has been logged.
-    pub(crate) reported: bool,
+    /// The token of the server's last Ping, until it is answered: when there is room.
+    pub(crate) pong_owed: Option<u64>,
     attempts: u32,
     assembler: Assembler,
     body: AlignedVec<16>,
@@ -116,7 +133,7 @@ impl Default for Connection {
             heard_us: 0,
             stats_asked: 0,
             ask_any: false,
-            reported: false,
+            pong_owed: None,
             attempts: 0,
             assembler: Assembler::default(),
             body: AlignedVec::new(),
@@ -143,6 +160,7 @@ impl Connection {
     pub(crate) fn connect(&mut self, link: u64, now_us: u64) {
         self.stage = Stage::Connecting { since_us: now_us };
         self.link = link;
+        self.pong_owed = None;
         self.assembler = Assembler::default();
         self.out.clear();
         (self.out_written, self.pings_unanswered, self.stats_asked) = (0, 0, 0);

@@ -8,6 +8,10 @@
 //! - Welcome of another topology (the server was restarted or has another number of shards): every record that the old one
 //!   did not store is routed afresh, hashed with the new identity key.
 //! - A server that forgot a session that it had acknowledged: that lane starts a new session; what was written is in doubt.
+//!
+//! All lanes share one budget. A lane whose shard takes nothing, while the others do, may fill all of it with its records until
+//! they are over their time limit, and then records of every shard are refused. That is a decision: shards of one server live
+//! and die together, so a share for each lane would refuse records in ordinary bursts to guard against what hardly happens.
 
 use crate::ack::{AckHook, Acks};
 use crate::bundle::{Bundle, IdentityKey, Item};
@@ -51,6 +55,8 @@ struct Slot {
 #[derive(Default)]
 struct StatsRound {
     token: u64,
+    /// The highest number asked for: the next round, if one is active.
+    wanted_token: u64,
     active: bool,
     answers: Vec<Option<Stats>>,
     result: Option<(u64, ServerStats)>,
@@ -74,6 +80,15 @@ pub(crate) struct Core {
     last_error: String,
     status_changed: bool,
     oversize_reported: bool,
+    reported: Reported,
+}
+
+/// What was last logged of the connection to the server: once per change, however many lanes there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reported {
+    Nothing,
+    Connected,
+    Trouble,
 }
 
 impl Core {
@@ -98,6 +113,7 @@ impl Core {
             last_error: String::new(),
             status_changed: true,
             oversize_reported: false,
+            reported: Reported::Nothing,
         }
     }
 
@@ -108,7 +124,11 @@ impl Core {
 
     /// Whether an urgent record would leave at once.
     pub(crate) fn sends(&self) -> bool {
-        self.slots.iter().any(|slot| slot.connection.is_open())
+        let Some(topology) = &self.topology else { return false };
+        self.slots.iter().any(|slot| {
+            let wire = Wire { window_bytes: slot.connection.window_bytes, key: &topology.key };
+            slot.connection.is_open() && slot.connection.has_room() && slot.lane.would_write(&wire)
+        })
     }
 
     /// Takes records from the queue and routes each to its lane.
@@ -138,10 +158,15 @@ impl Core {
         self.flush_us = until_us;
     }
 
-    /// Asks every shard for statistics, unless that is under way.
+    /// Asks every shard for statistics; if that is under way, once more afterwards.
     pub(crate) fn ask_stats(&mut self, token: u64) {
-        if token > self.stats.token && !self.stats.active {
-            (self.stats.token, self.stats.active) = (token, true);
+        self.stats.wanted_token = self.stats.wanted_token.max(token);
+        self.start_stats();
+    }
+
+    fn start_stats(&mut self) {
+        if self.stats.wanted_token > self.stats.token && !self.stats.active {
+            (self.stats.token, self.stats.active) = (self.stats.wanted_token, true);
             self.stats.answers = vec![None; self.slots.len()];
         }
     }
@@ -151,10 +176,15 @@ impl Core {
         self.closing = true;
     }
 
-    /// Says Goodbye on every open lane.
+    /// Says Goodbye on every open lane: nothing new goes out there any more.
     pub(crate) fn say_goodbye(&mut self, now: Now) {
-        for slot in self.slots.iter_mut().filter(|slot| slot.connection.is_open()) {
-            Goodbye { retry_after_ms: 0 }.encode(slot.lane.session(), now.unix_us, slot.connection.out());
+        for Slot { lane, connection } in &mut self.slots {
+            if let Stage::Open { since_us } = connection.stage {
+                Goodbye { retry_after_ms: 0 }.encode(lane.session(), now.unix_us, connection.out());
+                let until_us = now.clock_us + DRAIN_US;
+                connection.stage = Stage::Draining { since_us, until_us, retry_after_us: 0 };
+                self.status_changed = true;
+            }
         }
     }
 
@@ -178,6 +208,12 @@ impl Core {
         let mut filled = false;
         for (at, slot) in self.slots.iter_mut().enumerate() {
             let (lane, connection) = (&mut slot.lane, &mut slot.connection);
+            if connection.has_room()
+                && let Some(token) = connection.pong_owed.take()
+            {
+                Pong { token }.encode(lane.session(), now.unix_us, connection.out());
+                filled = true;
+            }
             if !connection.is_open() {
                 continue;
             }
@@ -222,6 +258,13 @@ impl Core {
         self.slots.iter().filter_map(|slot| slot.connection.wanted_link())
     }
 
+    /// The socket has begun to connect: its time runs from now on. What came before may have been a slow lookup of its name.
+    pub(crate) fn connecting(&mut self, link: u64, now: Now) {
+        if let Some(at) = self.slot_of(link) {
+            self.slots[at].connection.stage = Stage::Connecting { since_us: now.clock_us };
+        }
+    }
+
     /// The socket is connected.
     pub(crate) fn connected(&mut self, link: u64, now: Now) {
         let Some(at) = self.slot_of(link) else { return };
@@ -246,7 +289,7 @@ impl Core {
     /// The socket has ended.
     pub(crate) fn broken(&mut self, link: u64, why: Break, now: Now) {
         if let Some(at) = self.slot_of(link) {
-            self.disconnect(at, &why, 0, now);
+            self.disconnect(at, &why, why.wait_us(), now);
         }
     }
 
@@ -266,7 +309,7 @@ impl Core {
                 Err(error) => Err(Break::Frame(error)),
             };
             if let (Err(why), Some(at)) = (handled, self.slot_of(link)) {
-                self.disconnect(at, &why, 0, now);
+                self.disconnect(at, &why, why.wait_us(), now);
             }
         }
     }
@@ -289,6 +332,11 @@ impl Core {
 
     pub(crate) const fn verdicts_skipped(&self) -> u64 {
         self.lister.skipped
+    }
+
+    /// Whether the site's callback has panicked, after which the thread is to end.
+    pub(crate) const fn hook_panicked(&self) -> bool {
+        self.acks.panicked
     }
 
     /// When the oldest record that is not settled was accepted.
@@ -370,7 +418,8 @@ impl Core {
         lane.disconnected();
         self.lister.disconnected(at as u32);
         connection.back_off(now.clock_us, retry_after_us, self.random.u64(..));
-        if !std::mem::replace(&mut connection.reported, true) && !self.closing {
+        if self.reported != Reported::Trouble && !self.closing {
+            self.reported = Reported::Trouble;
             tracing::warn!(server = %self.config.server, lane = at, "not connected to postanalytics: {why}; records are queued, trying again");
         }
         self.last_error = why.to_string();
@@ -380,6 +429,10 @@ impl Core {
     fn handle(&mut self, at: usize, header: &FrameHeader, frame: ControlFrame, now: Now) -> Result<(), Break> {
         let Slot { lane, connection } = &mut self.slots[at];
         (connection.heard_us, connection.pings_unanswered) = (now.clock_us, 0);
+        // An Error may come before the server knows whom it speaks to.
+        if header.session != lane.session() && header.kind != FrameKind::Error {
+            return Err(Break::WrongSession { ours: lane.session(), got: header.session });
+        }
         match (connection.stage, frame) {
             (_, ControlFrame::Error(error)) => Err(self.refused(at, &error)),
             (Stage::Greeting { .. }, ControlFrame::Welcome(welcome)) => self.welcomed(at, &welcome, now),
@@ -401,7 +454,7 @@ impl Core {
                 ControlFrame::Verdicts(verdicts) => {
                     let topology = self.topology.as_ref();
                     let to_clock_us = |us| topology.map_or(us, |topology| topology.to_clock_us(us));
-                    self.lister.apply(at as u32, &verdicts, to_clock_us);
+                    self.lister.apply(at as u32, &verdicts, now.clock_us, to_clock_us);
                     Ok(())
                 }
                 ControlFrame::Stats(stats) => {
@@ -412,9 +465,9 @@ impl Core {
                     Ok(())
                 }
                 ControlFrame::Ping(ping) => {
-                    Pong { token: ping.token }.encode(lane.session(), now.unix_us, connection.out());
-                    // A peer that asks faster than it reads gets no answer for ever.
-                    if connection.has_room() { Ok(()) } else { Err(Break::Unexpected(FrameKind::Ping)) }
+                    // A peer that asks faster than it reads gets an answer to its last question only.
+                    connection.pong_owed = Some(ping.token);
+                    Ok(())
                 }
                 ControlFrame::Pong(_) | ControlFrame::Goodbye(_) => Ok(()),
                 _ => Err(Break::Unexpected(header.kind)),
@@ -427,7 +480,10 @@ impl Core {
         self.ledger.errors_received += 1;
         let Slot { lane, connection } = &mut self.slots[at];
         let code = error.known_code();
-        if code.is_some_and(ErrorCode::is_content) {
+        // In answer to Hello a code of content is about no batch.
+        let greeted = matches!(connection.stage, Stage::Open { .. } | Stage::Draining { .. });
+        let content = greeted && error.sequence > 0 && code.is_some_and(ErrorCode::is_content);
+        if content {
             let records = lane.refuse(error.sequence, &mut self.ledger);
             tracing::error!(
                 lane = at,
@@ -438,7 +494,17 @@ impl Core {
         }
         connection.ask_any |= code == Some(ErrorCode::NoSuchShard);
         let name = code.map_or_else(|| format!("error {}", error.code), |code| code.name().to_owned());
-        Break::Refused { name, text: error.text.clone() }
+        // With any of these the server would answer the same again.
+        let lasting = matches!(
+            code,
+            Some(
+                ErrorCode::UnsupportedVersion
+                    | ErrorCode::UnsupportedSchema
+                    | ErrorCode::AuthenticationUnsupported
+                    | ErrorCode::Replaced
+            )
+        );
+        Break::Refused { name, text: error.text.clone(), slow: lasting && !content }
     }
 
     fn welcomed(&mut self, at: usize, welcome: &Welcome, now: Now) -> Result<(), Break> {
@@ -447,7 +513,7 @@ impl Core {
         }
         if welcome.schema != SCHEMA || welcome.protocol != u16::from(PROTOCOL_VERSION) {
             let text = format!("it chose protocol {} and schema {}", welcome.protocol, welcome.schema);
-            return Err(Break::Refused { name: "unsupported_schema".to_owned(), text });
+            return Err(Break::Refused { name: "unsupported_schema".to_owned(), text, slow: true });
         }
         let known = self.topology.as_ref();
         let same = known.is_some_and(|known| known.is_of(welcome));
@@ -472,10 +538,14 @@ impl Core {
         let connection = &mut self.slots[at].connection;
         connection.stage = Stage::Open { since_us: now.clock_us };
         connection.window_bytes = welcome.window_bytes;
-        (connection.ask_any, connection.reported) = (false, false);
+        connection.ask_any = false;
         self.ledger.connects += 1;
         self.status_changed = true;
-        tracing::info!(server = %self.config.server, version = %welcome.package, lane = at, lanes = welcome.shard_count, "connected to postanalytics");
+        let trouble = self.slots.iter().any(|slot| matches!(slot.connection.stage, Stage::Backoff { .. }));
+        if self.reported != Reported::Connected && !trouble {
+            self.reported = Reported::Connected;
+            tracing::info!(server = %self.config.server, version = %welcome.package, lanes = welcome.shard_count, "connected to postanalytics");
+        }
         Ok(())
     }
 
@@ -488,6 +558,7 @@ impl Core {
         self.slots[at].connection = std::mem::take(&mut old[from].connection);
         self.slots[at].lane = Lane::new(session, &self.config);
         self.stats.answers = vec![None; self.slots.len()];
+        self.lister.shards_are(welcome.shard_count);
         if old_epoch.is_some() {
             tracing::warn!(server = %self.config.server, lanes = welcome.shard_count, "{}: unacknowledged records are sent again", Break::TopologyChanged);
         }
@@ -520,6 +591,7 @@ impl Core {
             self.stats.answers.drain(..).flatten().for_each(|stats| sum.add(&stats));
             self.stats.active = false;
             self.stats.result = Some((self.stats.token, sum));
+            self.start_stats();
         }
     }
 

@@ -38,13 +38,32 @@ enum Listed {
     Session(u64),
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Until when a key is listed, for each action; 0: not. It holds the union over shards, so that one shard's entry neither
+/// covers another's nor takes it along when it ends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Entry {
-    action: Action,
-    until_us: u64,
-    shard: u32,
-    /// The whole set that it came with, or the one that it changed.
-    set: u64,
+    denylist_until_us: u64,
+    graylist_until_us: u64,
+}
+
+impl Entry {
+    const fn new(action: Action, until_us: u64) -> Self {
+        match action {
+            Action::Denylist => Self { denylist_until_us: until_us, graylist_until_us: 0 },
+            Action::Graylist => Self { denylist_until_us: 0, graylist_until_us: until_us },
+        }
+    }
+
+    fn union(self, other: Self) -> Self {
+        Self {
+            denylist_until_us: self.denylist_until_us.max(other.denylist_until_us),
+            graylist_until_us: self.graylist_until_us.max(other.graylist_until_us),
+        }
+    }
+
+    fn is_live(self, now_us: u64) -> bool {
+        self.denylist_until_us.max(self.graylist_until_us) > now_us
+    }
 }
 
 impl Denylist {
@@ -91,13 +110,12 @@ impl Denylist {
             return None;
         }
         let now_us = self.started.elapsed().as_micros() as u64;
-        let live = one.into_iter().chain(all).filter(|entry| entry.until_us > now_us);
-        live.map(|entry| entry.action).max_by_key(|action| *action as u8)
-    }
-
-    fn insert(&self, verdict: &Verdict, action: Action, shard: u32, set: u64, until_us: u64) -> bool {
-        let before = self.entries.pin().insert(Key::of(verdict), Entry { action, until_us, shard, set }).copied();
-        before.is_none_or(|entry| entry.shard != shard)
+        let both = one.unwrap_or_default().union(all.unwrap_or_default());
+        match both {
+            _ if both.denylist_until_us > now_us => Some(Action::Denylist),
+            _ if both.graylist_until_us > now_us => Some(Action::Graylist),
+            _ => None,
+        }
     }
 }
 
@@ -111,21 +129,22 @@ impl Key {
     }
 }
 
-/// The background thread's side: turns Verdicts frames into entries.
+/// The background thread's side: turns Verdicts frames into entries. It keeps a table per shard; what the threads of the site
+/// read is their union.
 pub(crate) struct Lister {
     denylist: std::sync::Arc<Denylist>,
     shards: Table<u32, Shard>,
-    sets: u64,
+    /// Shards of the server: what others listed goes with the next whole set.
+    shard_count: u32,
     pub(crate) skipped: u64,
     next_sweep_us: u64,
 }
 
 #[derive(Default)]
 struct Shard {
-    entries: usize,
-    set: u64,
+    listed: Table<Key, Entry>,
     /// A whole set on its way, between its first and its last frame.
-    staged: Option<Table<Key, Verdict>>,
+    staged: Option<Table<Key, Entry>>,
 }
 
 /// How often expired entries are swept, µs.
@@ -133,44 +152,61 @@ const SWEEP_US: u64 = 10_000_000;
 
 impl Lister {
     pub(crate) fn new(denylist: std::sync::Arc<Denylist>) -> Self {
-        Self { denylist, shards: Table::new(), sets: 0, skipped: 0, next_sweep_us: SWEEP_US }
+        Self { denylist, shards: Table::new(), shard_count: u32::MAX, skipped: 0, next_sweep_us: SWEEP_US }
     }
 
     /// Applies a frame. `to_clock_us` turns the server's time into that of the client's clock.
-    pub(crate) fn apply(&mut self, shard_number: u32, frame: &Verdicts, to_clock_us: impl Fn(u64) -> u64) {
-        let shard = self.shards.entry(shard_number).or_default();
+    pub(crate) fn apply(&mut self, number: u32, frame: &Verdicts, now_us: u64, to_clock_us: impl Fn(u64) -> u64) {
+        let shard = self.shards.entry(number).or_default();
         if frame.begin {
             shard.staged = Some(Table::new());
         }
-        let Some(staged) = &mut shard.staged else {
-            for verdict in &frame.verdicts {
-                change(&self.denylist, shard, shard_number, verdict, &mut self.skipped, &to_clock_us);
-            }
-            return;
-        };
+        let mut changed = Vec::new();
+        let staging = shard.staged.is_some();
+        let table = shard.staged.as_mut().unwrap_or(&mut shard.listed);
+        let mut swept = false;
         for verdict in &frame.verdicts {
-            if verdict.action.is_none() {
-                staged.remove(&Key::of(verdict));
-            } else if staged.len() < VERDICTS_PER_SHARD_MAX || staged.contains_key(&Key::of(verdict)) {
-                staged.insert(Key::of(verdict), *verdict);
-            } else {
+            let key = Key::of(verdict);
+            if !staging {
+                changed.push(key);
+            }
+            let Some(action) = verdict.action else {
+                table.remove(&key);
+                continue;
+            };
+            let full = |table: &Table<Key, Entry>| table.len() >= VERDICTS_PER_SHARD_MAX && !table.contains_key(&key);
+            if full(table) && !std::mem::replace(&mut swept, true) {
+                // What has expired takes nobody's place.
+                table.retain(|_, entry| entry.is_live(now_us));
+            }
+            if full(table) {
                 self.skipped += 1;
+            } else {
+                table.insert(key, Entry::new(action, to_clock_us(verdict.until_us)));
             }
         }
-        if frame.end {
-            self.sets += 1;
-            shard.set = self.sets;
-            let set = shard.staged.take().unwrap_or_default();
-            // New entries first, then the old ones go: nobody is unlisted for a moment who is in both.
-            for verdict in set.values() {
-                if let Some(action) = verdict.action {
-                    self.denylist.insert(verdict, action, shard_number, shard.set, to_clock_us(verdict.until_us));
-                }
-            }
-            let newest = shard.set;
-            self.denylist.entries.pin().retain(|_, entry| entry.shard != shard_number || entry.set == newest);
-            shard.entries = set.len();
+        if frame.end && let Some(set) = shard.staged.take() {
+            changed.extend(set.keys());
+            changed.extend(std::mem::replace(&mut shard.listed, set).into_keys());
+            let shard_count = self.shard_count;
+            let former = self.shards.extract_if(|&number, _| number >= shard_count);
+            changed.extend(former.flat_map(|(_, shard)| shard.listed.into_keys()));
         }
+        changed.into_iter().for_each(|key| self.publish(key));
+    }
+
+    /// Shows the threads of the site what all shards together say of a key.
+    fn publish(&self, key: Key) {
+        let listed = self.shards.values().filter_map(|shard| shard.listed.get(&key));
+        match listed.copied().reduce(Entry::union) {
+            Some(entry) => self.denylist.entries.pin().insert(key, entry),
+            None => self.denylist.entries.pin().remove(&key),
+        };
+    }
+
+    /// The server has so many shards from now on. What those listed that are no more stays until the first whole set.
+    pub(crate) const fn shards_are(&mut self, shard_count: u32) {
+        self.shard_count = shard_count;
     }
 
     /// The connection is gone: a set that was not complete is void, what is in force stays.
@@ -186,41 +222,11 @@ impl Lister {
             return;
         }
         self.next_sweep_us = now_us + SWEEP_US;
-        if self.denylist.is_empty() {
-            return;
+        for shard in self.shards.values_mut() {
+            shard.listed.retain(|_, entry| entry.is_live(now_us));
         }
-        let mut counts = Table::<u32, usize>::new();
-        self.denylist.entries.pin().retain(|_, entry| {
-            let live = entry.until_us > now_us;
-            *counts.entry(entry.shard).or_default() += usize::from(live);
-            live
-        });
-        for (number, shard) in &mut self.shards {
-            shard.entries = counts.get(number).copied().unwrap_or_default();
-        }
+        self.denylist.entries.pin().retain(|_, entry| entry.is_live(now_us));
     }
-}
-
-/// Applies one change to the set in force.
-fn change(
-    denylist: &Denylist,
-    shard: &mut Shard,
-    number: u32,
-    verdict: &Verdict,
-    skipped: &mut u64,
-    to_clock_us: impl Fn(u64) -> u64,
-) {
-    let Some(action) = verdict.action else {
-        let gone = denylist.entries.pin().remove(&Key::of(verdict)).copied();
-        shard.entries -= usize::from(gone.is_some_and(|entry| entry.shard == number)).min(shard.entries);
-        return;
-    };
-    if shard.entries >= VERDICTS_PER_SHARD_MAX && !denylist.entries.pin().contains_key(&Key::of(verdict)) {
-        *skipped += 1;
-        return;
-    }
-    let new = denylist.insert(verdict, action, number, shard.set, to_clock_us(verdict.until_us));
-    shard.entries += usize::from(new);
 }
 
 #[cfg(test)]
@@ -251,17 +257,17 @@ mod tests {
     fn a_whole_set_replaces_that_of_its_shard_at_its_end() {
         let (denylist, mut lister) = lists();
         let deny = |address| verdict(address, None, Some(Action::Denylist));
-        lister.apply(0, &frame(true, true, &[deny("192.0.2.1"), deny("192.0.2.2")]), |us| us);
-        lister.apply(1, &frame(true, true, &[deny("192.0.2.9")]), |us| us);
-        lister.apply(0, &frame(true, false, &[deny("192.0.2.2")]), |us| us);
+        lister.apply(0, &frame(true, true, &[deny("192.0.2.1"), deny("192.0.2.2")]), 0, |us| us);
+        lister.apply(1, &frame(true, true, &[deny("192.0.2.9")]), 0, |us| us);
+        lister.apply(0, &frame(true, false, &[deny("192.0.2.2")]), 0, |us| us);
         assert!(has(&denylist, "192.0.2.1") && has(&denylist, "192.0.2.9"), "not yet");
-        lister.apply(0, &frame(false, true, &[deny("192.0.2.3")]), |us| us);
+        lister.apply(0, &frame(false, true, &[deny("192.0.2.3")]), 0, |us| us);
         assert!(!has(&denylist, "192.0.2.1") && has(&denylist, "192.0.2.2") && has(&denylist, "192.0.2.3"));
         assert!(has(&denylist, "192.0.2.9"), "another shard's");
 
-        lister.apply(0, &frame(true, false, &[]), |us| us);
+        lister.apply(0, &frame(true, false, &[]), 0, |us| us);
         lister.disconnected(0);
-        lister.apply(0, &frame(false, false, &[deny("192.0.2.4"), verdict("192.0.2.2", None, None)]), |us| us);
+        lister.apply(0, &frame(false, false, &[deny("192.0.2.4"), verdict("192.0.2.2", None, None)]), 0, |us| us);
         assert!(has(&denylist, "192.0.2.3") && has(&denylist, "192.0.2.4") && !has(&denylist, "192.0.2.2"));
         assert_eq!(denylist.len(), 3);
     }
@@ -276,7 +282,7 @@ mod tests {
             verdict("2001:db8:1:2::", None, Some(Action::Denylist)),
             Verdict { subject: Subject::Session(99), ..verdict("::", None, Some(Action::Denylist)) },
         ];
-        lister.apply(0, &frame(true, true, &entries), |us| us);
+        lister.apply(0, &frame(true, true, &entries), 0, |us| us);
         let one: IpAddr = "192.0.2.1".parse().expect("an address");
         assert_eq!(denylist.lookup(one, 7), Some(Action::Denylist));
         assert_eq!(denylist.lookup(one, 8), Some(Action::Graylist));
@@ -288,7 +294,8 @@ mod tests {
     fn entries_expire_by_themselves_and_are_swept() {
         let (denylist, mut lister) = lists();
         let old = verdict("192.0.2.1", None, Some(Action::Denylist));
-        lister.apply(0, &frame(true, true, &[Verdict { until_us: 0, ..old }]), |us| us);
+        lister.apply(0, &frame(true, true, &[Verdict { until_us: 1, ..old }]), 0, |us| us);
+        std::thread::sleep(std::time::Duration::from_millis(1));
         assert!(!has(&denylist, "192.0.2.1") && denylist.len() == 1);
         lister.sweep(SWEEP_US);
         assert_eq!(denylist.len(), 0);
@@ -300,10 +307,63 @@ mod tests {
         let of = |n: u32| verdict(&std::net::Ipv4Addr::from(n).to_string(), None, Some(Action::Denylist));
         let all: Vec<Verdict> = (0..VERDICTS_PER_SHARD_MAX as u32 + 5).map(of).collect();
         for (index, part) in all.chunks(1024).enumerate() {
-            lister.apply(0, &frame(index == 0, false, part), |us| us);
+            lister.apply(0, &frame(index == 0, false, part), 0, |us| us);
         }
-        lister.apply(0, &frame(false, true, &[]), |us| us);
-        lister.apply(0, &frame(false, false, &[of(1 << 30)]), |us| us);
+        lister.apply(0, &frame(false, true, &[]), 0, |us| us);
+        lister.apply(0, &frame(false, false, &[of(1 << 30)]), 0, |us| us);
         assert_eq!((denylist.len(), lister.skipped), (VERDICTS_PER_SHARD_MAX, 6));
+    }
+
+    #[test]
+    fn shards_that_list_the_same_subject_do_not_touch_each_other() {
+        let (denylist, mut lister) = lists();
+        let session = |action| Verdict { subject: Subject::Session(99), ..verdict("::", None, action) };
+        lister.apply(0, &frame(true, true, &[session(Some(Action::Denylist))]), 0, |us| us);
+        lister.apply(1, &frame(true, true, &[session(Some(Action::Graylist))]), 0, |us| us);
+        assert_eq!(denylist.lookup_session(99, 1), Some(Action::Denylist), "denylist wins, whoever came last");
+        lister.apply(0, &frame(false, false, &[session(None)]), 0, |us| us);
+        assert_eq!(denylist.lookup_session(99, 1), Some(Action::Graylist), "the other shard's stays");
+        lister.apply(0, &frame(false, false, &[session(Some(Action::Denylist))]), 0, |us| us);
+        lister.apply(1, &frame(true, true, &[]), 0, |us| us);
+        assert_eq!(denylist.lookup_session(99, 1), Some(Action::Denylist));
+        lister.apply(0, &frame(true, true, &[]), 0, |us| us);
+        assert!(denylist.is_empty());
+    }
+
+    #[test]
+    fn a_weaker_verdict_shows_when_a_stronger_one_ends() {
+        let (denylist, mut lister) = lists();
+        let short = Verdict { until_us: 1, ..verdict("192.0.2.1", None, Some(Action::Denylist)) };
+        lister.apply(0, &frame(true, true, &[short]), 0, |us| us);
+        lister.apply(1, &frame(true, true, &[verdict("192.0.2.1", None, Some(Action::Graylist))]), 0, |us| us);
+        std::thread::sleep(std::time::Duration::from_millis(1));
+        let address = "192.0.2.1".parse().expect("an address");
+        assert_eq!(denylist.lookup(address, 1), Some(Action::Graylist));
+    }
+
+    #[test]
+    fn shards_that_are_no_more_list_nobody_after_the_first_whole_set() {
+        let (denylist, mut lister) = lists();
+        let deny = |address| verdict(address, None, Some(Action::Denylist));
+        lister.shards_are(4);
+        lister.apply(3, &frame(true, true, &[deny("192.0.2.3")]), 0, |us| us);
+        lister.shards_are(2);
+        lister.apply(0, &frame(true, false, &[deny("192.0.2.1")]), 0, |us| us);
+        assert!(has(&denylist, "192.0.2.3"), "until a set is whole");
+        lister.apply(0, &frame(false, true, &[]), 0, |us| us);
+        assert!(has(&denylist, "192.0.2.1") && !has(&denylist, "192.0.2.3"));
+    }
+
+    #[test]
+    fn expired_entries_take_nobodys_place() {
+        let (denylist, mut lister) = lists();
+        let of = |n: u32, until_us| {
+            let address = std::net::Ipv4Addr::from(n).to_string();
+            Verdict { until_us, ..verdict(&address, None, Some(Action::Denylist)) }
+        };
+        let all: Vec<Verdict> = (0..VERDICTS_PER_SHARD_MAX as u32).map(|n| of(n, 1000)).collect();
+        lister.apply(0, &frame(true, true, &all), 0, |us| us);
+        lister.apply(0, &frame(false, false, &[of(1 << 30, u64::MAX)]), 1000, |us| us);
+        assert!(lister.skipped == 0 && denylist.contains(std::net::Ipv4Addr::from(1 << 30).into()));
     }
 }

@@ -76,7 +76,7 @@ impl Lane {
     }
 
     /// Whether a batch that is not full would be written if it were sealed now. While not, it had better go on filling.
-    fn would_write(&self, wire: &Wire<'_>) -> bool {
+    pub(crate) fn would_write(&self, wire: &Wire<'_>) -> bool {
         let idle = self.ready.is_empty() && self.on_wire == self.in_flight.len();
         idle && self.has_room(self.batcher.open().frame_bytes(), wire.window_bytes)
     }

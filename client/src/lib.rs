@@ -95,9 +95,6 @@ pub enum FlushError {
         /// Records queued or in flight, those accepted since included.
         left: u64,
     },
-    /// The client is closed.
-    #[error("the client is closed")]
-    Closed,
     /// This process was forked from the one that built the client.
     #[error("the client belongs to process {owner}, of which this one is a fork; build a client after fork")]
     Forked {
@@ -131,8 +128,7 @@ impl Client {
         if let Some(owner) = self.queue.forked_from() {
             return Err(FlushError::Forked { owner });
         }
-        let left = |(left, closed)| if closed { FlushError::Closed } else { FlushError::Timeout { left } };
-        self.queue.flush(timeout).map_err(left)
+        self.queue.flush(timeout).map_err(|left| FlushError::Timeout { left })
     }
 
     /// One consistent snapshot: the laws of [`Counters`] hold in it.
@@ -203,6 +199,10 @@ impl Client {
             return std::mem::forget(thread);
         }
         self.queue.close(timeout);
+        if thread.thread().id() == std::thread::current().id() {
+            // Dropped in the callback: this thread cannot wait for itself.
+            return;
+        }
         // A panic in there has been printed, and what was left has been counted.
         let _ = thread.join();
     }

@@ -18,6 +18,7 @@ pub(crate) struct Link {
     pub(crate) number: u64,
     pub(crate) stream: TcpStream,
     pub(crate) connecting: bool,
+    pub(crate) address: SocketAddr,
 }
 
 impl Link {
@@ -37,7 +38,7 @@ impl Link {
             Err(error) if error.raw_os_error() == Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => {}
             Err(error) => return Err(error),
         }
-        Ok(Self { number, stream: socket.into(), connecting: true })
+        Ok(Self { number, stream: socket.into(), connecting: true, address })
     }
 
     /// Whether the connection came about.
@@ -75,34 +76,56 @@ fn nonblocking(mut operation: impl FnMut() -> io::Result<usize>) -> io::Result<O
     }
 }
 
-/// The server's addresses, tried in turn.
+/// The server's addresses, tried in turn by all lanes together.
 #[derive(Default)]
 pub(crate) struct Addresses {
     known: Vec<SocketAddr>,
     next: usize,
+    /// None of them has worked since they were looked up.
+    stale: bool,
 }
 
 impl Addresses {
-    /// Starts to connect to the next address. Names are looked up when no address is known; that can take a while, during
-    /// which records are queued, so give an address where it matters.
+    /// Starts to connect to the next address. A name is looked up when no address of it is known or none of them worked. The
+    /// system's resolver has no time limit but its own: while it is slow, nothing is sent or received and records are queued,
+    /// so give an address where that matters. If it fails, the addresses known before are tried again.
     pub(crate) fn connect(&mut self, number: u64, config: &Config) -> io::Result<Link> {
-        if self.known.is_empty() {
-            self.known = match config.host.parse::<IpAddr>() {
-                Ok(address) => vec![SocketAddr::new(address, config.port)],
-                Err(_) => (config.host.as_str(), config.port).to_socket_addrs()?.collect(),
-            };
+        if self.known.is_empty() || std::mem::take(&mut self.stale) {
+            match look_up(config) {
+                Ok(found) => (self.known, self.next) = (found, 0),
+                Err(error) if self.known.is_empty() => return Err(error),
+                Err(error) => tracing::warn!(host = config.host, "cannot look the server up: {error}; trying what is known"),
+            }
         }
         let none = || io::Error::new(io::ErrorKind::NotFound, format!("{} has no address", config.host));
-        let address = *self.known.get(self.next % self.known.len().max(1)).ok_or_else(none)?;
-        Link::connect(number, address, config)
+        let address = *self.known.get(self.next).ok_or_else(none)?;
+        let link = Link::connect(number, address, config);
+        if link.is_err() {
+            self.failed(address);
+        }
+        link
     }
 
-    /// The address did not work: go on to the next; after the last, look them up again.
-    pub(crate) fn failed(&mut self) {
-        self.next += 1;
-        if self.next >= self.known.len() {
-            self.known.clear();
-            self.next = 0;
+    /// The address did not work: go on to the next; after the last, look them up again. Lanes that connected to it at the same
+    /// time fail at the same time, so only the first of them counts.
+    pub(crate) fn failed(&mut self, address: SocketAddr) {
+        if self.known.get(self.next) == Some(&address) {
+            self.next = (self.next + 1) % self.known.len();
+            self.stale = self.next == 0;
         }
+    }
+}
+
+fn look_up(config: &Config) -> io::Result<Vec<SocketAddr>> {
+    match config.host.parse::<IpAddr>() {
+        Ok(address) => Ok(vec![SocketAddr::new(address, config.port)]),
+        Err(_) => Ok((config.host.as_str(), config.port).to_socket_addrs()?.collect()),
+    }
+}
+
+#[cfg(test)]
+impl Addresses {
+    pub(crate) fn of(known: Vec<SocketAddr>) -> Self {
+        Self { known, ..Self::default() }
     }
 }

@@ -13,7 +13,7 @@
 
 use crate::bundle::{Bundle, RECORD_COST_BYTES};
 use crate::counters::{Counters, Ledger};
-use crate::request::{self, Request};
+use crate::request::Request;
 use crate::stats::ServerStats;
 use crate::status::ClientStatus;
 use postanalytics_protocol::EncodeError;
@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 
 /// Strings that a chunk holds before the next one is begun.
-const CHUNK_BLOB_BYTES: usize = 64 * 1024;
+const CHUNK_STRING_BYTES: usize = 64 * 1024;
 /// Records that a chunk holds before the next one is begun.
 const CHUNK_RECORDS: usize = 256;
 /// Empty chunks kept for reuse.
@@ -175,20 +175,18 @@ impl Queue {
         if let Some(owner) = self.forked_from() {
             return Err(SendError::Forked { owner });
         }
-        let fields = request.fields();
-        let identity_bytes = request.session.len() + request.user.len();
-        let checked = request::check(&fields, identity_bytes);
+        let checked = request.checked();
         let urgent = request.is_urgent();
         let accepted_us = self.clock_us();
 
         let mut state = self.lock();
         state.offered += 1;
-        let blob = match checked {
+        let (fields, blob) = match checked {
             _ if state.closed => {
                 state.refused_other += 1;
                 return Err(SendError::Closed);
             }
-            Ok(blob) => blob,
+            Ok(checked) => checked,
             Err(error) => {
                 let counter = if matches!(error, SendError::TooLarge { .. }) {
                     &mut state.refused_too_large
@@ -199,14 +197,15 @@ impl Queue {
                 return Err(error);
             }
         };
-        let cost = RECORD_COST_BYTES + blob + identity_bytes;
+        let string_bytes = blob + request.identity_bytes();
+        let cost = RECORD_COST_BYTES + string_bytes;
         let limit = if request.hits.is_empty() { self.limit_bytes - self.limit_bytes / 4 } else { self.limit_bytes };
         let queue_bytes = state.waiting_bytes + state.ledger.bytes;
         if queue_bytes + cost > limit {
             state.refused_full += 1;
             return Err(SendError::QueueFull { queue_bytes, limit });
         }
-        state.chunk_for(blob).push(&fields, request, accepted_us, urgent);
+        state.chunk_for(blob, string_bytes).push(&fields, request, accepted_us, urgent);
         state.accepted += 1;
         state.waiting += 1;
         state.waiting_bytes += cost;
@@ -234,7 +233,8 @@ impl Queue {
     }
 
     /// Waits until everything accepted before is settled. `Err` with the number of unsettled records (newer ones included).
-    pub(crate) fn flush(&self, timeout: Duration) -> Result<(), (u64, bool)> {
+    /// When the background thread has ended, nothing is unsettled any more.
+    pub(crate) fn flush(&self, timeout: Duration) -> Result<(), u64> {
         let deadline = Instant::now() + timeout.min(WAIT_MAX);
         let mut state = self.lock();
         let until_us = self.clock_us();
@@ -246,10 +246,7 @@ impl Queue {
             if left == 0 || state.settled_until_us > until_us {
                 return Ok(());
             }
-            if state.finished {
-                return Err((left, true));
-            }
-            let Some(waited) = self.wait(state, deadline) else { return Err((left, false)) };
+            let Some(waited) = self.wait(state, deadline) else { return Err(left) };
             state = waited;
         }
     }
@@ -277,7 +274,7 @@ impl Queue {
     pub(crate) fn close(&self, timeout: Duration) {
         let mut state = self.lock();
         state.closed = true;
-        let until_us = self.clock_us().saturating_add(timeout.as_micros() as u64);
+        let until_us = self.clock_us().saturating_add(timeout.min(WAIT_MAX).as_micros() as u64);
         state.orders.close_us = Some(state.orders.close_us.unwrap_or(u64::MAX).min(until_us));
         drop(state);
         self.wake();
@@ -303,17 +300,15 @@ impl Queue {
 
     /// For the background thread, while it cannot route: gives up on records accepted at `cutoff_us` or before.
     pub(crate) fn expire(&self, cutoff_us: u64) {
+        // Whole chunks are freed after the lock, of which this one is dropped last.
+        let mut over = Vec::new();
         let mut state = self.lock();
-        while let Some(chunk) = state.chunks.front_mut() {
-            let (records, bytes) = chunk.expire(cutoff_us);
-            let emptied = chunk.is_empty();
-            state.waiting -= records;
-            state.waiting_bytes -= bytes;
-            state.lost_unsent += records;
-            if !emptied {
-                break;
-            }
-            state.chunks.pop_front();
+        while let Some(chunk) = state.chunks.pop_front_if(|chunk| chunk.is_over(cutoff_us)) {
+            state.give_up(chunk.records(), chunk.cost_bytes());
+            over.push(chunk);
+        }
+        if let Some((records, bytes)) = state.chunks.front_mut().map(|chunk| chunk.expire(cutoff_us)) {
+            state.give_up(records, bytes);
         }
     }
 
@@ -404,12 +399,20 @@ pub(crate) enum Sleep {
 }
 
 impl State {
-    /// The chunk that the next record goes to.
-    fn chunk_for(&mut self, blob: usize) -> &mut Bundle {
-        let fits =
-            |chunk: &Bundle| chunk.is_empty() || chunk.len() < CHUNK_RECORDS && chunk.blob_bytes() + blob <= CHUNK_BLOB_BYTES;
+    /// Waiting records are lost.
+    const fn give_up(&mut self, records: u64, bytes: usize) {
+        self.waiting -= records;
+        self.waiting_bytes -= bytes;
+        self.lost_unsent += records;
+    }
+
+    /// The chunk that the next record goes to, which has so many bytes of blob, and of strings in all.
+    fn chunk_for(&mut self, blob: usize, strings: usize) -> &mut Bundle {
+        let fits = |chunk: &Bundle| {
+            chunk.is_empty() || chunk.len() < CHUNK_RECORDS && chunk.string_bytes() + strings <= CHUNK_STRING_BYTES
+        };
         if !self.chunks.back().is_some_and(fits) {
-            let chunk = self.pool.pop().unwrap_or_else(|| Bundle::with_capacity(CHUNK_RECORDS, CHUNK_BLOB_BYTES.max(blob)));
+            let chunk = self.pool.pop().unwrap_or_else(|| Bundle::with_capacity(CHUNK_RECORDS, CHUNK_STRING_BYTES.max(blob)));
             self.chunks.push_back(chunk);
         }
         let last = self.chunks.len() - 1;
@@ -441,12 +444,13 @@ impl State {
     }
 }
 
-/// Empties a chunk for reuse; `None` if it held so large a record that keeping its memory would not pay.
-pub(crate) fn recycled(mut chunk: Bundle) -> Option<Bundle> {
-    (chunk.blob_bytes() <= CHUNK_BLOB_BYTES).then(|| {
+/// Keeps a chunk for reuse, emptied, unless there are enough, or it held so large a record that keeping its memory would not
+/// pay. What is not kept is freed here, chunk by chunk, so that taking a full queue does not double it.
+pub(crate) fn recycle(mut chunk: Bundle, emptied: &mut Vec<Bundle>) {
+    if emptied.len() < POOL_CHUNKS && chunk.string_bytes() <= CHUNK_STRING_BYTES {
         chunk.clear();
-        chunk
-    })
+        emptied.push(chunk);
+    }
 }
 
 #[cfg(test)]

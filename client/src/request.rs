@@ -132,6 +132,22 @@ impl Default for Request<'_> {
 }
 
 impl<'a> Request<'a> {
+    /// The fields as the wire knows them with the bytes of blob that they take, or why no server would store them.
+    pub(crate) fn checked(&self) -> Result<(RecordFields<'a>, usize), SendError> {
+        // Before hits and extensions are copied, of which there may be any number.
+        check_parts(self.hits.len(), self.extensions.len()).map_err(SendError::TooManyParts)?;
+        let fields = self.fields();
+        let blob = blob_bytes(&fields);
+        let bytes = body_bytes(1, blob) + self.identity_bytes();
+        let limit = RECORD_BYTES_MAX;
+        if bytes > limit { Err(SendError::TooLarge { bytes, limit }) } else { Ok((fields, blob)) }
+    }
+
+    /// Bytes of user and session in clear text.
+    pub(crate) const fn identity_bytes(&self) -> usize {
+        self.session.len() + self.user.len()
+    }
+
     /// The fields as the wire knows them, without the hashes, which only the background thread has the key for.
     pub(crate) fn fields(&self) -> RecordFields<'a> {
         RecordFields {
@@ -179,14 +195,6 @@ impl<'a> Request<'a> {
     }
 }
 
-/// Bytes of blob that these fields take, or why no server would store them.
-pub(crate) fn check(fields: &RecordFields<'_>, identity_bytes: usize) -> Result<usize, SendError> {
-    check_parts(fields.hits.len(), fields.extensions.len()).map_err(SendError::TooManyParts)?;
-    let blob = blob_bytes(fields);
-    let bytes = body_bytes(1, blob) + identity_bytes;
-    if bytes > RECORD_BYTES_MAX { Err(SendError::TooLarge { bytes, limit: RECORD_BYTES_MAX }) } else { Ok(blob) }
-}
-
 fn ends_with_ignoring_case(path: &[u8], ending: &[u8]) -> bool {
     path.len().checked_sub(ending.len()).is_some_and(|start| path[start..].eq_ignore_ascii_case(ending))
 }
@@ -212,10 +220,12 @@ mod tests {
     fn limits_are_named() {
         let body = vec![0; RECORD_BYTES_MAX];
         let large = Request { raw_body: &body, ..Request::default() };
-        assert!(matches!(check(&large.fields(), 0), Err(SendError::TooLarge { .. })));
+        assert!(matches!(large.checked(), Err(SendError::TooLarge { .. })));
         let hits = vec![Hit::default(); 65];
         let many = Request { hits: &hits, ..Request::default() };
-        assert!(matches!(check(&many.fields(), 0), Err(SendError::TooManyParts(_))));
-        assert_eq!(check(&Request { path: b"/a", ..Request::default() }.fields(), 0), Ok(2));
+        assert!(matches!(many.checked(), Err(SendError::TooManyParts(_))));
+        let session = vec![b's'; RECORD_BYTES_MAX];
+        assert!(matches!(Request { session: &session, ..Request::default() }.checked(), Err(SendError::TooLarge { .. })));
+        assert_eq!(Request { path: b"/a", ..Request::default() }.checked().map(|(_, blob)| blob), Ok(2));
     }
 }

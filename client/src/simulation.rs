@@ -27,7 +27,7 @@ mod tests;
 
 const SECOND: u64 = 1_000_000;
 
-fn config() -> Config {
+pub(crate) fn config() -> Config {
     Config {
         server: "simulated:1".into(),
         host: "simulated".into(),

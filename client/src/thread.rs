@@ -12,7 +12,7 @@ use crate::config::Config;
 use crate::connection::Break;
 use crate::core::{Core, Now};
 use crate::link::{Addresses, Link};
-use crate::queue::{Notice, Queue, Sleep, WakeOn, recycled};
+use crate::queue::{Notice, Queue, Sleep, WakeOn, recycle};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::collections::VecDeque;
 use std::num::NonZeroU64;
@@ -41,21 +41,7 @@ pub(crate) fn run(queue: Arc<Queue>, core: Core, config: Config) {
     let _finish = Finish(Arc::clone(&queue));
     // The default slack of 50 µs is a tenth of the shortest linger. Without it all works, a little later.
     let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
-    let driver = Driver {
-        queue,
-        core,
-        config,
-        links: Vec::new(),
-        addresses: Addresses::default(),
-        buffer: vec![0; READ_BYTES],
-        taken: VecDeque::new(),
-        emptied: Vec::new(),
-        traffic_us: 0,
-        tick_us: TICK_US_MAX,
-        close_us: None,
-        flushing: false,
-    };
-    driver.run();
+    Driver::new(queue, core, config).run();
 }
 
 struct Driver {
@@ -76,6 +62,23 @@ struct Driver {
 }
 
 impl Driver {
+    fn new(queue: Arc<Queue>, core: Core, config: Config) -> Self {
+        Self {
+            queue,
+            core,
+            config,
+            links: Vec::new(),
+            addresses: Addresses::default(),
+            buffer: vec![0; READ_BYTES],
+            taken: VecDeque::new(),
+            emptied: Vec::new(),
+            traffic_us: 0,
+            tick_us: TICK_US_MAX,
+            close_us: None,
+            flushing: false,
+        }
+    }
+
     fn run(mut self) {
         let mut timeout_us = 0;
         loop {
@@ -90,9 +93,14 @@ impl Driver {
             self.open_and_close(now);
             self.write(now);
             timeout_us = self.publish(now);
+            if self.core.hook_panicked() {
+                return;
+            }
             if self.close_us.is_some_and(|until_us| self.is_finished() || now.clock_us >= until_us) {
+                // From here on no batch is encoded; what was, is in flight and is published so.
                 self.core.say_goodbye(now);
                 self.write(now);
+                self.publish(now);
                 return;
             }
         }
@@ -129,28 +137,11 @@ impl Driver {
         if link.connecting {
             match link.finish_connect() {
                 Ok(()) => self.core.connected(number, now),
-                Err(error) => {
-                    self.addresses.failed();
-                    self.core.broken(number, Break::Connect(error.to_string()), now);
-                }
+                // The address counts as failed when the link is closed, connecting still.
+                Err(error) => self.core.broken(number, Break::Connect(error.to_string()), now),
             }
-            return;
-        }
-        if flags == PollFlags::OUT {
-            return;
-        }
-        for _ in 0..READS_PER_TURN {
-            match link.read(&mut self.buffer) {
-                Ok(None) => return,
-                Ok(Some(0)) => return self.core.broken(number, Break::Closed, now),
-                Ok(Some(bytes)) => {
-                    self.core.received(number, &self.buffer[..bytes], now);
-                    if bytes < self.buffer.len() {
-                        return;
-                    }
-                }
-                Err(error) => return self.core.broken(number, Break::Broken(error.to_string()), now),
-            }
+        } else if flags != PollFlags::OUT {
+            read(link, &mut self.core, &mut self.buffer, now);
         }
     }
 
@@ -172,7 +163,7 @@ impl Driver {
         }
         for bundle in self.taken.drain(..) {
             self.core.take(&bundle, now);
-            self.emptied.extend(recycled(bundle));
+            recycle(bundle, &mut self.emptied);
         }
         self.flushing = orders.flush_us.is_some();
         self.core.flush(orders.flush_us);
@@ -189,7 +180,7 @@ impl Driver {
         let wanted: Vec<u64> = self.core.wanted_links().collect();
         for link in self.links.extract_if(.., |link| !wanted.contains(&link.number)) {
             if link.connecting {
-                self.addresses.failed();
+                self.addresses.failed(link.address);
             }
         }
         for number in wanted {
@@ -197,11 +188,11 @@ impl Driver {
                 continue;
             }
             match self.addresses.connect(number, &self.config) {
-                Ok(link) => self.links.push(link),
-                Err(error) => {
-                    self.addresses.failed();
-                    self.core.broken(number, Break::Connect(error.to_string()), now);
+                Ok(link) => {
+                    self.links.push(link);
+                    self.core.connecting(number, self.now());
                 }
+                Err(error) => self.core.broken(number, Break::Connect(error.to_string()), now),
             }
         }
     }
@@ -214,7 +205,11 @@ impl Driver {
                     match link.write(self.core.unwritten(number)) {
                         Ok(None | Some(0)) => break,
                         Ok(Some(bytes)) => self.core.wrote(number, bytes),
-                        Err(error) => self.core.broken(number, Break::Broken(error.to_string()), now),
+                        Err(error) => {
+                            // An Error that says why may be there to be read.
+                            read(link, &mut self.core, &mut self.buffer, now);
+                            self.core.broken(number, Break::Broken(error.to_string()), now);
+                        }
                     }
                 }
             }
@@ -251,5 +246,52 @@ impl Driver {
 
     fn is_finished(&self) -> bool {
         self.core.is_settled() && (self.core.routes() || self.queue.counters().queued == 0)
+    }
+}
+
+/// Reads what is there, up to a limit, and tells the core.
+fn read(link: &mut Link, core: &mut Core, buffer: &mut [u8], now: Now) {
+    for _ in 0..READS_PER_TURN {
+        match link.read(buffer) {
+            Ok(None) => return,
+            Ok(Some(0)) => return core.broken(link.number, Break::Closed, now),
+            Ok(Some(bytes)) => {
+                core.received(link.number, &buffer[..bytes], now);
+                if bytes < buffer.len() {
+                    return;
+                }
+            }
+            Err(error) => return core.broken(link.number, Break::Broken(error.to_string()), now),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::denylist::Denylist;
+    use std::net::TcpListener;
+    use std::time::Duration;
+
+    #[test]
+    fn the_second_address_of_a_host_is_tried() {
+        let listen = || TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = |listener: &TcpListener| listener.local_addr().expect("bound");
+        let live = listen();
+        let dead = address(&listen());
+        live.set_nonblocking(true).expect("set");
+        let queue = Arc::new(Queue::new(100_000).expect("an eventfd"));
+        let config = Config { host: "192.0.2.1".into(), ..crate::simulation::config() };
+        let core = Core::new(config.clone(), 1, None, Arc::new(Denylist::new(queue.started())));
+        let mut driver = Driver::new(Arc::clone(&queue), core, config);
+        driver.addresses = Addresses::of(vec![dead, address(&live)]);
+        let thread = std::thread::spawn(move || driver.run());
+        let accepted = (0..3000).any(|_| {
+            std::thread::sleep(Duration::from_millis(1));
+            live.accept().is_ok()
+        });
+        queue.close(Duration::ZERO);
+        thread.join().expect("no panic");
+        assert!(accepted);
     }
 }

@@ -130,7 +130,8 @@ struct Head<'a> {
 }
 
 impl<'a> Head<'a> {
-    /// User names may hold spaces, so the address anchors the fields: the first or second one.
+    /// User names may hold spaces, so fields cannot be counted from the end. A first field that is no address is a virtual
+    /// host if another field and not the ident's usual `-` follows it.
     fn parse(head: &'a [u8]) -> Option<Self> {
         let (first, after_first) = next_token(head);
         let (second, after_second) = next_token(after_first);
@@ -138,7 +139,7 @@ impl<'a> Head<'a> {
             return None;
         }
         let fields = head.split(|&byte| byte == b' ').filter(|field| !field.is_empty()).count();
-        let has_virtual_host = fields >= 4 && parse_ip(first).is_none() && (parse_ip(second).is_some() || second != b"-");
+        let has_virtual_host = fields >= 4 && parse_ip(first).is_none() && second != b"-";
         let (virtual_host, address, rest) =
             if has_virtual_host { (first, second, after_second) } else { (&b""[..], first, after_first) };
         let (_ident, user) = next_token(rest);
@@ -274,10 +275,12 @@ fn after_syslog_prefix(head: &[u8]) -> &[u8] {
         && head[end + 2..].starts_with(b"1 ")
     {
         let mut rest = &head[end + 4..];
-        for _ in 0..6 {
+        // Time, host, application, process, message id.
+        for _ in 0..5 {
             rest = next_token(rest).1;
         }
-        return rest;
+        let rest = after_structured_data(rest).trim_ascii_start();
+        return rest.strip_prefix(b"\xef\xbb\xbf").unwrap_or(rest);
     }
     // The tag ends in a colon, and no address does that is followed by its two fields.
     let mut rest = head;
@@ -289,6 +292,23 @@ fn after_syslog_prefix(head: &[u8]) -> &[u8] {
         rest = after;
     }
     head
+}
+
+/// What follows the structured data of RFC 5424: `-`, or elements such as `[id name="any \"text\]"]` without space between.
+fn after_structured_data(text: &[u8]) -> &[u8] {
+    let mut rest = text;
+    while let Some(inside) = rest.strip_prefix(b"[") {
+        let (mut is_quoted, mut is_escaped) = (false, false);
+        let end = inside.iter().position(|&byte| {
+            let is_end = byte == b']' && !is_quoted;
+            is_quoted ^= byte == b'"' && !is_escaped;
+            is_escaped = byte == b'\\' && !is_escaped;
+            is_end
+        });
+        let Some(end) = end else { break };
+        rest = &inside[end + 1..];
+    }
+    if rest.len() == text.len() { next_token(text).1 } else { rest }
 }
 
 /// The request field and what follows it. Its end is the first unescaped quote after which a status stands; a log that

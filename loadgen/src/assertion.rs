@@ -64,8 +64,8 @@ const METRICS: &[Metric] = &[
 ];
 
 impl Assertion {
-    /// Reads one condition. Times take `us`, `ms` or `s` (a bare number is µs), counts take `k`, `M` or `G`, and `true` and
-    /// `false` are 1 and 0.
+    /// Reads one condition. Times take `us`, `ms`, `s`, `m` or `h` (a bare number is µs, as in the report), counts take `k`,
+    /// `M` or `G`, and `true` and `false` are 1 and 0.
     pub fn parse(text: &str) -> Result<Self, String> {
         let text = text.trim();
         let at = text.find(['<', '>', '=']).ok_or_else(|| format!("'{text}' compares nothing; write one such as p99<5ms"))?;
@@ -86,19 +86,24 @@ impl Assertion {
             let names: Vec<&str> = METRICS.iter().map(|metric| metric.name).collect();
             format!("no metric is called '{name}'; there are {}", names.join(", "))
         })?;
+        let is_bare = value.ends_with(|last: char| last.is_ascii_digit() || last == '.');
         let value = match value {
+            _ if metric.is_time && !is_bare => Some(parse_duration(value)?.as_secs_f64() * 1e6),
             "true" => Some(1.0),
             "false" => Some(0.0),
-            _ if metric.is_time && value.ends_with('s') => Some(parse_duration(value)?.as_secs_f64() * 1e6),
             _ => parse_count(value),
         };
         let value = value.ok_or_else(|| format!("'{text}': there is no number to compare {name} with"))?;
         Ok(Self { text: text.to_owned(), metric, comparison, value })
     }
 
-    /// The value found, if the condition is broken.
-    pub fn broken(&self, report: &Report) -> Option<f64> {
+    /// What was found, if the condition is broken. One on a latency is broken too if no latency was measured.
+    pub fn broken(&self, report: &Report) -> Option<String> {
         let found = (self.metric.of)(report);
+        // No latency counts as less than 1 µs, so this is the value of an empty histogram.
+        if self.metric.is_time && found < 1.0 {
+            return Some("no latency: not one record was measured".to_owned());
+        }
         let holds = match self.comparison {
             Comparison::Less => found < self.value,
             Comparison::LessOrEqual => found <= self.value,
@@ -106,7 +111,7 @@ impl Assertion {
             Comparison::GreaterOrEqual => found >= self.value,
             Comparison::Greater => found > self.value,
         };
-        (!holds).then_some(found)
+        (!holds).then(|| found.to_string())
     }
 }
 
@@ -133,10 +138,27 @@ mod tests {
         {
             assert_eq!(broken(good), None, "{good}");
         }
-        assert_eq!(broken("p99<4ms"), Some(4_999.0));
-        assert_eq!(broken("tnt_errors=0"), Some(2.0));
-        for bad in ["", "p99", "p99<", "p99<fast", "p98<1", "p99!5"] {
+        assert_eq!(broken("p99<4ms").as_deref(), Some("4999"));
+        assert_eq!(broken("tnt_errors=0").as_deref(), Some("2"));
+        for bad in ["", "p99", "p99<", "p99<fast", "p98<1", "p99!5", "p99<5k", "p99<5M", "p99<true", "tnt_errors<5ms"] {
             assert!(Assertion::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn times_have_the_units_of_times() {
+        let value = |text: &str| Assertion::parse(text).expect("a condition").value;
+        for (text, us) in [("5m", 3e8), ("1h", 3.6e9), ("2s", 2e6), ("1.5ms", 1_500.0), ("7us", 7.0), ("7", 7.0)] {
+            assert!((value(&format!("p99<{text}")) - us).abs() < 1e-6, "{text}");
+        }
+        assert!((value("records_acked>5M") - 5e6).abs() < 1e-6);
+    }
+
+    #[test]
+    fn a_latency_that_nobody_measured_breaks_every_condition_on_it() {
+        for text in ["p99<5ms", "p99>=0", "uncorrected_max<1s"] {
+            let broken = Assertion::parse(text).expect("a condition").broken(&Report::default());
+            assert!(broken.is_some_and(|found| found.contains("no latency")), "{text}");
         }
     }
 }

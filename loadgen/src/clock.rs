@@ -76,6 +76,14 @@ impl Schedule {
         let after_ns = event * u128::from(self.scale) * 1_000_000_000 / u128::from(self.rate);
         self.start_ns.saturating_add(u64::try_from(after_ns).unwrap_or(u64::MAX))
     }
+
+    /// How many events of this stream are due before `end_ns`.
+    pub fn due_before(&self, end_ns: u64) -> u64 {
+        let within_ns = u128::from(end_ns.saturating_sub(self.start_ns));
+        let of_all = (within_ns * u128::from(self.rate)).div_ceil(u128::from(self.scale) * 1_000_000_000);
+        let of_this = of_all.saturating_sub(u128::from(self.stream)).div_ceil(u128::from(self.streams));
+        u64::try_from(of_this).unwrap_or(u64::MAX)
+    }
 }
 
 #[cfg(test)]
@@ -89,6 +97,20 @@ mod tests {
         assert_eq!(schedule(0).due_ns(25_000 * 3_600), 1_000 + 3_600 * 1_000_000_000);
         assert_eq!(Schedule::new(0, 3, 1, 1, 0).due_ns(3_000_000), 1_000_000_000_000_000);
         assert_eq!(Schedule::new(0, 6_400, 64, 1, 0).due_ns(1), 10_000_000);
+    }
+
+    #[test]
+    fn what_is_due_before_an_end_is_what_the_due_times_say() {
+        for (rate, scale, streams) in [(50_000, 1, 2), (3, 1, 1), (7, 64, 3), (999_999, 10, 4)] {
+            for stream in 0..streams {
+                let schedule = Schedule::new(1_000, rate, scale, streams, stream);
+                for end_ns in [0, 1_000, 1_001, 21_000, 21_001, 41_000, 333_334_333, 1_000_001_000, 9_999_999_999] {
+                    let due = schedule.due_before(end_ns);
+                    assert!(due == 0 || schedule.due_ns(due - 1) < end_ns, "{schedule:?} {end_ns}: {due}");
+                    assert!(schedule.due_ns(due) >= end_ns, "{schedule:?} {end_ns}: {due}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ use postanalytics_loadgen::report::{Report, write_hgrm};
 use postanalytics_loadgen::{machine, raw, run};
 use std::fs::File;
 use std::io::{BufWriter, Write};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Arc, atomic::AtomicBool};
 
@@ -48,9 +49,11 @@ fn load(arguments: &RunArguments) -> Result<ExitCode> {
         signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(&stop))?;
         signal_hook::flag::register(signal, Arc::clone(&stop))?;
     }
+    // Before the run: a file that cannot be written is not worth a run's time.
+    let files = Files::create(arguments)?;
     let outcome = if plan.raw { raw::run(&plan, &stop)? } else { run::run(&plan, &stop)? };
     let (report, broken) = Report::new(&plan.target, &outcome);
-    write_files(arguments, &report, &outcome)?;
+    files.write(&report, &outcome)?;
     let json_on_stdout = arguments.json.as_deref().is_some_and(|file| file.as_os_str() == "-");
     let mut out: Box<dyn Write> =
         if json_on_stdout { Box::new(std::io::stderr().lock()) } else { Box::new(std::io::stdout().lock()) };
@@ -62,7 +65,9 @@ fn load(arguments: &RunArguments) -> Result<ExitCode> {
         let percent = 100.0 * outcome.sent.late_share();
         writeln!(
             out,
-            "generator-bound: {percent:.1} % of the sends were more than 1 ms late: the latencies are not the server's"
+            "generator-bound: {percent:.1} % of the sends were more than 1 ms late, and {} due records were never sent: the \
+             latencies are not the server's",
+            outcome.sent.unsent
         )?;
     }
     let notes = outcome.notes.iter().map(|note| format!("note: {note}"));
@@ -79,20 +84,34 @@ fn load(arguments: &RunArguments) -> Result<ExitCode> {
     Ok(if is_fine { ExitCode::SUCCESS } else { ExitCode::from(EXIT_BROKEN) })
 }
 
-fn write_files(arguments: &RunArguments, report: &Report, outcome: &Outcome) -> Result<()> {
-    if let Some(file) = &arguments.json {
-        if file.as_os_str() == "-" {
-            report.write_json(&mut std::io::stdout().lock())?;
-        } else {
-            let mut out = File::create(file).with_context(|| format!("cannot write {}", file.display()))?;
-            report.write_json(&mut out)?;
+/// Where the result goes besides the terminal.
+struct Files {
+    json: Option<Box<dyn Write>>,
+    hgrm: Option<File>,
+}
+
+impl Files {
+    fn create(arguments: &RunArguments) -> Result<Self> {
+        let create = |file: &Path| {
+            File::create(file).with_context(|| format!("cannot write {}; does its folder exist, for this user?", file.display()))
+        };
+        let json: Option<Box<dyn Write>> = match arguments.json.as_deref() {
+            Some(file) if file.as_os_str() == "-" => Some(Box::new(std::io::stdout())),
+            Some(file) => Some(Box::new(create(file)?)),
+            None => None,
+        };
+        Ok(Self { json, hgrm: arguments.hgrm.as_deref().map(create).transpose()? })
+    }
+
+    fn write(self, report: &Report, outcome: &Outcome) -> Result<()> {
+        if let Some(mut out) = self.json {
+            report.write_json(&mut out).context("cannot write the --json file")?;
         }
+        if let Some(file) = self.hgrm {
+            let mut out = BufWriter::new(file);
+            let histogram = if outcome.has_schedule { &outcome.acked.corrected } else { &outcome.acked.uncorrected };
+            write_hgrm(histogram, &mut out).and_then(|()| out.flush()).context("cannot write the --hgrm file")?;
+        }
+        Ok(())
     }
-    if let Some(file) = &arguments.hgrm {
-        let mut out = BufWriter::new(File::create(file).with_context(|| format!("cannot write {}", file.display()))?);
-        let histogram = if outcome.has_schedule { &outcome.acked.corrected } else { &outcome.acked.uncorrected };
-        write_hgrm(histogram, &mut out)?;
-        out.flush()?;
-    }
-    Ok(())
 }

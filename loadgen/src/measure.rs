@@ -3,6 +3,7 @@
 //! Each thread has its own histograms (three significant digits, 1 µs to 60 s): recording takes no shared memory. They are
 //! added up once at the end.
 
+use crate::clock::Schedule;
 use hdrhistogram::Histogram;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -10,6 +11,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub const LATENCY_US_MAX: u64 = 60_000_000;
 /// A send later than this after its intended time is late.
 pub const LATE_US: u64 = 1_000;
+/// Steps in which the waiting times of unsent records are taken: they may be billions.
+const UNSENT_STEPS: u64 = 10_000;
 /// Share of late sends above which the generator, not the server, made the figures.
 pub const LATE_SHARE_MAX: f64 = 0.01;
 
@@ -45,6 +48,34 @@ impl Acked {
         }
     }
 
+    /// Takes `count` records that were due and never sent: they will have waited at least so long.
+    pub fn record_unsent(&mut self, waited_us: u64, count: u64) {
+        let _ = self.corrected.record_n(waited_us.clamp(1, LATENCY_US_MAX), count);
+    }
+
+    /// Takes the events `unsent` of a schedule, of so many records each, that were given up at `now_ns`. Only those due
+    /// from `from_ns` on count.
+    pub fn record_unsent_events(
+        &mut self,
+        schedule: &Schedule,
+        unsent: std::ops::Range<u64>,
+        records: u64,
+        from_ns: u64,
+        now_ns: u64,
+    ) {
+        let step = ((unsent.end.saturating_sub(unsent.start)) / UNSENT_STEPS).max(1);
+        let mut first = unsent.start;
+        while first < unsent.end {
+            let count = step.min(unsent.end - first);
+            // The last of a step waited least.
+            let due_ns = schedule.due_ns(first + count - 1);
+            if due_ns >= from_ns {
+                self.record_unsent(now_ns.saturating_sub(due_ns) / 1000, count.saturating_mul(records));
+            }
+            first += count;
+        }
+    }
+
     /// Adds the figures of another thread.
     pub fn merge(&mut self, other: &Self) {
         // Both have the same bounds, so nothing is refused.
@@ -63,6 +94,10 @@ pub struct Sent {
     pub scheduled: u64,
     /// Those of them that were late.
     pub late: u64,
+    /// Records that were due and never sent, because this generator did not keep up.
+    pub unsent: u64,
+    /// Records that were due and never sent, because the server had no room for them.
+    pub held_back: u64,
 }
 
 impl Sent {
@@ -77,6 +112,22 @@ impl Sent {
         self.generated += other.generated;
         self.scheduled += other.scheduled;
         self.late += other.late;
+        self.unsent += other.unsent;
+        self.held_back += other.held_back;
+    }
+
+    /// Whether this generator, not the server, made the figures.
+    pub fn is_generator_bound(&self) -> bool {
+        self.late_share() > LATE_SHARE_MAX || self.unsent > 0
+    }
+
+    /// What was due and never sent, in words.
+    pub fn notes(&self) -> Vec<String> {
+        let why = [(self.unsent, "this generator did not keep up"), (self.held_back, "the server had no room for them")];
+        let note = |(records, why)| {
+            format!("{records} records were due and never sent, for {why}; their waiting is in the corrected latency")
+        };
+        why.into_iter().filter(|(records, _)| *records > 0).map(note).collect()
     }
 
     /// Share of late sends.
@@ -118,12 +169,14 @@ pub struct Outcome {
     pub has_schedule: bool,
     /// Length of the measured window.
     pub window_seconds: f64,
-    /// Mean records of a batch within the window.
+    /// Records sent by batches sent.
     pub mean_batch_records: f64,
     /// What the server says of the window and of this run's sessions; `None` if it could not be asked.
     pub server: Option<ServerSide>,
     /// CPU time of this process within the window.
     pub own_cpu_seconds: f64,
+    /// Why `stored` may cover only part of the run's sessions, if it may.
+    pub stored_is_partial: Option<String>,
     /// What the reader should know besides.
     pub notes: Vec<String>,
     /// What broke a law of the client library or the server; each makes the run fail.
@@ -158,6 +211,22 @@ mod tests {
         first.merge(&second);
         assert_eq!((first.corrected.len(), first.uncorrected.len(), first.in_window), (4, 4, 4));
         assert!(first.corrected.max() >= LATENCY_US_MAX && first.uncorrected.min() <= 1);
+    }
+
+    #[test]
+    fn what_was_never_sent_counts_with_its_waiting() {
+        let schedule = Schedule::new(0, 1_000_000, 1, 1, 0);
+        let mut acked = Acked::default();
+        acked.record_unsent_events(&schedule, 500_000..1_000_000, 2, 750_000_000, 2_000_000_000);
+        let latencies = (acked.corrected.min(), acked.corrected.max());
+        assert_eq!((acked.corrected.len(), acked.uncorrected.len()), (500_000, 0));
+        assert!((999_000..=1_001_000).contains(&latencies.0) && (1_249_000..=1_252_000).contains(&latencies.1), "{latencies:?}");
+        acked.record_unsent_events(&schedule, 7..7, 1, 0, 0);
+        assert_eq!(acked.corrected.len(), 500_000);
+        let mut sent = Sent { held_back: 3, ..Sent::default() };
+        assert!(!sent.is_generator_bound() && sent.notes().len() == 1 && sent.notes()[0].starts_with("3 records"));
+        sent.merge(&Sent { unsent: 1, ..Sent::default() });
+        assert!(sent.is_generator_bound() && sent.notes().len() == 2);
     }
 
     #[test]

@@ -60,13 +60,14 @@ pub struct RunArguments {
     /// Closed loop: as many records as are taken
     #[arg(long, conflicts_with = "replay")]
     pub saturate: bool,
-    /// Send pre-built frames past the client library, to saturate the server at little cost here
+    /// Send pre-built frames past the client library, to saturate the server at little cost here; the same frames are sent
+    /// lap after lap, so request ids and event times repeat
     #[arg(long, conflicts_with = "replay")]
     pub raw: bool,
     /// Send the lines of an access log (combined or common format, plain or gzip, with or without syslog prefix); repeatable
     #[arg(long, value_name = "FILE")]
     pub replay: Vec<PathBuf>,
-    /// Times faster than the log was written, or `max`
+    /// Times faster than the log was written, or `max`; a gap of more than a day in the log counts as a day
     #[arg(long, value_name = "X|max", default_value = "max", value_parser = parse_speed, requires = "replay")]
     pub replay_speed: Speed,
     /// Measured time; a replay ends with its last line unless this is given [default: 10s]
@@ -81,7 +82,8 @@ pub struct RunArguments {
     /// Sending threads
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub threads: usize,
-    /// Records a batch to aim at; with --raw exactly so many [default: 64 with --raw, else the client's own]
+    /// Records a batch to aim at, up to the client's 1 MiB a batch; with --raw exactly so many [default: 64 with --raw, else
+    /// the client's own]
     #[arg(long, value_name = "N")]
     pub batch: Option<usize>,
     /// Mean bytes of a record on the wire
@@ -90,7 +92,7 @@ pub struct RunArguments {
     /// Kind of traffic
     #[arg(long, value_enum, default_value_t = Mix::Browse)]
     pub mix: Mix,
-    /// Distinct sources
+    /// Distinct sources; with --raw at least 100,000
     #[arg(long, value_name = "N", default_value_t = 131_072)]
     pub sources: u32,
     /// Seed of the traffic: the same seed gives the same records
@@ -142,6 +144,13 @@ pub enum Mode {
         /// How fast.
         speed: Speed,
     },
+}
+
+impl Mode {
+    /// Whether every record has an intended send time.
+    pub fn has_schedule(&self) -> bool {
+        matches!(self, Self::Open { .. } | Self::Replay { speed: Speed::Times(_), .. })
+    }
 }
 
 /// A checked run.

@@ -5,6 +5,14 @@
 //! bytes, acks. Bodies are built once and shared ([`frames`]); each send only stamps a header (sequence, time, CRC).
 //! Each thread drives its sessions' connections by poll; a session has one connection per shard.
 //!
+//! The frames are sent lap after lap: request ids and event times repeat every lap, and the event times are those of the
+//! start. A server that counts or looks up request ids, or whose figures hang on event times, is not shown realistic traffic
+//! by this mode; sources, sizes and routing are.
+//!
+//! In an open loop, frames that the server's window or socket holds back are late by the server's doing: that is not counted
+//! as the generator's lateness, but the corrected latency has it, from the intended time on. Frames that were due and never
+//! sent are counted and their waiting is in the corrected latency too.
+//!
 //! What it does not do: reconnect or resend. A connection that breaks ends the run, for its figures would mean nothing.
 
 mod connection;
@@ -16,7 +24,7 @@ use crate::clock::{
 use crate::machine::pin_this_thread;
 use crate::measure::{Acked, Live, Outcome, Sent, ServerSide};
 use crate::plan::{Mode, Plan};
-use crate::run::{DRAIN_TIMEOUT, START_DELAY_NS, Timing, unreachable_server, watch};
+use crate::run::{CATCH_UP_NS, DRAIN_TIMEOUT, START_DELAY_NS, Timing, unreachable_server, watch};
 use anyhow::{Context, Result, anyhow, bail};
 use connection::{Connection, STATS_END, STATS_FINAL, STATS_FROM, Turn};
 use frames::FramePool;
@@ -67,16 +75,18 @@ pub fn run(plan: &Plan, stop: &AtomicBool) -> Result<Outcome> {
         }
         Ok::<_, anyhow::Error>((driven, watched))
     })?;
-    let mut outcome = Outcome { has_schedule: matches!(plan.mode, Mode::Open { .. }), ..Outcome::default() };
+    let mut outcome = Outcome { has_schedule: plan.mode.has_schedule(), ..Outcome::default() };
     outcome.window_seconds = timing.window_seconds(watched.stopped_ns.unwrap_or(u64::MAX));
     let (_, cpu_before_us) = watched.before.unwrap_or_default();
     let (_, cpu_after_us) = watched.after.unwrap_or_else(|| (monotonic_ns(), process_cpu_us()));
     outcome.own_cpu_seconds = (cpu_after_us - cpu_before_us) as f64 / 1e6;
     add_up(&mut outcome, &driven, &sessions);
+    outcome.notes.extend(outcome.sent.notes());
     outcome.notes.push(format!(
-        "raw: {} pre-built frames of {batch} records, {} distinct sources, {} shards",
+        "raw: {} pre-built frames of {batch} records, at most {} distinct sources, {} shards; request ids and event times \
+         repeat every lap",
         pool.len(),
-        pool.sources,
+        pool.sources.min(outcome.sent.generated),
         welcome.shard_count
     ));
     Ok(outcome)
@@ -179,11 +189,19 @@ impl Driver<'_> {
         let mut window_ends = vec![(self.timing.from_ns, STATS_FROM), (self.timing.until_ns, STATS_END)];
         let mut give_up_ns = u64::MAX;
         let mut sending = true;
+        let mut send_until_ns = self.timing.until_ns;
         loop {
             let now_ns = monotonic_ns();
-            if sending && self.is_over(sessions, now_ns) {
+            if self.stop.load(Ordering::Relaxed) {
+                // What is due by now is still sent, as at the planned end.
+                send_until_ns = send_until_ns.min(now_ns);
+            }
+            if sending && is_over(sessions, send_until_ns, now_ns) {
                 sending = false;
                 give_up_ns = now_ns + duration_ns(DRAIN_TIMEOUT);
+                for connection in sessions.iter().flatten() {
+                    connection.count_unsent(send_until_ns, now_ns, self.timing.from_ns, self.pool, &mut measured);
+                }
             }
             // Only the first session is asked, see add_up(); asking at the end waits for what is sent already.
             while let Some(&(_, which)) = window_ends.first().filter(|end| end.0 <= now_ns || !sending) {
@@ -192,7 +210,14 @@ impl Driver<'_> {
                     sessions[0].iter_mut().for_each(|connection| connection.ask(which));
                 }
             }
-            let mut turn = Turn { now_ns, unix_us: unix_us(), timing: self.timing, pool: self.pool, measured: &mut measured };
+            let mut turn = Turn {
+                now_ns,
+                unix_us: unix_us(),
+                timing: self.timing,
+                send_until_ns,
+                pool: self.pool,
+                measured: &mut measured,
+            };
             let before = (turn.measured.sent.generated, turn.measured.acked_total);
             let mut is_done = !sending;
             for connection in sessions.iter_mut().flatten() {
@@ -215,14 +240,13 @@ impl Driver<'_> {
         sessions.iter_mut().flatten().for_each(Connection::close);
         Ok(measured)
     }
+}
 
-    /// An open loop that is behind still sends what was due before the end.
-    fn is_over(&self, sessions: &[Vec<Connection>], now_ns: u64) -> bool {
-        let is_behind = |connection: &Connection| connection.scheduled_ns().is_some_and(|due_ns| due_ns < self.timing.until_ns);
-        self.stop.load(Ordering::Relaxed)
-            || now_ns >= self.timing.catch_up_until_ns()
-            || now_ns >= self.timing.until_ns && !sessions.iter().flatten().any(is_behind)
-    }
+/// Whether sending is over. An open loop that is behind still sends what was due before the end.
+fn is_over(sessions: &[Vec<Connection>], send_until_ns: u64, now_ns: u64) -> bool {
+    let is_behind = |connection: &Connection| connection.scheduled_ns().is_some_and(|due_ns| due_ns < send_until_ns);
+    let is_late = now_ns >= send_until_ns.saturating_add(CATCH_UP_NS);
+    is_late || now_ns >= send_until_ns && !sessions.iter().flatten().any(is_behind)
 }
 
 /// Waits until a socket is ready or something falls due.

@@ -1,4 +1,5 @@
-//! Access logs as a stream of lines: plain or gzip, file after file, lines of any length within a bound.
+//! Access logs as a stream of lines: plain or gzip, file after file, lines of any length within a bound; and the log's clock,
+//! which says when a line is due.
 
 use crate::access_log::{LogLine, parse_line};
 use anyhow::{Context, Result};
@@ -11,6 +12,42 @@ use std::path::{Path, PathBuf};
 /// Longest line; a longer one is counted and skipped. Servers bound request lines at 8 to 64 KiB.
 pub const LINE_BYTES_MAX: usize = 1 << 20;
 const BUFFER_BYTES: usize = 128 << 10;
+
+/// Longest gap between two lines that a timed replay waits for, in the log's time. A longer one is a clock that was wrong.
+const GAP_US_MAX: u64 = 86_400_000_000;
+
+/// The time of a log as its lines tell it: how far it is from the first line that has a time.
+///
+/// Lines without a time, and lines that go back in time, are due with the line before them.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LogClock {
+    latest_us: Option<u64>,
+    elapsed_us: u64,
+    /// Gaps cut to a day.
+    pub gaps_cut: u64,
+}
+
+impl LogClock {
+    /// Goes on to a line, and tells how long after the first one it is due.
+    pub fn advance(&mut self, time_us: Option<u64>) -> u64 {
+        let Some(time_us) = time_us else { return self.elapsed_us };
+        let latest_us = *self.latest_us.get_or_insert(time_us);
+        if time_us > latest_us {
+            self.elapsed_us = self.elapsed_us.saturating_add((time_us - latest_us).min(GAP_US_MAX));
+            self.gaps_cut += u64::from(time_us - latest_us > GAP_US_MAX);
+        }
+        // A clock that was wrong by more than a day, or another log: time goes on from here.
+        if time_us > latest_us || latest_us - time_us > GAP_US_MAX {
+            self.latest_us = Some(time_us);
+        }
+        self.elapsed_us
+    }
+
+    /// Unix time that the log has reached, µs; 0 before the first line with a time.
+    pub fn now_us(&self) -> u64 {
+        self.latest_us.unwrap_or(0)
+    }
+}
 
 /// Reads logs line by line.
 #[derive(Debug)]
@@ -134,6 +171,21 @@ mod tests {
         let long = LINE.replace("/n", &format!("/{}", "x".repeat(2 * LINE_BYTES_MAX)));
         std::fs::write(&file, format!("{long}\n{LINE}\n")).expect("written");
         assert_eq!(read_all(&[file]), (vec![b"/n".to_vec()], 2, 1));
+    }
+
+    #[test]
+    fn the_clock_of_a_log_survives_what_logs_hold() {
+        let (mut clock, second) = (LogClock::default(), 1_000_000);
+        let start = 1_431_857_103 * second;
+        assert_eq!((clock.advance(None), clock.now_us()), (0, 0));
+        let mut at = |time_us| clock.advance(time_us);
+        assert_eq!([at(Some(start)), at(None), at(Some(start + second))], [0, 0, second]);
+        // Back a little: due at once, and no time is waited for twice.
+        assert_eq!([at(Some(start)), at(Some(start + 2 * second))], [second, 2 * second]);
+        // A century ahead and back again is a day at most.
+        assert_eq!(at(Some(start + 3_000_000_000 * second)), 2 * second + GAP_US_MAX);
+        assert_eq!([at(Some(start)), at(Some(start + second))], [2 * second + GAP_US_MAX, 3 * second + GAP_US_MAX]);
+        assert_eq!((clock.gaps_cut, clock.now_us()), (1, start + second));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The result of a run: reconciliation, the JSON contract, the table for people, the latency distribution for plotters.
 
 use crate::machine::{Machine, git_commit};
-use crate::measure::{LATE_SHARE_MAX, Outcome};
+use crate::measure::Outcome;
 use comfy_table::{CellAlignment, Table};
 use hdrhistogram::Histogram;
 use serde::Serialize;
@@ -78,7 +78,7 @@ impl Report {
             records_per_second: rounded(ratio(outcome.acked.in_window as f64, outcome.window_seconds)),
             records_per_server_cpu_second: rounded(ratio(server.stored_in_window as f64, server.cpu_seconds)),
             mean_batch_records: rounded(outcome.mean_batch_records),
-            generator_bound: outcome.sent.late_share() > LATE_SHARE_MAX,
+            generator_bound: outcome.sent.is_generator_bound(),
             latency_us: Latencies {
                 corrected: if outcome.has_schedule { Quantiles::of(&outcome.acked.corrected) } else { uncorrected },
                 uncorrected,
@@ -128,6 +128,10 @@ impl Report {
         row("own CPU", format!("{:.3} s", outcome.own_cpu_seconds), format!("{own_share:.1} % of a core"));
         row("generated", grouped(self.records_generated as f64), "whole run, with warm-up".to_owned());
         let in_doubt = if self.records_in_doubt > 0 { format!(", {} in doubt", self.records_in_doubt) } else { String::new() };
+        if outcome.sent.unsent + outcome.sent.held_back > 0 {
+            let held_back = format!("{} held back by the server", grouped(outcome.sent.held_back as f64));
+            row("due, never sent", grouped((outcome.sent.unsent + outcome.sent.held_back) as f64), held_back);
+        }
         row("acked + tnt_errors", format!("{} + {}", grouped(self.records_acked as f64), self.tnt_errors), in_doubt);
         row("stored by the server", grouped(self.server.stored as f64), format!("{} duplicates dropped", self.server.duplicate));
         row("reconciled", if self.reconciled { "yes" } else { "NO" }.to_owned(), String::new());
@@ -150,6 +154,12 @@ fn reconcile(outcome: &Outcome) -> Vec<String> {
     }
     match outcome.server {
         None => broken.push(format!("the server could not be asked how much it stored of the {acked} records acked")),
+        Some(server) if server.stored < acked && outcome.stored_is_partial.is_some() => broken.push(format!(
+            "the server says {} stored and {acked} were acked, which proves nothing: {}; where it had forgotten a session, the \
+             client began a new one, and `stored` covers only that",
+            server.stored,
+            outcome.stored_is_partial.as_deref().unwrap_or_default()
+        )),
         Some(server) if server.stored < acked || server.stored > acked + outcome.in_doubt => broken.push(format!(
             "the server stored {} records for this run's sessions, but {acked} were acked and {} are in doubt",
             server.stored, outcome.in_doubt
@@ -211,7 +221,7 @@ mod tests {
 
     fn outcome() -> Outcome {
         let mut outcome = Outcome {
-            sent: Sent { generated: 110, scheduled: 100, late: 1 },
+            sent: Sent { generated: 110, scheduled: 100, late: 1, ..Sent::default() },
             acked_total: 100,
             tnt_errors: 10,
             in_doubt: 3,
@@ -281,6 +291,11 @@ mod tests {
         assert!(text.contains("99") && text.contains("100"), "{text}");
         broken_by(|outcome| outcome.server = Some(ServerSide { stored: 104, ..ServerSide::default() }));
         broken_by(|outcome| outcome.server = None);
+        let text = broken_by(|outcome| {
+            outcome.server = Some(ServerSide { stored: 9, ..ServerSide::default() });
+            outcome.stored_is_partial = Some("the server was restarted".to_owned());
+        });
+        assert!(text.contains("proves nothing: the server was restarted") && text.contains("covers only"), "{text}");
     }
 
     #[test]
@@ -294,6 +309,12 @@ mod tests {
         let mut late = outcome();
         late.sent.late = 2;
         assert!(Report::new("t", &late).0.generator_bound);
+        let mut unsent = outcome();
+        unsent.sent.unsent = 1;
+        assert!(Report::new("t", &unsent).0.generator_bound);
+        // What the server held back is not the generator's doing.
+        unsent.sent = Sent { unsent: 0, held_back: 1, ..unsent.sent };
+        assert!(!Report::new("t", &unsent).0.generator_bound);
     }
 
     #[test]

@@ -8,9 +8,9 @@
 mod send;
 mod watch;
 
-pub use watch::{Timing, Watched, watch};
+pub use watch::{CATCH_UP_NS, Timing, Watched, watch};
 
-use crate::clock::{monotonic_ns, process_cpu_us};
+use crate::clock::{duration_ns, monotonic_ns, process_cpu_us};
 use crate::machine::pin_this_thread;
 use crate::measure::{Acked, Live, Outcome, Sent, ServerSide};
 use crate::plan::{Mode, Plan};
@@ -25,9 +25,13 @@ use std::time::Duration;
 /// How long connecting, asking, and the last acknowledgements may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const STATS_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long the last records of a run may take to be acknowledged.
+/// How long the last records of a run may take to be acknowledged, all sessions together.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How far the server's clock and this one may drift apart before it looks like a restart.
+const UPTIME_SLACK_NS: u64 = 500_000_000;
+/// Most records of a batch, as the client has it where nobody asks for more.
+const BATCH_RECORDS_MAX: usize = 4096;
 /// Time between the end of preparations and the first record, so that all threads are ready for it.
 pub const START_DELAY_NS: u64 = 20_000_000;
 
@@ -45,16 +49,18 @@ struct Acknowledgements {
     /// The measured window by the client's clock; nothing is measured before it is set.
     from_us: AtomicU64,
     until_us: AtomicU64,
-    /// Locked once for each ack frame, by one thread; by another only after the run.
+    /// Locked once for each ack frame, by one thread; by others only when they are done.
     measured: Mutex<Acked>,
 }
 
 /// Client and server at one moment.
 #[derive(Clone, Copy, Default)]
 struct Snapshot {
+    /// When the server was asked, and when it had answered.
+    asked_ns: u64,
     at_ns: u64,
     own_cpu_us: u64,
-    acked: u64,
+    records_sent: u64,
     batches_sent: u64,
     server: Option<ServerStats>,
 }
@@ -142,7 +148,10 @@ impl Session {
             .on_acked(move |records| for_hook.take(records, &live));
         if let Some(batch) = plan.batch {
             // A batch of that many records must fit, whatever its records' sizes.
-            builder = builder.batch_records_aim(batch).batch_bytes((batch * plan.record_bytes * 5 / 4).clamp(64 << 10, 1 << 20));
+            builder = builder
+                .batch_records_aim(batch)
+                .batch_records_max(batch.max(BATCH_RECORDS_MAX))
+                .batch_bytes((batch * plan.record_bytes * 5 / 4).clamp(64 << 10, 1 << 20));
         }
         let client = builder.build().context("cannot start a client")?;
         let clock_offset_us = clock_offset_us(&client);
@@ -186,14 +195,31 @@ impl Acknowledgements {
 }
 
 fn snapshot(sessions: &[Session]) -> Snapshot {
+    let asked_ns = monotonic_ns();
     let server = sessions.first().and_then(|session| session.client.server_stats(STATS_TIMEOUT).ok());
-    let mut snapshot = Snapshot { at_ns: monotonic_ns(), own_cpu_us: process_cpu_us(), server, ..Snapshot::default() };
+    let mut snapshot = Snapshot { asked_ns, at_ns: monotonic_ns(), own_cpu_us: process_cpu_us(), server, ..Snapshot::default() };
     for session in sessions {
         let counters = session.client.counters();
-        snapshot.acked += counters.acked;
+        snapshot.records_sent += counters.acked + counters.in_flight + counters.in_doubt;
         snapshot.batches_sent += counters.batches_sent;
     }
     snapshot
+}
+
+impl Snapshot {
+    /// Whether the server was restarted between this and a later snapshot: it is up for less than the time between them
+    /// longer than it was.
+    fn is_restarted(&self, later: &Self) -> bool {
+        let (Some(before), Some(after)) = (self.server, later.server) else { return false };
+        // However long each answer took to come, so much time has passed at least.
+        let elapsed_us = later.asked_ns.saturating_sub(self.at_ns).saturating_sub(UPTIME_SLACK_NS) / 1000;
+        after.uptime_us < before.uptime_us.saturating_add(elapsed_us)
+    }
+}
+
+/// What is left of the time for something that all sessions share.
+fn left_until(deadline_ns: u64) -> Duration {
+    Duration::from_nanos(deadline_ns.saturating_sub(monotonic_ns()))
 }
 
 /// Drains the sessions, asks the server about them, closes them and adds everything up.
@@ -205,30 +231,29 @@ fn finish(
     start: Snapshot,
     watched: Watched<Snapshot>,
 ) -> Outcome {
-    let mut outcome = Outcome { has_schedule: matches!(plan.mode, Mode::Open { .. }), ..Outcome::default() };
+    let mut outcome = Outcome { has_schedule: plan.mode.has_schedule(), ..Outcome::default() };
     let mut total = Sent::default();
     for done in sent {
         total.merge(&done.sent);
         outcome.notes.extend(done.note.clone());
     }
+    outcome.notes.extend(total.notes());
     outcome.sent = total;
-    for session in &sessions {
-        if let Err(error) = session.client.flush(DRAIN_TIMEOUT) {
-            outcome
-                .notes
-                .push(format!("not everything was acknowledged at the end: {error}; {}", session.client.status().last_error));
-        }
-    }
+    drain(&sessions, &mut outcome.notes);
     // A replay without a duration is measured from its first record to its last acknowledgement.
     let after = watched.after.unwrap_or_else(|| snapshot(&sessions));
     let before = if timing.from_ns == timing.start_ns { start } else { watched.before.unwrap_or(start) };
     outcome.window_seconds = timing.window_seconds(watched.stopped_ns.unwrap_or(after.at_ns));
     outcome.own_cpu_seconds = (after.own_cpu_us - before.own_cpu_us) as f64 / 1e6;
     let batches = after.batches_sent - before.batches_sent;
-    outcome.mean_batch_records = if batches == 0 { 0.0 } else { (after.acked - before.acked) as f64 / batches as f64 };
+    let records = after.records_sent.saturating_sub(before.records_sent);
+    outcome.mean_batch_records = if batches == 0 { 0.0 } else { records as f64 / batches as f64 };
     outcome.server = server_side(&sessions, &before, &after, &mut outcome.notes);
+    outcome.stored_is_partial = partial_reason(&sessions, &start);
+    outcome.notes.extend(outcome.stored_is_partial.clone());
+    let deadline_ns = monotonic_ns() + duration_ns(CLOSE_TIMEOUT);
     for session in sessions {
-        let counters = session.client.close(CLOSE_TIMEOUT);
+        let counters = session.client.close(left_until(deadline_ns));
         if !counters.laws_hold() {
             outcome.broken.push(format!("the client's counters do not add up: {counters:?}"));
         }
@@ -240,12 +265,38 @@ fn finish(
     outcome
 }
 
+/// Waits until everything sent is settled. One deadline for all sessions, or a dead server would keep the run for hours.
+fn drain(sessions: &[Session], notes: &mut Vec<String>) {
+    let deadline_ns = monotonic_ns() + duration_ns(DRAIN_TIMEOUT);
+    let (mut failed, mut last) = (0, String::new());
+    for session in sessions {
+        if let Err(error) = session.client.flush(left_until(deadline_ns)) {
+            failed += 1;
+            last = format!("{error}; {}", session.client.status().last_error);
+        }
+    }
+    if failed > 0 {
+        notes.push(format!("not everything was acknowledged at the end, in {failed} of {} sessions: {last}", sessions.len()));
+    }
+}
+
+/// Why the server may know only part of what the sessions sent, if it may.
+fn partial_reason(sessions: &[Session], start: &Snapshot) -> Option<String> {
+    let breaks: u64 = sessions.iter().map(|session| session.client.counters().disconnects).sum();
+    if breaks == 0 {
+        return None;
+    }
+    let restarted = if start.is_restarted(&snapshot(sessions)) { ", and the server was restarted" } else { "" };
+    Some(format!("connections broke {breaks} times during the run{restarted}"))
+}
+
 fn server_side(sessions: &[Session], before: &Snapshot, after: &Snapshot, notes: &mut Vec<String>) -> Option<ServerSide> {
     let mut side = ServerSide::default();
+    let deadline_ns = monotonic_ns() + duration_ns(STATS_TIMEOUT);
     for session in sessions {
         let stats = session
             .client
-            .server_stats(STATS_TIMEOUT)
+            .server_stats(left_until(deadline_ns))
             .inspect_err(|error| notes.push(format!("server statistics: {error}")))
             .ok()?;
         side.stored += stats.stored;
@@ -256,11 +307,14 @@ fn server_side(sessions: &[Session], before: &Snapshot, after: &Snapshot, notes:
         }
     }
     match (before.server, after.server) {
-        (Some(before), Some(after)) if after.uptime_us >= before.uptime_us => {
+        (Some(_), Some(_)) if before.is_restarted(after) => {
+            notes.push("the server's CPU time is not known: it was restarted during the measured window".to_owned());
+        }
+        (Some(before), Some(after)) => {
             side.cpu_seconds = after.cpu_us.saturating_sub(before.cpu_us) as f64 / 1e6;
             side.stored_in_window = after.shard_records_stored.saturating_sub(before.shard_records_stored);
         }
-        _ => notes.push("the server's CPU time is not known: it could not be asked at both ends, or was restarted".to_owned()),
+        _ => notes.push("the server's CPU time is not known: it could not be asked at both ends of the window".to_owned()),
     }
     Some(side)
 }

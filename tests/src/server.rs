@@ -17,8 +17,8 @@ pub fn binary(name: &str) -> PathBuf {
         let test = std::env::current_exe().unwrap();
         let folder = test.parent().unwrap().parent().unwrap().to_path_buf();
         let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        build.args(["build", "--quiet", "--locked", "--bins"]).current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
-        build.args(["-p", "postanalytics-server", "-p", "postanalytics-loadgen", "-p", "postanalytics-tests"]);
+        // The same selection as `tests/run` builds: another one would choose other features and build everything again.
+        build.args(["build", "--quiet", "--locked", "--workspace", "--bins"]).current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
         build.arg("--target-dir").arg(folder.parent().unwrap());
         if folder.ends_with("release") {
             build.arg("--release");

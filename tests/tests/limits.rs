@@ -57,6 +57,28 @@ fn two_receive_buffers_are_backpressure_and_lose_nothing() {
     server.stop();
 }
 
+/// A link that waited for a buffer and then has nothing to say completes nothing: the others that wait must not wait for it.
+#[test]
+fn links_that_starved_and_fell_silent_hold_up_nobody() {
+    let server = ServerOptions::default().arguments(&["--receive-buffers", "2", "--receive-buffer-bytes", "1024"]).start();
+    let mut connections: Vec<_> = (0..150).map(|session| RawConnection::open(server.ingest, 1, session)).collect();
+    // All at once, so that nearly all of them starve.
+    for connection in &mut connections {
+        let mut frame = large_frame(connection.session, 20, 256);
+        restamp(&mut frame, 1);
+        connection.send(&frame);
+    }
+    for connection in &mut connections {
+        connection.expect_ack(1);
+    }
+    assert!(server.metric("postanalytics_receive_starved_total") > 0.0);
+    for connection in connections.iter_mut().rev() {
+        connection.send_batch(2, 1);
+        connection.expect_ack(2);
+    }
+    server.stop();
+}
+
 #[test]
 fn a_thousand_connections_at_once_are_all_served() {
     let limit = getrlimit(Resource::Nofile);

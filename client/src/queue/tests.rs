@@ -120,3 +120,52 @@ fn records_that_cannot_be_routed_expire() {
     let counters = queue.counters();
     assert!(counters.laws_hold() && counters.lost == 600 && counters.queue_bytes == 0, "{counters:?}");
 }
+
+#[test]
+fn only_a_few_chunks_of_ordinary_size_are_kept() {
+    let queue = queue(100_000_000);
+    for _ in 0..100 * CHUNK_RECORDS {
+        queue.try_send(&plain()).expect("room");
+    }
+    let mut taken = VecDeque::new();
+    let mut emptied = Vec::new();
+    queue.exchange(true, &mut taken, &mut emptied);
+    assert!(taken.len() > POOL_CHUNKS);
+    taken.drain(..).for_each(|chunk| recycle(chunk, &mut emptied));
+    assert_eq!(emptied.len(), POOL_CHUNKS);
+
+    emptied.clear();
+    let session = [b's'; CHUNK_STRING_BYTES];
+    for _ in 0..10 {
+        queue.try_send(&Request { session: &session, ..plain() }).expect("room");
+    }
+    queue.exchange(true, &mut taken, &mut emptied);
+    assert_eq!(taken.len(), 10, "sessions count, too");
+    taken.drain(..).for_each(|chunk| recycle(chunk, &mut emptied));
+    assert!(emptied.is_empty(), "memory of long sessions is not kept");
+}
+
+#[test]
+fn only_what_is_over_its_time_expires() {
+    let queue = queue(1_000_000);
+    for _ in 0..300 {
+        queue.try_send(&plain()).expect("room");
+    }
+    let cutoff_us = queue.clock_us();
+    while queue.clock_us() == cutoff_us {}
+    for _ in 0..10 {
+        queue.try_send(&plain()).expect("room");
+    }
+    queue.expire(cutoff_us);
+    let counters = queue.counters();
+    assert_eq!((counters.lost, counters.queued), (300, 10));
+    assert!(counters.laws_hold(), "{counters:?}");
+}
+
+#[test]
+fn any_time_may_be_waited_for() {
+    let queue = queue(10_000);
+    queue.close(Duration::MAX);
+    let orders = queue.exchange(false, &mut VecDeque::new(), &mut Vec::new());
+    assert!(orders.close_us.is_some_and(|until_us| until_us > 86_000_000_000));
+}

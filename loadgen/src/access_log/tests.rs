@@ -42,6 +42,8 @@ fn syslog_prefixes_are_skipped() {
         "May 17 10:05:03 web nginx[812]: ",
         "2015-05-17T10:05:03.123Z web httpd: ",
         "<134>1 2015-05-17T10:05:03Z web nginx 812 - - ",
+        "<134>1 2015-05-17T10:05:03Z web nginx 812 access [meta@1 zone=\"eu west\"] ",
+        "<134>1 2015-05-17T10:05:03Z web nginx - - [a@1 x=\"say \\\"] \\\" y\" z=\"\"][b@1 q=\"1 2 3\"] \u{feff}",
     ] {
         let text = format!("{prefix}{rest}");
         let line = parsed(&text);

@@ -3,7 +3,7 @@
 
 use super::Measured;
 use super::frames::FramePool;
-use crate::clock::{Schedule, unix_us};
+use crate::clock::{Schedule, monotonic_ns, unix_us};
 use crate::run::Timing;
 use anyhow::{Context, Result, bail, ensure};
 use postanalytics_protocol::frames::{ControlFrame, Goodbye, Hello, PackageVersion, Pong, Stats, Welcome};
@@ -28,9 +28,12 @@ const ROUNDS_MAX: usize = 8;
 
 /// What a turn of the thread's loop hands to each connection.
 pub(super) struct Turn<'a> {
+    /// Read anew after each read from a socket and for each frame: a turn over many connections takes its time.
     pub(super) now_ns: u64,
     pub(super) unix_us: u64,
     pub(super) timing: Timing,
+    /// What is due later is not sent.
+    pub(super) send_until_ns: u64,
     pub(super) pool: &'a FramePool,
     pub(super) measured: &'a mut Measured,
 }
@@ -50,7 +53,9 @@ pub(super) struct Connection {
     in_flight: VecDeque<InFlight>,
     in_flight_bytes: u64,
     frames_sent: u64,
-    /// When window or socket last had no room: lateness up to then is the server's, not the generator's.
+    /// Whether window or socket had no room for what was due.
+    is_blocked: bool,
+    /// When that was last so: lateness up to then is the server's, not the generator's.
     blocked_ns: u64,
     next_frame: usize,
     /// What was asked for last; one question at a time, for a server may answer only the latest of one turn.
@@ -119,6 +124,7 @@ impl Connection {
             in_flight: VecDeque::new(),
             in_flight_bytes: 0,
             frames_sent: 0,
+            is_blocked: false,
             blocked_ns: 0,
             // Sessions begin at different frames, so that they do not all send the same sources at once.
             next_frame: session as usize >> 8,
@@ -138,7 +144,7 @@ impl Connection {
             if sending {
                 self.fill(turn);
             }
-            if self.outgoing.is_empty() || !self.write(turn.pool, turn.now_ns)? {
+            if self.outgoing.is_empty() || !self.write(turn.pool)? {
                 break;
             }
         }
@@ -173,6 +179,23 @@ impl Connection {
         self.schedule.map(|schedule| schedule.due_ns(self.frames_sent))
     }
 
+    /// Counts what was due before `send_until_ns` and is not going to be sent any more.
+    pub(super) fn count_unsent(
+        &self,
+        send_until_ns: u64,
+        now_ns: u64,
+        from_ns: u64,
+        pool: &FramePool,
+        measured: &mut Measured,
+    ) {
+        let Some(schedule) = self.schedule else { return };
+        let due = schedule.due_before(send_until_ns).max(self.frames_sent);
+        let frame_records = pool.of_shard(self.welcome.shard).first().map_or(0, |frame| u64::from(frame.header.record_count));
+        let records = (due - self.frames_sent).saturating_mul(frame_records);
+        *(if self.is_blocked { &mut measured.sent.held_back } else { &mut measured.sent.unsent }) += records;
+        measured.acked.record_unsent_events(&schedule, self.frames_sent..due, frame_records, from_ns, now_ns);
+    }
+
     /// When to wake for the next frame; `None` without a schedule, or as long as an ack has to come first.
     pub(super) fn next_due_ns(&self) -> Option<u64> {
         self.scheduled_ns().filter(|_| self.in_flight_bytes < self.welcome.window_bytes)
@@ -193,20 +216,26 @@ impl Connection {
     /// Stamps frames that are due, as far as window and queue have room.
     fn fill(&mut self, turn: &mut Turn<'_>) {
         let frames = turn.pool.of_shard(self.welcome.shard);
+        if self.is_blocked {
+            // Room came only now, if it came.
+            self.blocked_ns = monotonic_ns();
+        }
         while self.outgoing.len() < OUTGOING_MAX {
+            turn.now_ns = monotonic_ns();
             let intended_ns = self.scheduled_ns().unwrap_or(turn.now_ns);
             let index = self.next_frame % frames.len();
             let frame = &frames[index];
             // A window smaller than a frame still lets one through.
             let fits = self.in_flight.is_empty() || self.in_flight_bytes + frame.wire_bytes() <= self.welcome.window_bytes;
-            let is_past_end = self.schedule.is_some() && intended_ns >= turn.timing.until_ns;
+            let is_past_end = self.schedule.is_some() && intended_ns >= turn.send_until_ns;
             if intended_ns > turn.now_ns || is_past_end {
                 return;
             }
             if !fits {
-                self.blocked_ns = turn.now_ns;
+                self.is_blocked = true;
                 return;
             }
+            self.is_blocked = false;
             self.frames_sent += 1;
             self.next_frame = index + 1;
             let records = u64::from(frame.header.record_count);
@@ -231,7 +260,7 @@ impl Connection {
     }
 
     /// Writes what the socket takes. `false`: it takes no more now.
-    fn write(&mut self, pool: &FramePool, now_ns: u64) -> Result<bool> {
+    fn write(&mut self, pool: &FramePool) -> Result<bool> {
         let frames = pool.of_shard(self.welcome.shard);
         while !self.outgoing.is_empty() {
             let mut slices = [IoSlice::new(&[]); 2 * OUTGOING_MAX];
@@ -245,7 +274,7 @@ impl Connection {
             match self.stream.write_vectored(&slices[..count]) {
                 Ok(written) => self.advance(written, frames),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    self.blocked_ns = now_ns;
+                    self.is_blocked = true;
                     return Ok(false);
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -280,6 +309,7 @@ impl Connection {
                     return Err(error).with_context(|| format!("the connection to shard {} broke", self.welcome.shard));
                 }
             };
+            turn.now_ns = monotonic_ns();
             let mut input = &buffer[..length];
             while let Some(header) = self.assembler.collect(&mut input, &mut self.body)? {
                 self.take(&header, turn)?;
@@ -315,7 +345,7 @@ impl Connection {
     fn acknowledge(&mut self, sequence: u64, turn: &mut Turn<'_>) -> Result<()> {
         let oldest = self.in_flight.front().map_or(self.frames_sent + 1, |frame| frame.sequence);
         ensure!(
-            sequence + 1 >= oldest && sequence <= self.frames_sent,
+            sequence <= self.frames_sent && sequence + 1 >= oldest,
             "shard {} acknowledged sequence {sequence}; it had acknowledged {} of the {} sent",
             self.welcome.shard,
             oldest - 1,

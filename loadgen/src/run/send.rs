@@ -1,21 +1,23 @@
 //! The sending loops of a thread: open loop, closed loop, replay.
 //!
 //! The open loop follows absolute deadlines and sends what fell due since the last wake-up, each record with its own
-//! intended time; a server that stalls, or a generator that wakes late, shows in the corrected latency. The other two keep a
-//! bound on the bytes that a client holds, so that its queue never fills: whatever is offered is offered once.
+//! intended time; a server that stalls, or a generator that wakes late, shows in the corrected latency. A replay that is timed
+//! has intended times too. What was due and is not sent within the time to catch up is counted, and its waiting with it.
+//! Closed loop and replay keep a bound on the bytes that a client holds, so that its queue never fills: whatever is offered
+//! is offered once.
 
 use super::{Session, Timing};
 use crate::clock::{Schedule, WAKE_INTERVAL_NS, monotonic_ns, set_fine_timers, sleep_until, unix_us};
 use crate::machine::pin_this_thread;
-use crate::measure::{Live, Sent};
+use crate::measure::{Acked, Live, Sent};
 use crate::plan::{Mode, Plan, Speed};
-use crate::replay::LogReader;
+use crate::replay::{LogClock, LogReader};
 use crate::traffic::{Pool, Traffic};
 use anyhow::Result;
 use fastrand::Rng;
 use postanalytics_protocol::{Source, shard_of};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError};
 
 /// Bytes that a client may hold, queued and in flight, in a closed loop or a replay: plenty to keep a server busy, and far
 /// below the client's queue.
@@ -24,6 +26,8 @@ const HELD_BYTES_MAX: u64 = 8 << 20;
 const BURST: u64 = 64;
 /// The same in a replay, whose records may be as long as a line may be.
 const REPLAY_BURST: u64 = 16;
+/// Longest sleep, so that a thread notices that the run is to end.
+const SLEEP_NS_MAX: u64 = 50_000_000;
 /// Pause of a closed loop whose clients are all full.
 const FULL_PAUSE_NS: u64 = 100_000;
 
@@ -64,33 +68,52 @@ impl Sender<'_> {
 
     fn open_loop(&self, traffic: &mut Traffic, rate: u64) -> Sent {
         let schedule = Schedule::new(self.timing.start_ns, rate, 1, self.plan.threads as u64, self.thread as u64);
-        let mut sent = Sent::default();
-        let mut due_ns = schedule.due_ns(0);
+        let (mut sent, mut timing) = (Sent::default(), self.timing);
         loop {
             let mut now_ns = monotonic_ns();
-            let give_up = now_ns >= self.timing.catch_up_until_ns() || self.stop.load(Ordering::Relaxed);
-            if give_up || due_ns >= self.timing.until_ns {
+            if self.stop.load(Ordering::Relaxed) {
+                // What is due by now is still sent, as at the planned end.
+                timing.until_ns = timing.until_ns.min(now_ns);
+            }
+            let mut due_ns = schedule.due_ns(sent.generated);
+            if due_ns >= timing.until_ns {
+                return sent;
+            }
+            if now_ns >= timing.catch_up_until_ns() {
+                let due = schedule.due_before(timing.until_ns);
+                sent.unsent = due - sent.generated;
+                self.with_measured(|acked| {
+                    acked.record_unsent_events(&schedule, sent.generated..due, 1, timing.from_ns, now_ns);
+                });
                 return sent;
             }
             let sent_before = sent.generated;
             let unix_minus_monotonic_us = unix_us().wrapping_sub(now_ns / 1000);
-            while due_ns <= now_ns && due_ns < self.timing.until_ns && now_ns < self.timing.catch_up_until_ns() {
+            while due_ns <= now_ns && due_ns < timing.until_ns && sent.generated - sent_before < BURST {
                 let session = &self.sessions[sent.generated as usize % self.sessions.len()];
                 let mut request = traffic.next((due_ns / 1000).wrapping_add(unix_minus_monotonic_us));
                 request.token = session.clock_us(due_ns);
                 // What is refused is counted by the client, as tnt_errors.
                 let _ = session.client.try_send(&request);
                 sent.generated += 1;
-                if due_ns >= self.timing.from_ns {
+                now_ns = monotonic_ns();
+                if due_ns >= timing.from_ns {
                     sent.note_lateness(due_ns / 1000, now_ns / 1000, 1);
                 }
                 due_ns = schedule.due_ns(sent.generated);
-                if sent.generated.is_multiple_of(BURST) {
-                    now_ns = monotonic_ns();
-                }
             }
             self.live.generated.fetch_add(sent.generated - sent_before, Ordering::Relaxed);
-            sleep_until(due_ns.max(now_ns + WAKE_INTERVAL_NS).min(self.timing.until_ns));
+            if due_ns > now_ns {
+                let wake_ns = due_ns.max(now_ns + WAKE_INTERVAL_NS).min(now_ns + SLEEP_NS_MAX);
+                sleep_until(wake_ns.min(timing.until_ns));
+            }
+        }
+    }
+
+    /// This thread's place for what the background threads do not see.
+    fn with_measured(&self, record: impl FnOnce(&mut Acked)) {
+        if let Some(session) = self.sessions.first() {
+            record(&mut session.acks.measured.lock().unwrap_or_else(PoisonError::into_inner));
         }
     }
 
@@ -122,34 +145,49 @@ impl Sender<'_> {
     }
 
     fn replay(&self, mut reader: LogReader, speed: Speed, mut ids: Rng) -> Result<Done> {
-        let mut sent = Sent::default();
-        // The log's clock: the latest event so far. Lines that go back in time are due at once, in their place.
-        let (mut first_event_us, mut clock_us) = (None, 0u64);
+        let (mut sent, mut timing, mut clock) = (Sent::default(), self.timing, LogClock::default());
+        // Until when the server's pace, not this thread's, kept records back.
+        let mut blocked_ns = 0;
         while let Some(line) = reader.next_line()? {
-            let event_us = line.time_us.unwrap_or(clock_us);
-            clock_us = clock_us.max(event_us);
-            let first_us = *first_event_us.get_or_insert(event_us);
-            if let Speed::Times(times) = speed {
-                let after_ns = (clock_us.saturating_sub(first_us) as f64 * 1000.0 / times) as u64;
-                self.sleep_through(self.timing.start_ns.saturating_add(after_ns));
+            let elapsed_us = clock.advance(line.time_us);
+            let due_ns = match speed {
+                Speed::Max => None,
+                Speed::Times(times) => Some(timing.start_ns.saturating_add((elapsed_us as f64 * 1000.0 / times) as u64)),
+            };
+            self.sleep_through(due_ns.unwrap_or(0));
+            if sent.generated.is_multiple_of(REPLAY_BURST) && self.wait_for_room() {
+                blocked_ns = monotonic_ns();
             }
-            let mut request = line.request(ids.u128(..).to_le_bytes(), event_us);
+            let now_ns = monotonic_ns();
+            if self.stop.load(Ordering::Relaxed) {
+                timing.until_ns = timing.until_ns.min(now_ns);
+            }
+            if due_ns.unwrap_or(now_ns) >= timing.until_ns {
+                break;
+            }
+            if now_ns >= timing.catch_up_until_ns() {
+                // Read on to learn how much was due; the client's queue is full, or this thread too slow.
+                *(if blocked_ns > timing.until_ns { &mut sent.held_back } else { &mut sent.unsent }) += 1;
+                if let Some(due_ns) = due_ns.filter(|&due_ns| due_ns >= timing.from_ns) {
+                    self.with_measured(|acked| acked.record_unsent(now_ns.saturating_sub(due_ns) / 1000, 1));
+                }
+                continue;
+            }
+            let mut request = line.request(ids.u128(..).to_le_bytes(), clock.now_us());
             // One source stays in one session, so that its records stay in order.
             let session = shard_of(Source::of(request.client_ip), 0, self.sessions.len() as u32);
             let session = &self.sessions[session as usize];
-            if sent.generated.is_multiple_of(REPLAY_BURST) {
-                self.wait_for_room();
-            }
-            let now_ns = monotonic_ns();
-            if self.is_over(now_ns) {
-                break;
-            }
-            request.token = session.clock_us(now_ns);
+            request.token = session.clock_us(due_ns.unwrap_or(now_ns));
             let _ = session.client.try_send(&request);
             sent.generated += 1;
+            if let Some(due_ns) = due_ns.filter(|&due_ns| due_ns >= timing.from_ns) {
+                sent.note_lateness(due_ns.max(blocked_ns) / 1000, monotonic_ns() / 1000, 1);
+            }
             self.live.generated.fetch_add(1, Ordering::Relaxed);
         }
-        let note = format!("replay: {} lines read, {} of them no lines of an access log", reader.lines, reader.lines_unparsable);
+        let gaps = if clock.gaps_cut > 0 { format!(", {} gaps of more than a day", clock.gaps_cut) } else { String::new() };
+        let note =
+            format!("replay: {} lines read, {} of them no lines of an access log{gaps}", reader.lines, reader.lines_unparsable);
         Ok(Done { sent, note: Some(note) })
     }
 
@@ -160,17 +198,21 @@ impl Sender<'_> {
             if now_ns >= deadline_ns || self.is_over(now_ns) {
                 return;
             }
-            sleep_until(deadline_ns.min(now_ns + 50_000_000));
+            sleep_until(deadline_ns.min(now_ns + SLEEP_NS_MAX));
         }
     }
 
-    fn wait_for_room(&self) {
+    /// Waits until every client holds little enough, and says whether that took any waiting. Gives up with the run.
+    fn wait_for_room(&self) -> bool {
+        let mut waited = false;
         loop {
             let now_ns = monotonic_ns();
             let is_full = self.sessions.iter().any(|session| session.client.counters().queue_bytes >= HELD_BYTES_MAX);
-            if !is_full || self.is_over(now_ns) {
-                return;
+            let is_over = now_ns >= self.timing.catch_up_until_ns() || self.stop.load(Ordering::Relaxed);
+            if !is_full || is_over {
+                return waited || is_full;
             }
+            waited = true;
             sleep_until(now_ns + FULL_PAUSE_NS);
         }
     }

@@ -10,7 +10,7 @@ use std::io::IsTerminal;
 const LOOK_INTERVAL_NS: u64 = 100_000_000;
 const LINE_INTERVAL_NS: u64 = 500_000_000;
 /// How long after the end an open loop that is behind may still send what was due before it.
-const CATCH_UP_NS: u64 = 1_000_000_000;
+pub const CATCH_UP_NS: u64 = 1_000_000_000;
 
 /// When a run starts and which part of it is measured, by the monotonic clock.
 #[derive(Clone, Copy, Debug)]
