@@ -104,7 +104,7 @@ struct Linger {
 }
 
 impl Linger {
-    const fn new(config: &Config) -> Self {
+    fn new(config: &Config) -> Self {
         let (min_us, max_us) = (config.linger_us_min, config.linger_us_max);
         Self { now_us: min_us, min_us, max_us, aim: config.batch_records_aim.min(config.batch_records_max) as u64 }
     }

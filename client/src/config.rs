@@ -119,7 +119,9 @@ impl ClientBuilder {
         self
     }
 
-    /// Memory that records may take until they are settled; a quarter of it is kept for records with hits. Default 100 MB.
+    /// Memory that records may take until they are settled; a quarter of it is kept for records with hits. Default 100 MB. An
+    /// allocator with an arena per thread, such as that of glibc, can hold as much again when a full queue is taken after a long
+    /// outage: the site's threads fill one arena, the background thread the other.
     pub fn queue_bytes(mut self, bytes: usize) -> Self {
         self.queue_bytes = bytes;
         self

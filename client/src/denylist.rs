@@ -185,7 +185,9 @@ impl Lister {
                 table.insert(key, Entry::new(action, to_clock_us(verdict.until_us)));
             }
         }
-        if frame.end && let Some(set) = shard.staged.take() {
+        if frame.end
+            && let Some(set) = shard.staged.take()
+        {
             changed.extend(set.keys());
             changed.extend(std::mem::replace(&mut shard.listed, set).into_keys());
             let shard_count = self.shard_count;

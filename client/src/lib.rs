@@ -1,4 +1,4 @@
-//! Hands what a filtering node has processed to [postanalytics], without ever getting in the site's way.
+//! Hands what a filtering node has processed to postanalytics, without ever getting in the site's way.
 //!
 //! ```no_run
 //! use postanalytics_client::{Client, Request};
@@ -38,8 +38,6 @@
 //! it from there, routes it by its source to the lane of one shard of the server, and batches it with others for 500 µs to
 //! 20 ms, depending on the rate. A hit, a 4xx or an attempt to log in goes at once. Everything between queue and sockets is
 //! sans-IO and is tested from a seed.
-//!
-//! [postanalytics]: https://github.com/postanalytics/postanalytics
 
 #![forbid(unsafe_code)]
 

@@ -300,7 +300,7 @@ impl Queue {
 
     /// For the background thread, while it cannot route: gives up on records accepted at `cutoff_us` or before.
     pub(crate) fn expire(&self, cutoff_us: u64) {
-        // Whole chunks are freed after the lock, of which this one is dropped last.
+        // Freed when the lock is no longer held: what is declared first is dropped last.
         let mut over = Vec::new();
         let mut state = self.lock();
         while let Some(chunk) = state.chunks.pop_front_if(|chunk| chunk.is_over(cutoff_us)) {
@@ -412,7 +412,9 @@ impl State {
             chunk.is_empty() || chunk.len() < CHUNK_RECORDS && chunk.string_bytes() + strings <= CHUNK_STRING_BYTES
         };
         if !self.chunks.back().is_some_and(fits) {
-            let chunk = self.pool.pop().unwrap_or_else(|| Bundle::with_capacity(CHUNK_RECORDS, CHUNK_STRING_BYTES.max(blob)));
+            // As if all its records were like this one: a chunk of one long record is no longer than that.
+            let records = (CHUNK_STRING_BYTES / strings.max(1)).clamp(1, CHUNK_RECORDS);
+            let chunk = self.pool.pop().unwrap_or_else(|| Bundle::with_capacity(records, records * blob));
             self.chunks.push_back(chunk);
         }
         let last = self.chunks.len() - 1;

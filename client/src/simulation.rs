@@ -120,6 +120,9 @@ struct Peer {
     out: Vec<u8>,
     ended: bool,
     ack: Option<u64>,
+    /// The client said Goodbye.
+    goodbye: bool,
+    pongs: Vec<u64>,
 }
 
 impl Peer {
@@ -154,13 +157,16 @@ impl Peer {
                 let stats = Stats { token: request.token, session_records_stored: 1, ..Stats::default() };
                 stats.encode(self.session, 0, &mut self.out);
             }
-            ControlFrame::Ping(_) | ControlFrame::Pong(_) | ControlFrame::Goodbye(_) => {}
+            ControlFrame::Pong(pong) => self.pongs.push(pong.token),
+            ControlFrame::Goodbye(_) => self.goodbye = true,
+            ControlFrame::Ping(_) => {}
             frame => panic!("a client does not send {frame:?}"),
         }
     }
 
     fn batch(&mut self, header: &FrameHeader, server: &mut Server) {
         let shard = self.shard.expect("no batch before Welcome");
+        assert!(!self.goodbye, "no batch after Goodbye");
         let highest = server.sessions.get_mut(&(self.session, server.epoch, shard)).expect("Hello made it");
         assert_eq!(header.session, self.session);
         assert!(header.sequence <= *highest + 1, "sequence {} after {highest}: a gap", header.sequence);
@@ -385,6 +391,31 @@ impl World {
             }
         }
         panic!("it never calms down: {:?}", self.core.ledger());
+    }
+
+    /// Ends as the thread does when its time is over, whatever is still on its way; what it wrote by then all arrives.
+    fn close(&mut self) {
+        let now = self.now();
+        self.core.close();
+        self.core.flush(Some(u64::MAX));
+        self.core.advance(now);
+        self.core.say_goodbye(now);
+        assert!(!self.core.fill(now), "nothing new after Goodbye");
+        let links: Vec<u64> = self.peers.keys().copied().collect();
+        for link in links {
+            let Some(peer) = self.peers.get_mut(&link) else { continue };
+            let mut bytes = self.core.unwritten(link);
+            while !peer.ended {
+                let frame = peer.assembler.collect(&mut bytes, &mut peer.body).expect("the client sends frames");
+                let Some(header) = frame else { break };
+                peer.frame(&header, &mut self.server);
+            }
+        }
+        self.check_stored();
+        let mut ledger = *self.core.ledger();
+        ledger.abandon();
+        let stored = self.stored().len() as u64;
+        assert!(stored <= ledger.acked + ledger.in_doubt + self.lost_with_servers(), "{ledger:?} {stored}");
     }
 
     /// Records stored by a server process that went away before it could acknowledge them.

@@ -1,7 +1,8 @@
 //! What can happen between client and server, in any order, and what must hold whatever happens.
 
 use super::{SECOND, World, address};
-use postanalytics_protocol::frames::Goodbye;
+use postanalytics_protocol::error::ErrorCode;
+use postanalytics_protocol::frames::{Ack, ErrorFrame, Goodbye, Ping};
 use proptest::prelude::*;
 
 #[derive(Clone, Debug)]
@@ -103,6 +104,16 @@ proptest! {
             apply(&mut world, op);
         }
         world.settle();
+    }
+
+    /// The end may come at any time.
+    #[test]
+    fn no_end_reports_lost_what_was_stored(seed: u64, shards in 1u32..5, ops in proptest::collection::vec(op(), 1..30)) {
+        let mut world = World::new(seed, shards);
+        for op in &ops {
+            apply(&mut world, op);
+        }
+        world.close();
     }
 
     /// Breaks alone, mid-frame and anywhere else: nothing lost, nothing doubled, nothing in doubt.
@@ -247,6 +258,130 @@ fn statistics_ask_every_shard() {
     world.run(300, 20_000);
     let (token, stats) = world.core.take_stats().expect("all answered");
     assert_eq!((token, stats.shards, stats.stored), (1, 4, 4));
+}
+
+#[test]
+fn statistics_asked_for_meanwhile_follow_at_once() {
+    let mut world = World::new(8, 2);
+    world.core.ask_stats(1);
+    world.core.ask_stats(2);
+    let mut tokens = Vec::new();
+    for _ in 0..300 {
+        world.run(1, 10_000);
+        tokens.extend(world.core.take_stats().map(|(token, _)| token));
+    }
+    assert_eq!(tokens, [1, 2]);
+}
+
+/// A world with one open lane.
+fn open(seed: u64) -> (World, u64) {
+    let mut world = World::new(seed, 1);
+    world.run(20, 20_000);
+    let link = world.core.wanted_links().next().expect("open");
+    (world, link)
+}
+
+#[test]
+fn a_ping_is_answered_when_there_is_room() {
+    let (mut world, link) = open(11);
+    world.server.window_bytes = 1 << 30;
+    world.break_link(link);
+    world.run(20, 200_000);
+    let link = world.core.wanted_links().next().expect("open again");
+    world.send(3000, 300);
+    let now = world.now();
+    for bundle in std::mem::take(&mut world.waiting) {
+        world.core.take(&bundle, now);
+    }
+    world.core.flush(Some(u64::MAX));
+    world.core.advance(now);
+    assert!(world.core.unwritten(link).len() >= crate::connection::OUT_BYTES, "full");
+    let session = world.peers[&link].session;
+    let mut pings = Vec::new();
+    Ping { token: 6 }.encode(session, 0, &mut pings);
+    Ping { token: 7 }.encode(session, 0, &mut pings);
+    world.core.received(link, &pings, now);
+    world.core.advance(now);
+    assert_eq!(world.core.wanted_links().next(), Some(link), "still open");
+    world.settle();
+    assert_eq!((world.peers[&link].pongs.as_slice(), world.core.ledger().disconnects), ([7].as_slice(), 1));
+}
+
+/// What the client does after this Error on its only lane: µs until it tries again.
+fn pace_after(world: &mut World, link: u64, code: ErrorCode, sequence: u64) -> u64 {
+    let mut out = Vec::new();
+    ErrorFrame { code: code as u16, sequence, text: "no".into() }.encode(0, 0, &mut out);
+    world.core.received(link, &out, world.now());
+    world.core.deadline_us() - world.clock_us
+}
+
+#[test]
+fn a_lasting_refusal_is_met_with_patience() {
+    for code in [ErrorCode::Replaced, ErrorCode::UnsupportedVersion, ErrorCode::AuthenticationUnsupported] {
+        let (mut world, link) = open(12);
+        assert!(pace_after(&mut world, link, code, 0) >= SECOND, "{code:?}");
+    }
+    let (mut world, link) = open(12);
+    assert!(pace_after(&mut world, link, ErrorCode::Overloaded, 0) < SECOND);
+}
+
+#[test]
+fn a_refusal_of_content_in_answer_to_hello_is_about_no_batch() {
+    let (mut world, link) = open(13);
+    world.send(10, 100);
+    let now = world.now();
+    for bundle in std::mem::take(&mut world.waiting) {
+        world.core.take(&bundle, now);
+    }
+    world.core.flush(Some(u64::MAX));
+    world.core.advance(now);
+    assert_eq!(world.core.ledger().in_flight, 10);
+    world.break_link(link);
+    world.clock_us += 10 * SECOND;
+    let now = world.now();
+    world.core.advance(now);
+    let link = world.core.wanted_links().next().expect("tries again");
+    world.core.connected(link, now);
+    assert!(pace_after(&mut world, link, ErrorCode::UnsupportedSchema, 1) >= SECOND);
+    assert_eq!((world.core.ledger().lost, world.core.ledger().in_flight), (0, 10));
+}
+
+#[test]
+fn frames_of_another_session_end_the_connection() {
+    let (mut world, link) = open(14);
+    let mut ack = Vec::new();
+    Ack { sequence: 0 }.encode(world.peers[&link].session ^ 1, 0, &mut ack);
+    let now = world.now();
+    world.core.received(link, &ack, now);
+    let (status, _) = world.core.take_status().expect("changed");
+    assert!(status.last_error.contains("session") && !status.connected, "{status:?}");
+}
+
+#[test]
+fn a_lane_without_window_wants_no_urgent_wake_up() {
+    let (mut world, _) = open(15);
+    assert!(world.core.sends());
+    world.send(1000, 100);
+    let now = world.now();
+    for bundle in std::mem::take(&mut world.waiting) {
+        world.core.take(&bundle, now);
+    }
+    world.core.advance(now);
+    assert!(!world.core.sends(), "the window is full");
+    world.settle();
+    assert!(world.core.sends());
+}
+
+#[test]
+fn a_slow_lookup_does_not_count_as_connecting() {
+    let mut world = World::new(16, 1);
+    let now = world.now();
+    world.core.advance(now);
+    let link = world.core.wanted_links().next().expect("it connects");
+    world.clock_us += 30 * SECOND;
+    world.core.connecting(link, world.now());
+    world.core.advance(world.now());
+    assert_eq!((world.core.ledger().connect_errors, world.core.wanted_links().next()), (0, Some(link)));
 }
 
 #[test]
