@@ -18,7 +18,9 @@ pub fn binary(name: &str) -> PathBuf {
         let folder = test.parent().unwrap().parent().unwrap().to_path_buf();
         let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         // The same selection as `tests/run` builds: another one would choose other features and build everything again.
-        build.args(["build", "--quiet", "--locked", "--workspace", "--bins"]).current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+        build
+            .args(["build", "--quiet", "--locked", "--workspace", "--bins"])
+            .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
         build.arg("--target-dir").arg(folder.parent().unwrap());
         if folder.ends_with("release") {
             build.arg("--release");

@@ -254,7 +254,15 @@ fn requests_are_found_by_source_time_limit_and_id() {
     assert_eq!(paths(&server.get(&format!("/requests/{id}")).1), ["/page/1/1"]);
     let (code, body) = server.get("/requests/00000000000000000000000000000bad");
     assert_eq!((code, body.contains("no stored request")), (404, true), "{body}");
-    for wrong in ["/requests/abc", "/requests?limit=0", "/requests?limit=1001", "/requests?source=here", "/requests?since=soon"] {
+    for wrong in [
+        "/requests/abc",
+        "/requests?limit=0",
+        "/requests?limit=1001",
+        "/requests?source=here",
+        "/requests?since=soon",
+        "/requests?since=900",
+        "/requests?form=a",
+    ] {
         assert_eq!(server.get(wrong).0, 400, "{wrong}");
     }
 }
@@ -354,13 +362,22 @@ fn only_our_own_names_are_answered() {
 }
 
 #[test]
-fn only_get_is_answered_and_headers_are_bounded() {
+fn only_get_and_head_are_answered_and_headers_are_bounded() {
     let server = Server::new();
-    for method in ["POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH", "BREW"] {
+    for method in ["POST", "PUT", "DELETE", "OPTIONS", "PATCH", "BREW"] {
         assert_eq!(code_of(&server, method, "Host: localhost\r\n"), 405, "{method}");
     }
     let (_, head, _) = exchange(server.status, b"POST / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
-    assert!(head.contains("Allow: GET"), "{head}");
+    assert!(head.contains("Allow: GET, HEAD"), "{head}");
+    let (code, head, body) = exchange(server.status, b"HEAD /health HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
+    assert_eq!((code, body.as_str()), (421, ""), "guarded as GET is: {head}");
+    let request = b"HEAD /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    let (code, head, body) = exchange(server.status, request).unwrap();
+    let length = server.get("/health").1.len();
+    assert_eq!((code, body.as_str()), (200, ""), "{head}");
+    assert!(head.contains(&format!("Content-Length: {length}\r\n")), "that of GET's body: {head}");
+    let request = b"GET http://localhost:9001/health HTTP/1.1\r\nHost: evil.example.com\r\nConnection: close\r\n\r\n";
+    assert_eq!(exchange(server.status, request).unwrap().0, 200, "the target's own host counts");
     assert_eq!(code_of(&server, "POST", "Host: localhost\r\nContent-Length: 3\r\n"), 413);
     let long = format!("Host: localhost\r\nX-Long: {}\r\n", "a".repeat(9 << 10));
     assert_eq!(code_of(&server, "GET", &long), 431);
@@ -382,6 +399,103 @@ fn one_connection_takes_many_requests() {
     let mut answers = String::new();
     stream.read_to_string(&mut answers).unwrap();
     assert_eq!(answers.matches("HTTP/1.1 200 OK").count(), 4, "{answers}");
+}
+
+#[test]
+fn a_connection_ends_after_a_hundred_requests_or_a_second_of_nothing() {
+    let server = Server::new();
+    let one = "GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let mut stream = TcpStream::connect(server.status).unwrap();
+    stream.set_read_timeout(Some(LONG)).unwrap();
+    let _ = stream.write_all(one.repeat(110).as_bytes());
+    let mut answers = Vec::new();
+    let _ = stream.read_to_end(&mut answers);
+    let answers = String::from_utf8_lossy(&answers);
+    assert_eq!(answers.matches("HTTP/1.1 200 OK").count(), 100, "{answers}");
+    assert_eq!(answers.matches("Connection: close").count(), 1, "{answers}");
+
+    let mut stream = TcpStream::connect(server.status).unwrap();
+    stream.set_read_timeout(Some(LONG)).unwrap();
+    stream.write_all(one.as_bytes()).unwrap();
+    let begun = Instant::now();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.contains("Connection: keep-alive"), "{answer}");
+    assert!(begun.elapsed() < Duration::from_secs(4), "1 s, on a busy machine: {:?}", begun.elapsed());
+}
+
+#[test]
+fn idle_connections_shut_nobody_out() {
+    let server = Server::new();
+    let mut idle = Vec::new();
+    for _ in 0..64 {
+        let mut stream = TcpStream::connect(server.status).unwrap();
+        stream.write_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+        idle.push(stream);
+    }
+    let begun = Instant::now();
+    assert_eq!(server.get("/health").0, 200);
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    drop(idle);
+}
+
+#[test]
+fn answers_that_nobody_reads_do_not_pile_up() {
+    let server = Server::new();
+    let mut connection = RawConnection::open(server.ingest, 1, 7);
+    // 20 MiB, of which an answer shows 8.
+    for sequence in 1..=20 {
+        let mut builder = BatchBuilder::default();
+        let body = vec![b'a'; 16 << 10];
+        for _ in 0..64 {
+            builder.push(&RecordFields { raw_body: &body, ..telling_record() }, 2 << 20).unwrap();
+        }
+        let mut bytes = Vec::new();
+        builder.encode_frame(7, sequence, 0, &mut bytes);
+        connection.send(&bytes);
+        connection.expect_ack(sequence);
+    }
+    let before = server.resident_bytes();
+    let ask = format!(
+        "GET /requests?limit=1000 HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {}\r\n\r\n",
+        postanalytics_tests::server::TOKEN
+    );
+    let mut unread = Vec::new();
+    for _ in 0..40 {
+        let mut stream = TcpStream::connect(server.status).unwrap();
+        stream.write_all(ask.as_bytes()).unwrap();
+        unread.push(stream);
+    }
+    std::thread::sleep(Duration::from_secs(1));
+    // Meanwhile another is told that there is nothing for it now, and so are most of the forty.
+    let (code, body) = server.get("/requests?limit=1");
+    assert_eq!((code, body.contains("\"partial\":true")), (200, true), "{body}");
+    let grown = server.resident_bytes().saturating_sub(before);
+    assert!(grown < 64 << 20, "{} MiB more", grown >> 20);
+    drop(unread);
+    eventually("the next one is whole", LONG, || server.get("/requests?limit=1").1.contains("\"partial\":false"));
+}
+
+#[test]
+fn silent_peers_of_one_address_leave_room() {
+    let server = Server::new();
+    let silent: Vec<TcpStream> = (0..300).map(|_| TcpStream::connect(server.ingest).unwrap()).collect();
+    eventually("those over the limit are sent away", LONG, || {
+        server.metric("postanalytics_connections_refused_total{reason=\"handshakes_per_address_max\"}") >= 236.0
+    });
+    // Another address is served at once.
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from(([127, 0, 0, 9], 0)).into()).unwrap();
+    socket.connect(&server.ingest.into()).unwrap();
+    let mut other = TcpStream::from(socket);
+    let mut bytes = Vec::new();
+    hello(1).encode(9, 0, &mut bytes);
+    let begun = Instant::now();
+    other.write_all(&bytes).unwrap();
+    other.set_read_timeout(Some(LONG)).unwrap();
+    other.read_exact(&mut [0; 64]).unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+    drop(silent);
 }
 
 #[test]

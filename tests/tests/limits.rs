@@ -269,7 +269,7 @@ fn unfinished_frames_take_no_more_than_their_share_of_the_arena() {
 #[test]
 fn a_slab_is_recycled_over_an_unfinished_frame_and_its_connection_is_told() {
     let server =
-        ServerOptions { arena_gb: SMALLEST_ARENA_GB, ..ServerOptions::default() }.arguments(&["--frame-deadline", "1h"]).start();
+        ServerOptions { arena_gb: SMALLEST_ARENA_GB, ..ServerOptions::default() }.arguments(&["--frame-deadline", "60s"]).start();
     let mut stalled = RawConnection::open(server.ingest, 1, 5);
     stalled.send(&large_header(5));
     eventually("the frame has its place", PATIENCE, || server.metric("postanalytics_places_open") == 1.0);

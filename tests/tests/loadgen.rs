@@ -6,6 +6,7 @@ use postanalytics_tests::{Server, ServerOptions, binary, free_port, skipped};
 use serde_json::Value;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 fn loadgen(arguments: &[&str]) -> Output {
     Command::new(binary("loadgen")).args(arguments).stdin(Stdio::null()).output().unwrap()
@@ -175,6 +176,41 @@ fn a_broken_assertion_is_exit_code_1() {
 }
 
 #[test]
+fn a_latency_that_nobody_measured_breaks_its_assertion() {
+    let server = Server::new();
+    let (target, folder) = (server.ingest.to_string(), tempfile::tempdir().unwrap());
+    let empty = folder.path().join("empty.log");
+    std::fs::write(&empty, "").unwrap();
+    let output = loadgen(&["--target", &target, "--replay", empty.to_str().unwrap(), "--assert", "p99<5ms"]);
+    assert_eq!(output.status.code(), Some(1), "{}", text_of(&output));
+    assert!(text_of(&output).contains("BROKEN: p99<5ms (found no latency"), "{}", text_of(&output));
+}
+
+#[test]
+fn a_log_is_replayed_in_its_own_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("access.log");
+    let line = |second: u32| {
+        format!("198.51.100.{second} - - [17/May/2015:10:05:{second:02} +0000] \"GET / HTTP/1.1\" 200 12 \"-\" \"-\"\n")
+    };
+    std::fs::write(&log, (0..60).map(line).collect::<String>()).unwrap();
+    let started = Instant::now();
+    let report = good_run(&["--replay", log.to_str().unwrap(), "--replay-speed", "60"]);
+    assert!(started.elapsed() >= Duration::from_millis(980), "59 s at 60 times their speed: {:?}", started.elapsed());
+    assert_eq!(report["records_generated"], 60, "{report}");
+}
+
+#[test]
+fn a_result_that_cannot_be_written_is_said_before_the_run() {
+    for option in ["--json", "--hgrm"] {
+        let target = format!("127.0.0.1:{}", free_port());
+        let output = loadgen(&["--target", &target, option, "/nowhere/result", "--duration", "60s"]);
+        assert_eq!(output.status.code(), Some(3), "{}", text_of(&output));
+        assert!(text_of(&output).contains("cannot write /nowhere/result"), "{}", text_of(&output));
+    }
+}
+
+#[test]
 fn an_unreachable_server_is_exit_code_3_and_says_what_to_look_at() {
     let target = format!("127.0.0.1:{}", free_port());
     for mode in [&["--rate", "10/s"][..], &["--raw", "--saturate"]] {
@@ -189,7 +225,13 @@ fn an_unreachable_server_is_exit_code_3_and_says_what_to_look_at() {
 
 #[test]
 fn wrong_usage_is_exit_code_2() {
-    for wrong in [&["--rate", "fast"][..], &["--assert", "p98<1"], &["--rate", "1/s", "--saturate"], &["--duration", "0"]] {
+    for wrong in [
+        &["--rate", "fast"][..],
+        &["--assert", "p99<5k"],
+        &["--assert", "p98<1"],
+        &["--rate", "1/s", "--saturate"],
+        &["--duration", "0"],
+    ] {
         let output = loadgen(wrong);
         assert_eq!(output.status.code(), Some(2), "{wrong:?}: {}", text_of(&output));
     }
