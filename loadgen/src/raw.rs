@@ -210,14 +210,8 @@ impl Driver<'_> {
                     sessions[0].iter_mut().for_each(|connection| connection.ask(which));
                 }
             }
-            let mut turn = Turn {
-                now_ns,
-                unix_us: unix_us(),
-                timing: self.timing,
-                send_until_ns,
-                pool: self.pool,
-                measured: &mut measured,
-            };
+            let mut turn =
+                Turn { now_ns, unix_us: unix_us(), timing: self.timing, send_until_ns, pool: self.pool, measured: &mut measured };
             let before = (turn.measured.sent.generated, turn.measured.acked_total);
             let mut is_done = !sending;
             for connection in sessions.iter_mut().flatten() {

@@ -287,7 +287,7 @@ fn partial_reason(sessions: &[Session], start: &Snapshot) -> Option<String> {
         return None;
     }
     let restarted = if start.is_restarted(&snapshot(sessions)) { ", and the server was restarted" } else { "" };
-    Some(format!("connections broke {breaks} times during the run{restarted}"))
+    Some(format!("connections broken during the run: {breaks}{restarted}"))
 }
 
 fn server_side(sessions: &[Session], before: &Snapshot, after: &Snapshot, notes: &mut Vec<String>) -> Option<ServerSide> {

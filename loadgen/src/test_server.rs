@@ -50,13 +50,13 @@ fn serve_connection(mut stream: TcpStream, fault: Fault, kept: &Mutex<Vec<Kept>>
     let (mut shard, mut replay, mut sequence, mut stored, mut out) = (0, false, 0, 0u64, Vec::new());
     while let Ok(length @ 1..) = stream.read(&mut buffer) {
         let mut input = &buffer[..length];
-        let mut new_ack = false;
+        let mut ack_to = None;
         while let Some(header) = assembler.collect(&mut input, &mut body).expect("frames are right") {
             if header.kind == FrameKind::Batch {
                 assert_eq!(header.sequence, sequence + 1);
                 sequence += 1;
                 stored += check_batch(&header, &body, shard, replay, kept);
-                new_ack = true;
+                ack_to = Some(header.session);
                 continue;
             }
             match ControlFrame::decode(&header, &body).expect("control frames are right") {
@@ -76,9 +76,9 @@ fn serve_connection(mut stream: TcpStream, fault: Fault, kept: &Mutex<Vec<Kept>>
                 other => panic!("{other:?}"),
             }
         }
-        if new_ack {
+        if let Some(session) = ack_to {
             let sequence = if fault == Fault::AcksTooMuch { sequence + 1000 } else { sequence };
-            Ack { sequence }.encode(0, 0, &mut out);
+            Ack { sequence }.encode(session, 0, &mut out);
             if fault == Fault::Closes {
                 return;
             }

@@ -444,10 +444,10 @@ fn answers_that_nobody_reads_do_not_pile_up() {
     let server = Server::new();
     let mut connection = RawConnection::open(server.ingest, 1, 7);
     // 20 MiB, of which an answer shows 8.
-    for sequence in 1..=20 {
+    for sequence in 1..=40 {
         let mut builder = BatchBuilder::default();
         let body = vec![b'a'; 16 << 10];
-        for _ in 0..64 {
+        for _ in 0..32 {
             builder.push(&RecordFields { raw_body: &body, ..telling_record() }, 2 << 20).unwrap();
         }
         let mut bytes = Vec::new();

@@ -180,14 +180,7 @@ impl Connection {
     }
 
     /// Counts what was due before `send_until_ns` and is not going to be sent any more.
-    pub(super) fn count_unsent(
-        &self,
-        send_until_ns: u64,
-        now_ns: u64,
-        from_ns: u64,
-        pool: &FramePool,
-        measured: &mut Measured,
-    ) {
+    pub(super) fn count_unsent(&self, send_until_ns: u64, now_ns: u64, from_ns: u64, pool: &FramePool, measured: &mut Measured) {
         let Some(schedule) = self.schedule else { return };
         let due = schedule.due_before(send_until_ns).max(self.frames_sent);
         let frame_records = pool.of_shard(self.welcome.shard).first().map_or(0, |frame| u64::from(frame.header.record_count));
@@ -229,6 +222,8 @@ impl Connection {
             let fits = self.in_flight.is_empty() || self.in_flight_bytes + frame.wire_bytes() <= self.welcome.window_bytes;
             let is_past_end = self.schedule.is_some() && intended_ns >= turn.send_until_ns;
             if intended_ns > turn.now_ns || is_past_end {
+                // Not behind, so nothing is held back but what still waits for the socket.
+                self.is_blocked &= is_past_end || !self.outgoing.is_empty();
                 return;
             }
             if !fits {

@@ -25,6 +25,8 @@ fn a_saturating_run_reconciles() {
     assert!(report.records_generated > 1_000 && report.server.stored == report.records_acked);
     assert!(report.mean_batch_records > 63.9 && report.records_per_second > 0.0 && report.server.cpu_seconds > 0.0);
     assert!(!outcome.acked.uncorrected.is_empty());
+    let note = format!("at most {} distinct sources", report.records_generated.min(131_072));
+    assert!(outcome.notes.iter().any(|text| text.contains(&note) && text.contains("repeat every lap")), "{:?}", outcome.notes);
 }
 
 #[test]
@@ -58,4 +60,17 @@ fn a_server_that_is_not_there_is_named_with_a_remedy() {
     let plan = Plan::from_arguments(&arguments.run, &[]).expect("a plan");
     let error = format!("{:#}", run(&plan, &AtomicBool::new(false)).expect_err("nothing listens there"));
     assert!(error.contains(&target) && error.contains("refused") && error.contains("listening"), "{error}");
+}
+
+#[test]
+fn what_was_due_and_never_sent_is_counted() {
+    let options = ["--rate", "1000M/s", "--warmup", "0", "--duration", "100ms", "--batch", "64"];
+    let (outcome, report, broken) = run_against(Fault::None, &options).expect("it runs");
+    assert!(broken.is_empty(), "{broken:?}");
+    let unsent = outcome.sent.unsent + outcome.sent.held_back;
+    assert_eq!(report.records_generated + unsent, 100_000_000);
+    assert!(unsent > 0 && outcome.notes.iter().any(|note| note.contains("never sent")), "{:?}", outcome.notes);
+    assert_eq!(outcome.acked.corrected.len(), 100_000_000);
+    // The whole backlog waited for the time to catch up.
+    assert!(report.latency_us.corrected.p99 > 1_000_000, "{:?}", report.latency_us);
 }

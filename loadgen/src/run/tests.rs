@@ -76,3 +76,59 @@ fn a_server_that_stores_less_breaks_the_reconciliation() {
     let (_, report, broken) = run_against(&serve(Fault::StoresLess), &options);
     assert!(!report.reconciled && broken.len() == 1 && broken[0].contains("stored"), "{broken:?}");
 }
+
+#[test]
+fn what_was_due_and_never_sent_is_counted() {
+    // No machine sends that many: most of it is given up after the time to catch up.
+    let options = ["--rate", "1000M/s", "--warmup", "0", "--duration", "100ms"];
+    let (outcome, report, broken) = run_against(&serve(Fault::None), &options);
+    assert!(broken.is_empty(), "{broken:?}");
+    assert_eq!(report.records_generated + outcome.sent.unsent, 100_000_000);
+    assert!(outcome.sent.unsent > 0 && outcome.sent.held_back == 0 && report.generator_bound);
+    assert!(outcome.notes.iter().any(|note| note.contains("never sent")), "{:?}", outcome.notes);
+    // They waited for 0.9 s at least, and they are most of what there is.
+    assert!(outcome.acked.corrected.len() >= outcome.sent.unsent && report.latency_us.corrected.p50 > 900_000);
+}
+
+#[test]
+fn a_timed_replay_has_intended_times() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (file, line) = (folder.path().join("access.log"), |time: &str| {
+        format!("198.51.100.7 - - [{time}] \"GET /page HTTP/1.1\" 200 5 \"-\" \"agent\"\n")
+    });
+    let mut text = line("no time at all");
+    text.extend((0..40).map(|second| line(&format!("17/May/2015:10:05:{second:02} +0000"))));
+    text += &line("no time either");
+    std::fs::write(&file, &text).expect("written");
+    let started_ns = monotonic_ns();
+    let options = ["--replay", file.to_str().expect("a path"), "--replay-speed", "100x"];
+    let (outcome, report, broken) = run_against(&serve(Fault::None), &options);
+    let elapsed_ms = (monotonic_ns() - started_ns) / 1_000_000;
+    assert!(broken.is_empty() && report.records_generated == 42, "{broken:?}");
+    assert!((390..20_000).contains(&elapsed_ms), "39 s at 100 times their speed took {elapsed_ms} ms");
+    assert!(outcome.has_schedule && outcome.sent.scheduled == 42 && outcome.acked.corrected.len() == 42);
+    assert!(report.latency_us.corrected.p50 >= report.latency_us.uncorrected.p50);
+}
+
+#[test]
+fn a_batch_may_be_larger_than_the_client_has_them() {
+    let options = ["--saturate", "--warmup", "0", "--duration", "100ms", "--batch", "10000"];
+    let (_, report, broken) = run_against(&serve(Fault::None), &options);
+    assert!(broken.is_empty() && report.records_acked > 0, "{broken:?}");
+}
+
+#[test]
+fn a_restart_shows_in_the_time_that_the_server_is_up() {
+    let snapshot = |asked_ms: u64, answered_ms: u64, uptime_ms: u64| Snapshot {
+        asked_ns: asked_ms * 1_000_000,
+        at_ns: answered_ms * 1_000_000,
+        server: Some(ServerStats { uptime_us: uptime_ms * 1000, ..ServerStats::default() }),
+        ..Snapshot::default()
+    };
+    let start = snapshot(1_000, 1_001, 5_000);
+    assert!(!start.is_restarted(&snapshot(11_000, 11_001, 15_000)));
+    // A slow answer is no restart; one that is longer up than before can be.
+    assert!(!snapshot(1_000, 9_000, 13_000).is_restarted(&snapshot(11_000, 11_001, 15_000)));
+    assert!(start.is_restarted(&snapshot(11_000, 11_001, 9_000)) && start.is_restarted(&snapshot(11_000, 11_001, 200)));
+    assert!(!start.is_restarted(&Snapshot::default()));
+}
