@@ -77,6 +77,8 @@ fn closed_and_too_large_are_counted() {
 fn a_forked_child_is_told() {
     let mut queue = queue(10_000);
     queue.owner += 1;
+    // A fork takes longer than this, so the id is asked for again.
+    std::thread::sleep(Duration::from_nanos(2 * OWNER_SEEN_NS));
     assert!(matches!(queue.try_send(&plain()), Err(SendError::Forked { .. })));
     assert_eq!(queue.counters(), Counters::default());
 }
