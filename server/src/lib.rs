@@ -46,7 +46,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let _ = writeln!(std::io::stderr(), "postanalytics: error: {error:#}");
+            let severity = if logging::stderr_is_journal() { "<3>" } else { "" };
+            let _ = writeln!(std::io::stderr(), "{severity}postanalytics: error: {error:#}");
             ExitCode::from(serve::exit_code(&error))
         }
     }

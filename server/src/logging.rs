@@ -1,4 +1,5 @@
-//! The log: text or JSON, RFC 3339 UTC, to standard error, to a file that can be reopened, or to the journal.
+//! The log: text or JSON, RFC 3339 UTC, to standard error or to a file that can be reopened. Under systemd's journal text
+//! has no time, which the journal adds, and begins with the severity, which the journal takes off: `<6>`.
 //!
 //! Any thread may log; lines are written whole. Nothing on the data path logs per frame, so a lock per line is cheap enough.
 //! It does not rotate files: whoever renames the file sends SIGHUP or SIGUSR1 afterwards.
@@ -9,9 +10,12 @@ use std::io::IsTerminal;
 use std::os::linux::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::filter::EnvFilter;
-use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::format::{Format, Full, Writer};
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter};
 use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry};
 
@@ -65,11 +69,10 @@ pub fn start(config: &Config) -> anyhow::Result<Option<LogFile>> {
             })?;
             (layer_of(config.log_format, file.clone(), false), Some(file))
         }
-        None if stderr_is_journal() => match tracing_journald::layer() {
-            Ok(journal) => (journal.boxed(), None),
-            // A journal that cannot be reached directly still takes standard error.
-            Err(_) => (layer_of(config.log_format, std::io::stderr, false), None),
-        },
+        None if config.log_format == LogFormat::Text && stderr_is_journal() => {
+            let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).event_format(JournalFormat::new());
+            (layer.boxed(), None)
+        }
         None => (layer_of(config.log_format, std::io::stderr, std::io::stderr().is_terminal()), None),
     };
     // A program that embeds the server may have set up a log of its own: then that one is used.
@@ -89,8 +92,37 @@ where
     }
 }
 
+/// The text format as the journal likes it.
+struct JournalFormat {
+    text: Format<Full, ()>,
+}
+
+impl JournalFormat {
+    fn new() -> Self {
+        Self { text: Format::default().without_time().with_target(false).with_ansi(false) }
+    }
+}
+
+impl<S, N> FormatEvent<S, N> for JournalFormat
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(&self, context: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> std::fmt::Result {
+        // The severities of syslog.
+        let severity = match *event.metadata().level() {
+            Level::ERROR => 3,
+            Level::WARN => 4,
+            Level::INFO => 6,
+            _ => 7,
+        };
+        write!(writer, "<{severity}>")?;
+        self.text.format_event(context, writer, event)
+    }
+}
+
 /// systemd says in `JOURNAL_STREAM` which device and inode its journal socket has.
-fn stderr_is_journal() -> bool {
+pub(crate) fn stderr_is_journal() -> bool {
     let Ok(stated) = std::env::var("JOURNAL_STREAM") else { return false };
     let Ok(metadata) = std::fs::metadata("/proc/self/fd/2") else { return false };
     stated == format!("{}:{}", metadata.st_dev(), metadata.st_ino())
@@ -100,6 +132,20 @@ fn stderr_is_journal() -> bool {
 mod tests {
     use super::*;
     use std::io::Write;
+
+    #[test]
+    fn the_journal_gets_severity_and_fields_and_no_time() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("log");
+        let writer = LogFile::open(&path).expect("opens");
+        let layer = tracing_subscriber::fmt::layer().with_writer(writer).event_format(JournalFormat::new());
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
+            tracing::warn!(peer = "192.0.2.1", "refused");
+            tracing::info!("ready");
+        });
+        let text = std::fs::read_to_string(&path).expect("reads");
+        assert_eq!(text, "<4> WARN refused peer=\"192.0.2.1\"\n<6> INFO ready\n");
+    }
 
     #[test]
     fn a_renamed_file_is_left_and_a_failed_reopening_keeps_the_old_one() {

@@ -21,8 +21,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Instant;
 
-/// Descriptors that are no connections: shards, queues, files, status pages.
+/// Descriptors that are no connections: status pages, handshakes' second ones, files, the control plane.
 const DESCRIPTORS_BESIDE_CONNECTIONS: u64 = 256;
+/// Descriptors of a shard: its ring and queues.
+const DESCRIPTORS_PER_SHARD: u64 = 8;
+/// Memory that the control plane's rings must be allowed to lock; glommio takes no less.
+const LOCKED_BYTES_MIN: u64 = 512 << 10;
 
 /// What the main thread waits for.
 enum Event {
@@ -41,7 +45,8 @@ pub fn serve(config: Config) -> anyhow::Result<()> {
     let machine = Machine::read();
     let plan = Plan::make(&config, &machine, arena::SLAB_BYTES, arena::SLABS_MIN)?;
     log_plan(&config, &machine, &plan, &features.kernel);
-    let config = Arc::new(allow_descriptors(config));
+    allow_locked_memory()?;
+    let config = Arc::new(allow_descriptors(config, plan.shard_count()));
     let listener = sockets::listen(&config.listen)?;
     let status = config.status.as_ref().map(sockets::listen).transpose()?;
     let topology = Arc::new(topology(&config, plan.shard_count())?);
@@ -84,6 +89,9 @@ fn log_config(config: &Config) {
         Some(path) => tracing::info!(path = %path.display(), "env file read"),
         None => tracing::info!("no env file found"),
     }
+    if !config.env_file_lines_skipped.is_empty() {
+        tracing::warn!(lines = ?config.env_file_lines_skipped, "lines of the env file without `=` are skipped: write KEY=value");
+    }
     if !config.env_file_unknown_keys.is_empty() {
         tracing::info!(keys = config.env_file_unknown_keys.join(" "), "env file keys that mean nothing here are ignored");
     }
@@ -107,7 +115,7 @@ fn log_plan(config: &Config, machine: &Machine, plan: &Plan, kernel: &str) {
     tracing::info!(
         kernel, cpus_allowed = ?machine.cpus, cpu_quota = ?machine.cpu_quota, memory_bytes = machine.memory_allowed().0, "machine"
     );
-    if let Some(remark) = &plan.remark {
+    for remark in &plan.remarks {
         tracing::warn!("{remark}");
     }
     tracing::info!(
@@ -120,12 +128,13 @@ fn log_plan(config: &Config, machine: &Machine, plan: &Plan, kernel: &str) {
 }
 
 /// Raises the limit on open files as far as it goes, and lowers the number of connections to what it then allows.
-fn allow_descriptors(mut config: Config) -> Config {
+fn allow_descriptors(mut config: Config, shards: u32) -> Config {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
     let allowed = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    let room = allowed.saturating_sub(DESCRIPTORS_BESIDE_CONNECTIONS).max(1);
+    let beside = DESCRIPTORS_BESIDE_CONNECTIONS + DESCRIPTORS_PER_SHARD * u64::from(shards);
+    let room = allowed.saturating_sub(beside).max(1);
     if u64::from(config.connections_max) > room {
         tracing::warn!(
             connections_max = room,
@@ -136,6 +145,26 @@ fn allow_descriptors(mut config: Config) -> Config {
         config.connections_max = u32::try_from(room).unwrap_or(u32::MAX);
     }
     config
+}
+
+/// Raises the limit on locked memory as far as it goes: glommio does not start with too little, and does not say what to do.
+fn allow_locked_memory() -> anyhow::Result<()> {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Memlock);
+    let _ = setrlimit(Resource::Memlock, Rlimit { current: limit.maximum, maximum: limit.maximum });
+    enough_locked_memory(getrlimit(Resource::Memlock).current)
+}
+
+fn enough_locked_memory(allowed: Option<u64>) -> anyhow::Result<()> {
+    match allowed {
+        Some(bytes) if bytes < LOCKED_BYTES_MIN => anyhow::bail!(
+            "this process may lock {} KiB of memory (RLIMIT_MEMLOCK), the control plane needs {} KiB: raise it with \
+             `ulimit -l 8192`, LimitMEMLOCK=8M in a systemd unit, or `--ulimit memlock=8388608` for a container",
+            bytes >> 10,
+            LOCKED_BYTES_MIN >> 10
+        ),
+        _ => Ok(()),
+    }
 }
 
 fn topology(config: &Config, shard_count: u32) -> anyhow::Result<Topology> {
@@ -198,7 +227,10 @@ fn listen_to_signals(log: Option<LogFile>, serving: Arc<AtomicBool>, events: mps
         let mut stopping = false;
         for signal in signals.forever() {
             match signal {
-                SIGHUP | SIGUSR1 => log.iter().for_each(LogFile::reopen),
+                SIGHUP | SIGUSR1 => match &log {
+                    Some(file) => file.reopen(),
+                    None => tracing::info!(signal, "there is no log file to reopen (--log-file): the signal does nothing"),
+                },
                 _ if stopping => {
                     tracing::warn!(signal, "second signal: ending at once");
                     std::process::exit(128 + signal);
@@ -225,5 +257,19 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
     match error.downcast_ref::<ConfigError>() {
         Some(error) if error.is_usage => 2,
         _ => 1,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn too_little_locked_memory_is_named_with_its_remedy() {
+        assert!(enough_locked_memory(None).is_ok() && enough_locked_memory(Some(512 << 10)).is_ok());
+        let text = enough_locked_memory(Some(64 << 10)).expect_err("too little").to_string();
+        for word in ["64 KiB", "512 KiB", "ulimit -l", "LimitMEMLOCK=", "--ulimit memlock"] {
+            assert!(text.contains(word), "{word} is missing: {text}");
+        }
     }
 }

@@ -24,14 +24,39 @@ pub struct EnvFile {
     pub path: PathBuf,
     /// Its keys and values; of a key given twice the last counts.
     pub values: BTreeMap<String, String>,
+    /// Numbers of its lines without `=`. They were skipped.
+    pub lines_skipped: Vec<usize>,
+}
+
+/// Who chose an env file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Chosen {
+    /// The operator, by its name.
+    ByName,
+    /// This program: it lay in one of the [`DEFAULT_PATHS`]. It was written for somebody else, so it may hold oddities.
+    ByItself,
 }
 
 impl EnvFile {
     /// Reads and parses the file at `path`.
-    pub fn read(path: &Path) -> Result<Self, String> {
+    pub fn read(path: &Path, chosen: Chosen) -> Result<Self, String> {
+        Self::read_strictly(path, chosen == Chosen::ByName).map_err(|error| match chosen {
+            Chosen::ByName => error,
+            Chosen::ByItself => format!(
+                "{error} (the env file {} was found by itself: --env-file FILE reads another, --env-file /dev/null none)",
+                path.display()
+            ),
+        })
+    }
+
+    fn read_strictly(path: &Path, strict: bool) -> Result<Self, String> {
         let text = super::read_small_file(path, BYTES_MAX)?;
-        let values = parse(&text).map_err(|error| format!("env file {}: {error}", path.display()))?;
-        Ok(Self { path: path.to_path_buf(), values })
+        let parsed = parse(&text).and_then(|parsed| match parsed.lines_skipped.first() {
+            Some(number) if strict => Err(format!("line {number} has no `=`: write KEY=value")),
+            _ => Ok(parsed),
+        });
+        let parsed = parsed.map_err(|error| format!("env file {}: {error}", path.display()))?;
+        Ok(Self { path: path.to_path_buf(), ..parsed })
     }
 
     /// Keys that are none of `known`.
@@ -41,8 +66,8 @@ impl EnvFile {
 }
 
 /// Parses the text of an env file. The error names the line.
-pub fn parse(text: &str) -> Result<BTreeMap<String, String>, String> {
-    let mut values = BTreeMap::new();
+pub fn parse(text: &str) -> Result<EnvFile, String> {
+    let mut file = EnvFile::default();
     for (index, line) in text.trim_start_matches('\u{feff}').lines().enumerate() {
         let line = line.trim();
         if line.is_empty() || line.starts_with('#') {
@@ -50,15 +75,18 @@ pub fn parse(text: &str) -> Result<BTreeMap<String, String>, String> {
         }
         let number = index + 1;
         let line = line.strip_prefix("export ").unwrap_or(line).trim_start();
-        let (key, value) = line.split_once('=').ok_or_else(|| format!("line {number} has no `=`: write KEY=value"))?;
+        let Some((key, value)) = line.split_once('=') else {
+            file.lines_skipped.push(number);
+            continue;
+        };
         let key = key.trim_end();
         if key.is_empty() || !key.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') {
             return Err(format!("line {number}: {key:?} is no key: letters, digits and `_` only"));
         }
         let value = parse_value(value.trim_start()).ok_or_else(|| format!("line {number}: the quote of {key} is not closed"))?;
-        values.insert(key.to_owned(), value);
+        file.values.insert(key.to_owned(), value);
     }
-    Ok(values)
+    Ok(file)
 }
 
 /// A value: quoted and bare pieces side by side, as a shell joins them; ` #` outside of quotes begins a comment.
@@ -96,7 +124,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn value_of(line: &str) -> String {
-        parse(line).expect("parses").remove("A").expect("has A")
+        parse(line).expect("parses").values.remove("A").expect("has A")
     }
 
     #[test]
@@ -115,15 +143,26 @@ mod tests {
 
     #[test]
     fn errors_name_the_line() {
-        assert!(parse("A=1\nB\n").expect_err("no =").contains("line 2"));
         assert!(parse("A B=1").expect_err("bad key").contains("line 1"));
         assert!(parse("A='1").expect_err("open quote").contains("not closed"));
         assert!(parse("A=\"1\\").expect_err("open quote").contains("not closed"));
     }
 
     #[test]
+    fn a_line_without_value_stops_only_a_file_that_was_asked_for() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("env");
+        std::fs::write(&path, "A=1\nB\nC=3\n").expect("written");
+        assert!(EnvFile::read(&path, Chosen::ByName).expect_err("no =").contains("line 2 has no `=`"));
+        let file = EnvFile::read(&path, Chosen::ByItself).expect("good");
+        assert_eq!((file.values.len(), file.lines_skipped), (2, vec![2]));
+        let error = EnvFile::read(folder.path(), Chosen::ByItself).expect_err("a folder");
+        assert!(error.contains("found by itself") && error.contains("--env-file"), "{error}");
+    }
+
+    #[test]
     fn unknown_keys_are_listed() {
-        let file = EnvFile { path: PathBuf::new(), values: parse("HOST=a\nNGINX_PORT=1").expect("parses") };
+        let file = parse("HOST=a\nNGINX_PORT=1").expect("parses");
         assert_eq!(file.unknown_keys(&["HOST"]), ["NGINX_PORT"]);
     }
 
@@ -135,7 +174,7 @@ mod tests {
 
         #[test]
         fn single_quotes_keep_everything(value in "[^'\r\n\u{85}\u{2028}\u{2029}\u{b}\u{c}]*") {
-            prop_assert_eq!(parse(&format!("A='{value}'")).expect("parses")["A"].clone(), value);
+            prop_assert_eq!(parse(&format!("A='{value}'")).expect("parses").values["A"].clone(), value);
         }
     }
 }

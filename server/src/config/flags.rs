@@ -47,8 +47,8 @@ pub struct ServeFlags {
     /// Address for filtering nodes; port 0 takes any free port [env: HOST, PORT] [default: 127.0.0.1:3313]
     #[arg(long, value_name = "HOST:PORT")]
     pub listen: Option<String>,
-    /// Address for /health, /ready, /metrics, /status and /requests, or none [env: POSTANALYTICS_STATUS]
-    /// [default: 127.0.0.1:9001]
+    /// Address for /health, /ready, /metrics, /status and /requests, or none; loopback and the networks of --allow are
+    /// answered [env: POSTANALYTICS_STATUS] [default: 127.0.0.1:9001]
     #[arg(long, value_name = "HOST:PORT")]
     pub status: Option<String>,
     /// A name under which the status address may be asked for (repeatable) [env: POSTANALYTICS_STATUS_HOST]
@@ -70,7 +70,8 @@ pub struct ServeFlags {
     /// Where the arena is kept over restarts; only none for now [env: POSTANALYTICS_ARENA_DIR] [default: none]
     #[arg(long, value_name = "DIR")]
     pub arena_dir: Option<String>,
-    /// A network that may connect, such as 10.0.0.0/8 (repeatable); loopback always may [env: ALLOW, with commas or spaces]
+    /// A network that may connect, also to the status pages, such as 10.0.0.0/8 (repeatable); loopback always may [env: ALLOW,
+    /// with commas or spaces]
     #[arg(long, value_name = "NET")]
     pub allow: Vec<String>,
     /// Let everybody connect who can reach the address [env: POSTANALYTICS_INSECURE]
@@ -88,10 +89,10 @@ pub struct ServeFlags {
     /// Bytes of each receive buffer [env: POSTANALYTICS_RECEIVE_BUFFER_BYTES] [default: 65536]
     #[arg(long, value_name = "BYTES")]
     pub receive_buffer_bytes: Option<String>,
-    /// How long a frame may take from its first byte to its last [env: POSTANALYTICS_FRAME_DEADLINE] [default: 10s]
+    /// How long a frame may take from its first byte to its last, 1s to 60s [env: POSTANALYTICS_FRAME_DEADLINE] [default: 10s]
     #[arg(long, value_name = "DURATION")]
     pub frame_deadline: Option<String>,
-    /// How long the end may take after SIGTERM [env: POSTANALYTICS_DRAIN_DEADLINE] [default: 10s]
+    /// How long the end may take after SIGTERM, up to 600s [env: POSTANALYTICS_DRAIN_DEADLINE] [default: 10s]
     #[arg(long, value_name = "DURATION")]
     pub drain_deadline: Option<String>,
     /// Id of this server; random if not given [env: POSTANALYTICS_SERVER_ID]

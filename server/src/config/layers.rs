@@ -3,6 +3,7 @@
 use super::ConfigError;
 use super::env_file::EnvFile;
 use std::ffi::OsString;
+use std::path::PathBuf;
 
 /// Where a value comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -11,8 +12,8 @@ pub enum Source {
     Flag,
     /// The environment variable of this name.
     Environment(&'static str),
-    /// This key of the env file.
-    EnvFile(&'static str),
+    /// This key of the env file at this path.
+    EnvFile(&'static str, PathBuf),
     /// A key of node.yaml, such as `wstore.host`.
     NodeYaml(String),
     /// Nobody said anything.
@@ -24,7 +25,7 @@ impl std::fmt::Display for Source {
         match self {
             Self::Flag => f.write_str("flag"),
             Self::Environment(name) => write!(f, "environment {name}"),
-            Self::EnvFile(name) => write!(f, "env file {name}"),
+            Self::EnvFile(name, _) => write!(f, "env file {name}"),
             Self::NodeYaml(key) => write!(f, "node.yaml {key}"),
             Self::Default => f.write_str("default"),
         }
@@ -72,10 +73,10 @@ impl Layers<'_> {
                 _ => {}
             }
         }
-        let values = self.file.as_ref().map(|file| &file.values);
+        let Some(file) = &self.file else { return Ok(None) };
         Ok(names.iter().find_map(|name| {
-            let value = values?.get(*name).map(|value| value.trim()).filter(|value| !value.is_empty())?;
-            Some((value.to_owned(), Source::EnvFile(name)))
+            let value = file.values.get(*name).map(|value| value.trim()).filter(|value| !value.is_empty())?;
+            Some((value.to_owned(), Source::EnvFile(name, file.path.clone())))
         }))
     }
 
@@ -116,7 +117,9 @@ pub(super) fn bad_value(flag: &'static str, value: &str, source: &Source, error:
     match source {
         Source::Flag => ConfigError::usage(format!("bad --{flag} {value:?}: {error}")),
         Source::Environment(name) => ConfigError::start(format!("bad {name} {value:?} (from the environment): {error}")),
-        Source::EnvFile(name) => ConfigError::start(format!("bad {name} {value:?} (from the env file): {error}")),
+        Source::EnvFile(name, path) => {
+            ConfigError::start(format!("bad {name} {value:?} (from the env file {}): {error}", path.display()))
+        }
         other => ConfigError::start(format!("bad {flag} {value:?} (from {other}): {error}")),
     }
 }

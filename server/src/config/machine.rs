@@ -11,21 +11,28 @@ pub struct Machine {
     pub cpu_quota: Option<usize>,
     /// `MemTotal` of the machine, bytes.
     pub memory_bytes: u64,
-    /// `memory.max` of the tightest cgroup, bytes; `None` without a limit.
+    /// `memory.max` (`memory.limit_in_bytes` in version 1) of the tightest cgroup, bytes; `None` without a limit.
     pub memory_limit_bytes: Option<u64>,
 }
 
 impl Machine {
     /// Reads the live values. What cannot be read is taken as no limit.
     pub fn read() -> Self {
-        let groups = cgroup_folders(&std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default());
-        let in_groups = |name: &str| groups.iter().filter_map(|folder| std::fs::read_to_string(folder.join(name)).ok()).collect();
-        let (quotas, limits): (Vec<String>, Vec<String>) = (in_groups("cpu.max"), in_groups("memory.max"));
+        let read = |path: &Path| std::fs::read_to_string(path).unwrap_or_default();
+        let own = read(Path::new("/proc/self/cgroup"));
+        let quotas = cgroup_folders(&own, "cpu").into_iter().filter_map(|folder| {
+            let version_1 = format!("{} {}", read(&folder.join("cpu.cfs_quota_us")), read(&folder.join("cpu.cfs_period_us")));
+            parse_cpu_max(&read(&folder.join("cpu.max"))).or_else(|| parse_cpu_max(&version_1))
+        });
+        let limits = cgroup_folders(&own, "memory").into_iter().filter_map(|folder| {
+            let of = |name: &str| read(&folder.join(name)).trim().parse().ok();
+            of("memory.max").or_else(|| of("memory.limit_in_bytes"))
+        });
         Self {
             cpus: allowed_cpus(),
-            cpu_quota: quotas.iter().filter_map(|text| parse_cpu_max(text)).min(),
-            memory_bytes: parse_memory_total(&std::fs::read_to_string("/proc/meminfo").unwrap_or_default()).unwrap_or(u64::MAX),
-            memory_limit_bytes: limits.iter().filter_map(|text| text.trim().parse().ok()).min(),
+            cpu_quota: quotas.min(),
+            memory_bytes: parse_memory_total(&read(Path::new("/proc/meminfo"))).unwrap_or(u64::MAX),
+            memory_limit_bytes: limits.min(),
         }
     }
 
@@ -37,7 +44,7 @@ impl Machine {
     /// Bytes of memory that this process may have, and where that limit comes from.
     pub fn memory_allowed(&self) -> (u64, &'static str) {
         match self.memory_limit_bytes {
-            Some(limit) if limit < self.memory_bytes => (limit, "memory.max of the control group"),
+            Some(limit) if limit < self.memory_bytes => (limit, "memory.max (memory.limit_in_bytes) of the control group"),
             _ => (self.memory_bytes, "MemTotal of the machine"),
         }
     }
@@ -49,11 +56,20 @@ fn allowed_cpus() -> Vec<usize> {
     if cpus.is_empty() { vec![0] } else { cpus }
 }
 
-/// The folders of our control group (version 2) and of all above it: each may limit.
-fn cgroup_folders(proc_self_cgroup: &str) -> Vec<PathBuf> {
-    let root = Path::new("/sys/fs/cgroup");
-    let Some(own) = proc_self_cgroup.lines().find_map(|line| line.strip_prefix("0::/")) else { return vec![root.to_path_buf()] };
-    root.join(own).ancestors().take_while(|folder| folder.starts_with(root)).map(Path::to_path_buf).collect()
+/// The folders of our control groups for a controller, and of all above them: each may limit. A line is `0::/path` in version 2
+/// and `4:cpu,cpuacct:/path` in version 1, which has a tree for each controller.
+fn cgroup_folders(proc_self_cgroup: &str, controller: &str) -> Vec<PathBuf> {
+    let mut folders = vec![PathBuf::from("/sys/fs/cgroup")];
+    for line in proc_self_cgroup.lines() {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(path)) = (parts.next(), parts.next()) else { continue };
+        if controllers.is_empty() || controllers.split(',').any(|one| one == controller) {
+            let root = Path::new("/sys/fs/cgroup").join(controllers);
+            let own = root.join(path.trim_start_matches('/'));
+            folders.extend(own.ancestors().take_while(|folder| folder.starts_with(&root)).map(Path::to_path_buf));
+        }
+    }
+    folders
 }
 
 /// `max 100000` is no quota; `150000 100000` is one and a half CPUs.
@@ -80,15 +96,20 @@ mod tests {
         assert_eq!(parse_cpu_max("50000 100000\n"), Some(1));
         assert_eq!(parse_cpu_max("250000 100000\n"), Some(2));
         assert_eq!(parse_cpu_max("1 0"), None);
+        assert_eq!(parse_cpu_max("-1\n 100000\n"), None);
+        assert_eq!(parse_cpu_max("400000\n 100000\n"), Some(4));
         assert_eq!(parse_cpu_max(""), None);
     }
 
     #[test]
     fn every_group_above_is_asked() {
-        let folders = cgroup_folders("0::/system.slice/a.service\n");
-        assert_eq!(folders.len(), 3);
-        assert_eq!(folders[0], Path::new("/sys/fs/cgroup/system.slice/a.service"));
-        assert_eq!(folders[2], Path::new("/sys/fs/cgroup"));
+        let folders = cgroup_folders("0::/system.slice/a.service\n", "cpu");
+        assert!(folders.contains(&PathBuf::from("/sys/fs/cgroup/system.slice/a.service")), "{folders:?}");
+        assert!(folders.contains(&PathBuf::from("/sys/fs/cgroup")), "{folders:?}");
+        let folders = cgroup_folders("9:name=systemd:/s\n4:memory:/a/b\n3:cpu,cpuacct:/c\n", "memory");
+        let wanted = ["/sys/fs/cgroup", "/sys/fs/cgroup/memory/a/b", "/sys/fs/cgroup/memory/a", "/sys/fs/cgroup/memory"];
+        assert_eq!(folders, wanted.map(PathBuf::from));
+        assert!(cgroup_folders("3:cpu,cpuacct:/c\n", "cpu").contains(&PathBuf::from("/sys/fs/cgroup/cpu,cpuacct/c")));
     }
 
     #[test]

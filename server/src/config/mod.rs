@@ -13,7 +13,7 @@ pub mod values;
 
 pub use layers::{Setting, Source};
 
-use env_file::EnvFile;
+use env_file::{Chosen, EnvFile};
 use flags::ServeFlags;
 use ipnet::IpNet;
 use layers::{Key, Layers, bad_value};
@@ -105,6 +105,8 @@ pub struct Config {
     pub group: Option<String>,
     /// The env file that was read.
     pub env_file: Option<PathBuf>,
+    /// Numbers of its lines that were skipped, for they have no `=`.
+    pub env_file_lines_skipped: Vec<usize>,
     /// Keys of it that mean nothing here.
     pub env_file_unknown_keys: Vec<String>,
     /// The node.yaml that was read.
@@ -207,8 +209,10 @@ impl Config {
             )?,
             receive_buffers: layers.parse(&RECEIVE_BUFFERS, flags.receive_buffers.as_deref(), receive_buffers)?,
             receive_buffer_bytes: layers.parse(&RECEIVE_BUFFER_BYTES, flags.receive_buffer_bytes.as_deref(), buffer_bytes)?,
-            frame_deadline: layers.parse(&FRAME_DEADLINE, flags.frame_deadline.as_deref(), values::positive_duration)?,
-            drain_deadline: layers.parse(&DRAIN_DEADLINE, flags.drain_deadline.as_deref(), values::duration)?,
+            frame_deadline: layers
+                .parse(&FRAME_DEADLINE, flags.frame_deadline.as_deref(), |text| values::duration_of_seconds(text, 1..=60))?,
+            drain_deadline: layers
+                .parse(&DRAIN_DEADLINE, flags.drain_deadline.as_deref(), |text| values::duration_of_seconds(text, 0..=600))?,
             server_id: layers.parse(&SERVER_ID, flags.server_id.as_deref(), server_id)?,
             log_format: layers.parse(&LOG, flags.log.as_deref(), |text| match text {
                 "text" => Ok(LogFormat::Text),
@@ -218,6 +222,7 @@ impl Config {
             log_file: (!log_file.is_empty()).then(|| PathBuf::from(log_file)),
             group: values::group_of_labels(&labels).map(str::to_owned),
             env_file: layers.file.as_ref().map(|file| file.path.clone()),
+            env_file_lines_skipped: layers.file.as_ref().map(|file| file.lines_skipped.clone()).unwrap_or_default(),
             env_file_unknown_keys: unknown_keys(layers.file.as_ref()),
             node,
             settings: Vec::new(),
@@ -228,14 +233,16 @@ impl Config {
 
 /// The env file: the one asked for, else the first of the usual places that exists.
 fn read_env_file(flags: &ServeFlags, layers: &Layers<'_>) -> Result<Option<EnvFile>, ConfigError> {
-    let path = match &flags.env_file {
-        Some(path) => Some(PathBuf::from(path)),
-        None => match layers.below_flags(&["POSTANALYTICS_ENV_FILE"])? {
-            Some((path, _)) => Some(PathBuf::from(path)),
-            None => env_file::DEFAULT_PATHS.iter().map(PathBuf::from).find(|path| path.exists()),
-        },
+    let named = match &flags.env_file {
+        Some(path) => Some(path.clone()),
+        None => layers.below_flags(&["POSTANALYTICS_ENV_FILE"])?.map(|(path, _)| path),
     };
-    path.map(|path| EnvFile::read(&path)).transpose().map_err(ConfigError::start)
+    let found = || env_file::DEFAULT_PATHS.iter().map(Path::new).find(|path| path.exists());
+    let file = match named {
+        Some(path) => Some(EnvFile::read(Path::new(&path), Chosen::ByName)),
+        None => found().map(|path| EnvFile::read(path, Chosen::ByItself)),
+    };
+    file.transpose().map_err(ConfigError::start)
 }
 
 fn read_node_yaml(flags: &ServeFlags, layers: &Layers<'_>) -> Result<Option<NodeYaml>, ConfigError> {

@@ -65,7 +65,7 @@ pub fn parse(text: &str) -> Result<NodeYaml, String> {
     if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#') || line.trim() == "---") {
         return Ok(NodeYaml::default());
     }
-    let document: Document = serde_saphyr::from_str(text).map_err(|error| error.to_string())?;
+    let document: Document = serde_saphyr::from_str(text).map_err(|error| explain(&error, text))?;
     let api = document.api.unwrap_or_default();
     let (section, address) = match (document.wstore, document.tarantool) {
         (Some(wstore), Some(tarantool)) if (&wstore.host, wstore.port) != (&tarantool.host, tarantool.port) => {
@@ -83,6 +83,21 @@ pub fn parse(text: &str) -> Result<NodeYaml, String> {
         port: address.port,
         section,
     })
+}
+
+/// Line, column and what is wrong there, without a word of any value: the file holds the secret of the node.
+fn explain(error: &serde_saphyr::Error, text: &str) -> String {
+    let place = error.location().map(|at| format!("line {}, column {}: ", at.line(), at.column())).unwrap_or_default();
+    let options = serde_saphyr::render_options! { snippets: serde_saphyr::SnippetMode::Off };
+    let message = error.without_snippet().render_with_options(options).replace('\n', " ");
+    let mut words = message.split(|letter: char| !letter.is_alphanumeric()).filter(|word| word.len() >= 3);
+    let values = || text.lines().map(|line| line.split_once(':').map_or(line, |(_, value)| value));
+    let tells = words.any(|word| values().any(|value| value.contains(word)));
+    if tells {
+        return format!("{place}this is not what is expected here; see to quotes, colons and indentation");
+    }
+    // Most messages end with their place.
+    if message.contains("line ") { message } else { format!("{place}{message}") }
 }
 
 #[cfg(test)]
@@ -110,6 +125,31 @@ mod tests {
         assert!(parse("tarantool:\n  port: 99999\n").is_err());
         assert!(parse("tarantool: {host: a}\nwstore: {host: b}\n").expect_err("clash").contains("different"));
         assert!(parse("- a\n- b\n").is_err());
+    }
+
+    #[test]
+    fn no_error_tells_the_secret() {
+        for text in [
+            "secret: HUSHHUSH\ntarantool:\n  port: many\n",
+            "api:\n  secret: HUSHHUSH\n  secret: HUSHHUSH\n",
+            "secret: [HUSHHUSH, HUSHHUSH]\n",
+            "secret: \"HUSHHUSH\nuuid: u\n",
+            "secret: *HUSHHUSH\n",
+            "secret: !HUSHHUSH {a: b}\n",
+            "secret: {HUSHHUSH: 1}\n",
+            "secret: 'HUSHHUSH' HUSHHUSH\n",
+            "secret: HUSHHUSH\n\ttarantool: x\n",
+            "api: HUSHHUSH\n",
+            "api: [secret: HUSHHUSH\n",
+            "tarantool:\n  port: HUSHHUSH\n",
+            "HUSHHUSH\n",
+        ] {
+            let error = parse(text).expect_err(text);
+            assert!(!error.contains("HUSH"), "{text:?}: {error}");
+            assert!(error.contains("line ") && !error.contains('\n'), "{text:?}: {error}");
+        }
+        let error = parse("hostname: a\nsecret: HUSHHUSH\ntarantool:\n  port: 99999\n").expect_err("no port");
+        assert!(error.contains("line 4"), "{error}");
     }
 
     proptest! {

@@ -4,6 +4,11 @@ use super::machine::Machine;
 use super::values::GIGABYTE;
 use super::{Config, ConfigError};
 
+/// Part of the memory above which an arena is warned about.
+const MEMORY_PART_WARN: f64 = 0.75;
+/// Part of the memory above which it is refused.
+const MEMORY_PART_MAX: f64 = 0.95;
+
 /// See the module.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
@@ -13,8 +18,8 @@ pub struct Plan {
     pub control_cpus: Vec<usize>,
     /// Bytes of arena of each shard, whole slabs.
     pub arena_bytes_per_shard: u64,
-    /// What the operator should know: fewer shards than wanted, and why.
-    pub remark: Option<String>,
+    /// What the operator should know: fewer shards than wanted and why, an arena that takes most of the memory.
+    pub remarks: Vec<String>,
 }
 
 impl Plan {
@@ -26,13 +31,22 @@ impl Plan {
     /// Makes the plan. `slab_bytes` and `slabs_min` are the arena's: a shard needs that many slabs at least.
     pub fn make(config: &Config, machine: &Machine, slab_bytes: u64, slabs_min: u64) -> Result<Self, ConfigError> {
         let (memory, limit_name) = machine.memory_allowed();
-        if config.arena_bytes > memory {
-            return Err(ConfigError::start(format!(
-                "the arena of {} is larger than the memory: {limit_name} is {}; give a smaller --arena (SLAB_ALLOC_ARENA), at most \
-                 about three quarters of the memory",
+        let mut remarks = Vec::new();
+        let part = config.arena_bytes as f64 / memory.max(1) as f64;
+        if part > MEMORY_PART_WARN {
+            let how_much =
+                if part > 1.0 { "larger than the memory".to_owned() } else { format!("{:.0} % of the memory", part * 100.0) };
+            let text = format!(
+                "the arena of {} is {how_much}: {limit_name} is {}; give a smaller --arena (SLAB_ALLOC_ARENA), \
+                 at most {:.2}, for the rest of the machine and of this process need some too",
                 in_gigabytes(config.arena_bytes),
-                in_gigabytes(memory)
-            )));
+                in_gigabytes(memory),
+                (memory as f64 * MEMORY_PART_WARN / GIGABYTE as f64 * 100.0).floor() / 100.0
+            );
+            if part > MEMORY_PART_MAX {
+                return Err(ConfigError::start(text));
+            }
+            remarks.push(text);
         }
         let allowed = machine.cpus_allowed();
         let wanted = config.shards.map_or((allowed - 1).max(1), |shards| shards as usize);
@@ -55,14 +69,14 @@ impl Plan {
             )));
         }
         let shards = wanted.min(fitting);
-        let remark = (shards < wanted).then(|| {
-            format!(
+        if shards < wanted {
+            remarks.push(format!(
                 "starting {shards} shards instead of {wanted}: the arena of {} has room for no more, each needs {} MiB; give a \
                  larger --arena (SLAB_ALLOC_ARENA) for more shards",
                 in_gigabytes(config.arena_bytes),
                 (slab_bytes * slabs_min) >> 20
-            )
-        });
+            ));
+        }
         // The last CPUs are the shards': the first also serve interrupts, and what is left is the control plane's.
         let first = machine.cpus.len().saturating_sub(shards);
         let (control_cpus, shard_cpus) = machine.cpus.split_at(first);
@@ -71,7 +85,7 @@ impl Plan {
             cpus,
             control_cpus: if config.pin { control_cpus.to_vec() } else { Vec::new() },
             arena_bytes_per_shard: config.arena_bytes / shards as u64 / slab_bytes * slab_bytes,
-            remark,
+            remarks,
         })
     }
 }
@@ -124,7 +138,7 @@ mod tests {
     fn a_small_arena_starts_fewer_shards_and_says_so() {
         let found = plan(Some(4), "0.1", false, &machine(4, None)).expect("fits");
         assert_eq!(found.shard_count(), 2);
-        assert!(found.remark.expect("says so").contains("2 shards instead of 4"));
+        assert!(found.remarks[0].contains("2 shards instead of 4"));
         let error = plan(Some(1), "0.01", false, &machine(4, None)).expect_err("too small");
         assert!(error.text.contains("--arena 0.04"), "{error}");
     }
@@ -135,5 +149,13 @@ mod tests {
         assert!(error.text.contains("MemTotal") && error.text.contains("8.00 GB"), "{error}");
         let limited = Machine { memory_limit_bytes: Some(GIGABYTE), ..machine(2, None) };
         assert!(plan(Some(1), "2", false, &limited).expect_err("too large").text.contains("memory.max"));
+        assert!(plan(Some(1), "0.96", false, &limited).expect_err("too large").text.contains("96 % of the memory"));
+        let found = plan(Some(1), "7", false, &machine(2, None)).expect("fits");
+        assert!(
+            found.remarks[0].contains("88 % of the memory") && found.remarks[0].contains("at most 6.00"),
+            "{:?}",
+            found.remarks
+        );
+        assert!(plan(Some(1), "6", false, &machine(2, None)).expect("fits").remarks.is_empty());
     }
 }

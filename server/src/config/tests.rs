@@ -111,7 +111,12 @@ fn node_yaml_gives_the_address_and_may_not_contradict() {
 fn errors_name_source_and_remedy() {
     let files = Files::new();
     let error = resolve(&files.flags("SLAB_ALLOC_ARENA=1,5", ""), &[]).expect_err("a comma");
-    assert!(error.text.contains("bad SLAB_ALLOC_ARENA \"1,5\" (from the env file)") && !error.is_usage, "{error}");
+    assert!(
+        error.text.contains("bad SLAB_ALLOC_ARENA \"1,5\" (from the env file /")
+            && error.text.contains("/env): ")
+            && !error.is_usage,
+        "{error}"
+    );
     let flags = ServeFlags { arena_dir: Some("/var/lib".to_owned()), ..files.flags("", "") };
     let error = resolve(&flags, &[]).expect_err("no folder");
     assert!(error.is_usage && error.text.contains("only none"), "{error}");
@@ -121,6 +126,10 @@ fn errors_name_source_and_remedy() {
     assert!(resolve(&flags, &[]).expect_err("short").text.contains("at least 16"));
     let flags = ServeFlags { receive_buffers: Some("3".to_owned()), ..files.flags("", "") };
     assert!(resolve(&flags, &[]).expect_err("no power").text.contains("power of two"));
+    let flags = ServeFlags { frame_deadline: Some("2m".to_owned()), ..files.flags("", "") };
+    assert!(resolve(&flags, &[]).expect_err("too long").text.contains("bad --frame-deadline \"2m\": it must be 1 s to 60 s"));
+    let flags = ServeFlags { drain_deadline: Some("1h".to_owned()), ..files.flags("", "") };
+    assert!(resolve(&flags, &[]).expect_err("too long").text.contains("0 s to 600 s"));
 }
 
 #[test]

@@ -1,8 +1,9 @@
 //! Parsers of single values. Pure; every error says what was found and how to write it.
 
 use super::ConfigError;
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 /// Bytes of a gigabyte as operators of slab arenas count: 2³⁰.
@@ -39,9 +40,13 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     number.checked_mul(milliseconds).map(Duration::from_millis).ok_or_else(wrong)
 }
 
-/// A duration of more than nothing.
-pub fn positive_duration(text: &str) -> Result<Duration, String> {
-    duration(text).and_then(|found| if found.is_zero() { Err("it must be longer than nothing".to_owned()) } else { Ok(found) })
+/// A duration within bounds, both taken.
+pub fn duration_of_seconds(text: &str, bounds: RangeInclusive<u64>) -> Result<Duration, String> {
+    let found = duration(text)?;
+    if found < Duration::from_secs(*bounds.start()) || found > Duration::from_secs(*bounds.end()) {
+        return Err(format!("it must be {} s to {} s", bounds.start(), bounds.end()));
+    }
+    Ok(found)
 }
 
 /// A count of at least 1.
@@ -121,7 +126,14 @@ pub fn network(text: &str) -> Result<IpNet, String> {
     let found = text.parse::<IpNet>().or_else(|_| single()).map_err(|_| {
         format!("{text:?} is no network: write an address such as 10.0.0.7, or a network such as 10.0.0.0/8 or 2001:db8::/32")
     })?;
-    Ok(found.trunc())
+    Ok(canonical(found.trunc()))
+}
+
+/// `::ffff:10.0.0.0/104` is `10.0.0.0/8`, for peers are compared as what they stand for.
+fn canonical(network: IpNet) -> IpNet {
+    let IpNet::V6(v6) = network else { return network };
+    let v4 = v6.addr().to_ipv4_mapped().zip(v6.prefix_len().checked_sub(96));
+    v4.and_then(|(address, bits)| Ipv4Net::new(address, bits).ok()).map_or(network, IpNet::V4)
 }
 
 /// Networks between commas or spaces.
@@ -157,7 +169,11 @@ mod tests {
         for wrong in ["", "5", "s", "5 s", "-5s", "1.5s", "99999999999999999999s", "18446744073709551615d"] {
             assert!(duration(wrong).is_err(), "{wrong:?}");
         }
-        assert!(positive_duration("0s").is_err());
+        assert_eq!(duration_of_seconds("1m", 1..=60), Ok(Duration::from_secs(60)));
+        assert_eq!(duration_of_seconds("0s", 0..=600), Ok(Duration::ZERO));
+        for wrong in ["999ms", "61s", "60001ms", "1h"] {
+            assert!(duration_of_seconds(wrong, 1..=60).expect_err(wrong).contains("1 s to 60 s"), "{wrong:?}");
+        }
     }
 
     #[test]
@@ -178,6 +194,12 @@ mod tests {
         assert_eq!(found.len(), 3);
         assert_eq!(networks("10.1.2.3/8").expect("parses")[0].to_string(), "10.0.0.0/8");
         assert!(networks("10.0.0.0/33").is_err());
+        for (mapped, network) in
+            [("::ffff:10.0.0.0/104", "10.0.0.0/8"), ("::ffff:192.0.2.7", "192.0.2.7/32"), ("::ffff:0:0/96", "0.0.0.0/0")]
+        {
+            assert_eq!(networks(mapped).expect("parses")[0].to_string(), network);
+        }
+        assert_eq!(networks("::/0").expect("parses")[0].to_string(), "::/0");
         assert_eq!(networks("  "), Ok(Vec::new()));
     }
 

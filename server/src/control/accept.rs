@@ -23,6 +23,8 @@ use std::time::{Duration, Instant};
 
 /// Connections whose Hello is waited for at the same time.
 pub(super) const HANDSHAKES_MAX: usize = 256;
+/// Of these, those of one address: what one peer may hold without a word must leave room for the others.
+const HANDSHAKES_PER_ADDRESS_MAX: usize = 64;
 /// Accepted connections that may wait for that.
 pub(super) const WAITING_MAX: usize = 1024;
 /// How long a full queue to a shard is waited for before the client is sent away.
@@ -31,8 +33,10 @@ const HANDOVER_PATIENCE: Duration = Duration::from_secs(1);
 const FAREWELL: Duration = Duration::from_secs(1);
 /// Bytes that a refused peer may still send meanwhile.
 const FAREWELL_BYTES_MAX: usize = 64 << 10;
-/// Pause after an accept that failed for a reason which may last.
+/// Pause after an accept that failed for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Pause after an accept that failed otherwise, mostly because its peer gave up.
+const ACCEPT_PAUSE_SHORT: Duration = Duration::from_millis(1);
 
 /// An accepted connection whose Hello is to be read.
 #[derive(Debug)]
@@ -57,10 +61,11 @@ pub(super) async fn accept_all(state: Rc<State>, listener: TcpListener, guests: 
             Err(_) if state.stopping.get() => return,
             Err(error) => {
                 let error = std::io::Error::from(error);
+                add_one(&state.counters.accept_errors);
                 if !is_out_of_descriptors(&error) {
                     // The peer gave up before we came to it, or memory is short: nothing that an exit would mend.
                     tracing::debug!(%error, "accept failed");
-                    Timer::new(ACCEPT_PAUSE).await;
+                    Timer::new(ACCEPT_PAUSE_SHORT).await;
                     continue;
                 }
                 if last_told.is_none_or(|at| at.elapsed() >= Duration::from_secs(1)) {
@@ -122,6 +127,13 @@ fn take(state: &State, stream: TcpStream, guests: &LocalSender<Guest>) {
         let text = format!("{address_max} connections of {address} are open, the limit (--connections-per-address-max)");
         return turn_away(state, &stream, Refused::ConnectionsPerAddressMax, text);
     }
+    if state.handshakes_of(address) >= HANDSHAKES_PER_ADDRESS_MAX {
+        let text = format!(
+            "{HANDSHAKES_PER_ADDRESS_MAX} connections of {address} have not said Hello yet, the limit: \
+             say Hello, or come back later"
+        );
+        return turn_away(state, &stream, Refused::HandshakesPerAddressMax, text);
+    }
     let guest = Guest { stream, peer: SocketAddr::new(address, peer.port()), deadline: Instant::now() + handshake::DEADLINE };
     state.begin_handshake(address);
     if guests.try_send(guest).is_err() {
@@ -131,7 +143,7 @@ fn take(state: &State, stream: TcpStream, guests: &LocalSender<Guest>) {
     }
 }
 
-fn tell_refused(peer: IpAddr, decision: Decision) {
+pub(super) fn tell_refused(peer: IpAddr, decision: Decision) {
     if decision == Decision::Refuse {
         return;
     }
@@ -236,6 +248,10 @@ async fn refuse(state: &State, mut guest: Guest, refusal: Refusal) {
     let stream = &mut guest.stream;
     let _ = stream.set_write_timeout(Some(FAREWELL));
     if stream.write_all(&error_frame(&refusal)).await.is_err() || stream.shutdown(Shutdown::Write).await.is_err() {
+        return;
+    }
+    // A peer that said nothing for so long gets no more of our time.
+    if refusal.code == ErrorCode::HandshakeTimeout {
         return;
     }
     let deadline = Instant::now() + FAREWELL;

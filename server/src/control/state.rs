@@ -24,12 +24,19 @@ pub(super) enum Refused {
     ConnectionsMax,
     ConnectionsPerAddressMax,
     HandshakesMax,
+    HandshakesPerAddressMax,
     TooManyOpenFiles,
 }
 
 impl Refused {
-    pub(super) const ALL: [Self; 5] =
-        [Self::NotAllowed, Self::ConnectionsMax, Self::ConnectionsPerAddressMax, Self::HandshakesMax, Self::TooManyOpenFiles];
+    pub(super) const ALL: [Self; 6] = [
+        Self::NotAllowed,
+        Self::ConnectionsMax,
+        Self::ConnectionsPerAddressMax,
+        Self::HandshakesMax,
+        Self::HandshakesPerAddressMax,
+        Self::TooManyOpenFiles,
+    ];
 
     pub(super) const fn name(self) -> &'static str {
         match self {
@@ -37,6 +44,7 @@ impl Refused {
             Self::ConnectionsMax => "connections_max",
             Self::ConnectionsPerAddressMax => "connections_per_address_max",
             Self::HandshakesMax => "handshakes_max",
+            Self::HandshakesPerAddressMax => "handshakes_per_address_max",
             Self::TooManyOpenFiles => "too_many_open_files",
         }
     }
@@ -46,6 +54,7 @@ impl Refused {
 #[derive(Debug, Default)]
 pub(super) struct Counters {
     pub(super) accepted: Cell<u64>,
+    pub(super) accept_errors: Cell<u64>,
     pub(super) handed_over: Cell<u64>,
     pub(super) gone_before_hello: Cell<u64>,
     pub(super) http_requests: Cell<u64>,
@@ -104,6 +113,8 @@ pub(super) struct State {
     tickets: RefCell<Vec<Weak<ConnectionTicket>>>,
     handshakes: RefCell<HashMap<IpAddr, usize>>,
     newer_nodes: RefCell<HashSet<[u8; 16]>>,
+    /// Connections to the status pages that are served now.
+    pub(super) pages_open: Cell<usize>,
     pub(super) scan_running: Cell<bool>,
     pub(super) scan_id: Cell<u64>,
     /// Queries of the running scan that came back.
@@ -124,6 +135,7 @@ impl State {
             tickets: RefCell::default(),
             handshakes: RefCell::default(),
             newer_nodes: RefCell::default(),
+            pages_open: Cell::new(0),
             scan_running: Cell::new(false),
             scan_id: Cell::new(0),
             // Never more than one query per shard is under way, so the channel's length is that of the shards.
@@ -172,6 +184,17 @@ impl State {
         }
     }
 
+    /// Handshakes of this address that are under way or wait.
+    pub(super) fn handshakes_of(&self, peer: IpAddr) -> usize {
+        self.handshakes.borrow().get(&peer).copied().unwrap_or(0)
+    }
+
+    /// The right to scan; `None` while somebody has it.
+    pub(super) fn take_scan_slot(&self) -> Option<ScanSlot<'_>> {
+        // Not then_some: that would make a slot in any case, and free the other's by dropping it.
+        (!self.scan_running.replace(true)).then(|| ScanSlot { state: self })
+    }
+
     /// Connections and handshakes, all and of this address.
     pub(super) fn load(&self, peer: IpAddr) -> Load {
         let handshakes = self.handshakes.borrow();
@@ -209,6 +232,18 @@ impl State {
                 "a node's package is newer than this server: upgrade the server first"
             );
         }
+    }
+}
+
+/// The right to scan, until dropped: with the answer that was written, so that answers do not pile up in memory.
+#[derive(Debug)]
+pub(super) struct ScanSlot<'a> {
+    state: &'a State,
+}
+
+impl Drop for ScanSlot<'_> {
+    fn drop(&mut self) {
+        self.state.scan_running.set(false);
     }
 }
 

@@ -12,6 +12,8 @@
 //! Deliberately absent: bundles, incremental and registered buffers, zero-copy send (no gain measured, and bugs), linked
 //! operations, a fallback to epoll.
 
+#![allow(clippy::disallowed_types, clippy::disallowed_methods, reason = "this is the room that clippy.toml keeps io_uring in")]
+
 pub mod buffers;
 pub mod links;
 pub mod probe;

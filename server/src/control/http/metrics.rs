@@ -138,11 +138,25 @@ fn server_families(state: &State, stats: &[ShardStats]) -> Vec<Family> {
         one("postanalytics_process_resident_memory_bytes", "Resident memory", process::resident_bytes() as f64),
         one("postanalytics_process_open_fds", "Open descriptors", open_descriptors() as f64),
         one("postanalytics_process_max_fds", "Most open descriptors", descriptors_max() as f64),
-        one("postanalytics_timeframe_min_seconds", "Smallest timeframe of a shard", status::timeframe_seconds(stats)),
+        one(
+            "postanalytics_timeframe_min_seconds",
+            "Smallest timeframe of a shard; 0 while one is empty",
+            status::timeframe_seconds(stats),
+        ),
+        one(
+            "postanalytics_timeframe_level",
+            "0 ok, 1 warning below 900 s, 2 critical below 300 s; judged by shards that have evicted",
+            f64::from(status::level(stats) as u8),
+        ),
         one(
             "postanalytics_arena_wanted_bytes",
-            "Arena that would hold 900 s at the present rate",
+            "Arena that would hold 900 s at the present rate; 0 while there is too little to go by",
             status::arena_gigabytes_for_fine(stats) * crate::config::values::GIGABYTE as f64,
+        ),
+        one(
+            "postanalytics_accept_errors_total",
+            "Accepts that failed, most for peers that gave up",
+            counters.accept_errors.get() as f64,
         ),
         one("postanalytics_connections_accepted_total", "Connections accepted", counters.accepted.get() as f64),
         one("postanalytics_connections_handed_over_total", "Connections handed to a shard", counters.handed_over.get() as f64),
@@ -153,7 +167,7 @@ fn server_families(state: &State, stats: &[ShardStats]) -> Vec<Family> {
         ),
         Family {
             name: "postanalytics_connections_refused_total",
-            help: "Connections refused before their Hello",
+            help: "Connections refused before their Hello; not_allowed also counts those to the status pages",
             samples: Refused::ALL.into_iter().map(refused).collect(),
         },
         Family {

@@ -1,11 +1,12 @@
-//! The status pages: a small HTTP/1.1 server for GET, and the pages.
+//! The status pages: a small HTTP/1.1 server for GET and HEAD, and the pages.
 //!
 //! - [`request`]: parsing and guards
 //! - [`status`], [`metrics`]: the server at one instant
 //! - [`scan`], [`record`], [`escape`]: stored records
 //!
-//! Limits: 64 connections at once, 8 KiB of headers, 5 s a request. What does not fit waits in the kernel's backlog. No page
-//! changes anything. It is not meant for the open internet: no TLS, and one token for one right.
+//! Limits: 64 connections at once, 8 KiB of headers, 5 s a request, 1 s between two, 100 on one connection, one scan until its
+//! answer is written. What does not fit waits in the kernel's backlog. Peers are let in by the allowlist, as filtering nodes
+//! are. No page changes anything. It is not meant for the open internet: no TLS, and one token for one right.
 
 mod escape;
 mod metrics;
@@ -16,12 +17,14 @@ mod status;
 
 pub use escape::{escape, unescape};
 
-use super::state::{State, add_one};
+use super::accept::tell_refused;
+use super::access::Decision;
+use super::state::{Refused, ScanSlot, State, add_one};
 use futures_lite::{AsyncReadExt, AsyncWriteExt};
 use glommio::net::{TcpListener, TcpStream};
 use glommio::timer::Timer;
 use record::Show;
-use request::{Bad, Request};
+use request::{Bad, Method, Request};
 use scan::{Found, Wanted};
 use serde_json::{Value, json};
 use std::net::IpAddr;
@@ -32,26 +35,40 @@ use std::time::{Duration, Instant};
 pub(super) const CONNECTIONS_MAX: usize = 64;
 /// Time for a request to come whole, and again for its answer to be read.
 const DEADLINE: Duration = Duration::from_secs(5);
-/// Bytes written between two looks at the clock.
+/// Time that a connection may wait between two requests.
+const IDLE_MAX: Duration = Duration::from_secs(1);
+/// Requests of one connection.
+const REQUESTS_MAX: usize = 100;
+/// With fewer tasks free than this, a connection ends with its answer.
+const TASKS_FREE_MIN: usize = 16;
+/// Most bytes of one write.
 const WRITE_BYTES: usize = 64 << 10;
 /// Records of `/requests` unless asked for otherwise.
 const LIMIT_DEFAULT: usize = 100;
 /// Most records of `/requests`.
 const LIMIT_MAX: usize = 1000;
+/// Smallest bare number that is taken as a time: a smaller one was meant as something else, such as a duration.
+const UNIX_SECONDS_MIN: f64 = 1e9;
 /// Pause after an accept that failed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// What is answered.
 #[derive(Debug)]
-struct Response {
+struct Response<'a> {
     status: u16,
     content_type: &'static str,
     body: String,
+    /// An answer with records keeps its slot until it is written.
+    _slot: Option<ScanSlot<'a>>,
 }
 
-impl Response {
+impl Response<'_> {
+    fn new(status: u16, content_type: &'static str, body: String) -> Self {
+        Self { status, content_type, body, _slot: None }
+    }
+
     fn json(status: u16, body: &Value) -> Self {
-        Self { status, content_type: "application/json", body: format!("{body}\n") }
+        Self::new(status, "application/json", format!("{body}\n"))
     }
 
     fn error(status: u16, text: &str) -> Self {
@@ -71,7 +88,7 @@ impl Response {
             431 => "Request Header Fields Too Large",
             _ => "Service Unavailable",
         };
-        let allow = if self.status == 405 { "Allow: GET\r\n" } else { "" };
+        let allow = if self.status == 405 { "Allow: GET, HEAD\r\n" } else { "" };
         format!(
             "HTTP/1.1 {} {reason}\r\nContent-Type: {}\r\nContent-Length: {}\r\nConnection: {}\r\n{allow}Cache-Control: no-store\r\n\
              X-Content-Type-Options: nosniff\r\n\r\n",
@@ -87,39 +104,68 @@ impl Response {
 pub(super) async fn serve(state: Rc<State>, listener: Rc<TcpListener>) {
     loop {
         match listener.shared_accept().await {
-            Ok(accepted) => serve_connection(&state, accepted.bind_to_executor()).await,
+            Ok(accepted) => {
+                let stream = accepted.bind_to_executor();
+                if is_let_in(&state, &stream) {
+                    state.pages_open.set(state.pages_open.get() + 1);
+                    serve_connection(&state, stream).await;
+                    state.pages_open.set(state.pages_open.get() - 1);
+                }
+            }
             // Too many open files, or a peer that is gone: the next try may do better.
             Err(_) => drop(Timer::new(ACCEPT_PAUSE).await),
         }
     }
 }
 
+/// The allowlist counts here too: a status address that others can reach is no way around it.
+fn is_let_in(state: &State, stream: &TcpStream) -> bool {
+    let Ok(peer) = stream.peer_addr() else { return false };
+    let address = peer.ip().to_canonical();
+    let decision = state.gate.borrow_mut().decide(address);
+    if decision != Decision::LetIn {
+        add_one(state.counters.refused(Refused::NotAllowed));
+        tell_refused(address, decision);
+    }
+    decision == Decision::LetIn
+}
+
 async fn serve_connection(state: &State, mut stream: TcpStream) {
     let mut pending = Vec::with_capacity(1024);
-    loop {
-        let (response, keep_alive) = match read_request(&mut stream, &mut pending).await {
-            Ok(Some(request)) => (answer(state, &request).await, request.keep_alive),
+    let mut first_byte_within = DEADLINE;
+    for number in 1.. {
+        let (response, request) = match read_request(&mut stream, &mut pending, first_byte_within).await {
+            Ok(Some(request)) => (answer(state, &request).await, Some(request)),
             Ok(None) => return,
-            Err(bad) => (Response::error(bad.status, &bad.text), false),
+            Err(bad) => (Response::error(bad.status, &bad.text), None),
         };
         add_one(&state.counters.http_requests);
-        if write_response(&mut stream, &response, keep_alive).await.is_err() || !keep_alive {
+        let room = number < REQUESTS_MAX && state.pages_open.get() + TASKS_FREE_MIN <= CONNECTIONS_MAX;
+        let keep_alive = room && request.as_ref().is_some_and(|request| request.keep_alive);
+        let head_only = request.is_some_and(|request| request.method == Method::Head);
+        if write_response(&mut stream, &response, keep_alive, head_only).await.is_err() || !keep_alive {
             let _ = stream.shutdown(std::net::Shutdown::Write).await;
             return;
         }
+        first_byte_within = IDLE_MAX;
     }
 }
 
-/// The next request; `None` when the peer is done.
-async fn read_request(stream: &mut TcpStream, pending: &mut Vec<u8>) -> Result<Option<Request>, Bad> {
-    let deadline = Instant::now() + DEADLINE;
+/// The next request; `None` when the peer is done, or said nothing for too long.
+async fn read_request(
+    stream: &mut TcpStream,
+    pending: &mut Vec<u8>,
+    first_byte_within: Duration,
+) -> Result<Option<Request>, Bad> {
+    let begun = Instant::now();
     let mut buffer = [0; 2048];
     loop {
         if let Some((request, taken)) = request::parse(pending)? {
             pending.drain(..taken);
             return Ok(Some(request));
         }
-        let left = deadline.saturating_duration_since(Instant::now());
+        let allowed = if pending.is_empty() { first_byte_within } else { DEADLINE };
+        let left = allowed.saturating_sub(begun.elapsed());
         let _ = stream.set_read_timeout(Some(left.max(Duration::from_millis(1))));
         match stream.read(&mut buffer).await {
             Ok(0) => return Ok(None),
@@ -130,28 +176,42 @@ async fn read_request(stream: &mut TcpStream, pending: &mut Vec<u8>) -> Result<O
     }
 }
 
-async fn write_response(stream: &mut TcpStream, response: &Response, keep_alive: bool) -> std::io::Result<()> {
+async fn write_response(
+    stream: &mut TcpStream,
+    response: &Response<'_>,
+    keep_alive: bool,
+    head_only: bool,
+) -> std::io::Result<()> {
     let deadline = Instant::now() + DEADLINE;
     let head = response.head(keep_alive);
-    for chunk in std::iter::once(head.as_bytes()).chain(response.body.as_bytes().chunks(WRITE_BYTES)) {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(std::io::ErrorKind::TimedOut.into());
+    let body = if head_only { "" } else { response.body.as_str() };
+    for mut part in [head.as_bytes(), body.as_bytes()] {
+        // Single writes rather than write_all, whose timeout counts anew for each that it makes.
+        while !part.is_empty() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(std::io::ErrorKind::TimedOut.into());
+            }
+            let _ = stream.set_write_timeout(Some(left));
+            match stream.write(&part[..part.len().min(WRITE_BYTES)]).await {
+                Ok(0) => return Err(std::io::ErrorKind::WriteZero.into()),
+                Ok(written) => part = &part[written..],
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
         }
-        let _ = stream.set_write_timeout(Some(left));
-        stream.write_all(chunk).await?;
     }
     Ok(())
 }
 
-async fn answer(state: &State, request: &Request) -> Response {
+async fn answer<'a>(state: &'a State, request: &Request) -> Response<'a> {
     let configured = state.config.status.as_ref().map(|address| address.host.as_str());
     let host = request.host.as_deref().unwrap_or_default();
     if !request::host_is_ours(host, state.status_address, configured, &state.config.status_hosts) {
         return Response::error(421, "the Host header is not one of this server's: allow a name with --status-host NAME");
     }
-    if !request.is_get {
-        return Response::error(405, "only GET is answered here");
+    if request.method == Method::Other {
+        return Response::error(405, "only GET and HEAD are answered here");
     }
     match request.path.as_str() {
         "/health" => Response::json(200, &json!({ "status": "alive" })),
@@ -159,48 +219,59 @@ async fn answer(state: &State, request: &Request) -> Response {
             let ready = state.ready();
             Response::json(if ready { 200 } else { 503 }, &json!({ "ready": ready }))
         }
-        "/metrics" => {
-            Response { status: 200, content_type: "text/plain; version=0.0.4; charset=utf-8", body: metrics::metrics(state) }
-        }
+        "/metrics" => Response::new(200, "text/plain; version=0.0.4; charset=utf-8", metrics::metrics(state)),
         "/status" => Response::json(200, &status::status(state)),
         "/requests" => match wanted_of(request) {
             Ok(wanted) => requests(state, request, &wanted).await,
             Err(text) => Response::error(400, &text),
         },
         path => match path.strip_prefix("/requests/").map(parse_id) {
-            Some(Some(id)) => one_request(state, request, id).await,
+            Some(Some(id)) => {
+                let wanted = Wanted { request_id: Some(id), limit: LIMIT_DEFAULT, ..Wanted::default() };
+                requests(state, request, &wanted).await
+            }
             Some(None) => Response::error(400, "the id of a request is 32 hexadecimal digits"),
             None => Response::error(404, "there are /health, /ready, /metrics, /status, /requests and /requests/ID"),
         },
     }
 }
 
-async fn one_request(state: &State, request: &Request, id: [u8; 16]) -> Response {
-    let wanted = Wanted { request_id: Some(id), limit: LIMIT_DEFAULT, ..Wanted::default() };
-    match show_for(state, request) {
-        Ok(show) => match scan::scan(state, &wanted, show).await {
-            found if found.records.is_empty() && !found.partial => Response::error(404, "no stored request has this id"),
-            found => response_of(&found),
-        },
-        Err(response) => response,
+async fn requests<'a>(state: &'a State, request: &Request, wanted: &Wanted) -> Response<'a> {
+    let show = match show_for(state, request) {
+        Ok(show) => show,
+        Err(response) => return response,
+    };
+    if state.shards().is_empty() {
+        return Response::error(503, "the server is not ready yet: /ready says when it is");
     }
+    // One at a time, until its answer is written: others are told at once that theirs is not whole.
+    let Some(slot) = state.take_scan_slot() else {
+        return Response::new(200, "application/json", body_of(Found { records: Vec::new(), partial: true }));
+    };
+    let found = scan::scan(state, &slot, wanted, show).await;
+    if wanted.request_id.is_some() && found.records.is_empty() && !found.partial {
+        return Response::error(404, "no stored request has this id");
+    }
+    Response { _slot: Some(slot), ..Response::new(200, "application/json", body_of(found)) }
 }
 
-async fn requests(state: &State, request: &Request, wanted: &Wanted) -> Response {
-    match show_for(state, request) {
-        Ok(show) => response_of(&scan::scan(state, wanted, show).await),
-        Err(response) => response,
+/// The records go one by one as they are copied, so that the answer is in memory once.
+fn body_of(found: Found) -> String {
+    let bytes: usize = found.records.iter().map(|(_, json)| json.len() + 1).sum();
+    let mut body = String::with_capacity(bytes + 64);
+    body.push_str("{\"requests\":[");
+    for (index, (_, json)) in found.records.into_iter().enumerate() {
+        if index > 0 {
+            body.push(',');
+        }
+        body.push_str(&json);
     }
-}
-
-fn response_of(found: &Found) -> Response {
-    let records: Vec<&str> = found.records.iter().map(|(_, json)| json.as_str()).collect();
-    let body = format!("{{\"requests\":[{}],\"partial\":{}}}\n", records.join(","), found.partial);
-    Response { status: 200, content_type: "application/json", body }
+    body.push_str(if found.partial { "],\"partial\":true}\n" } else { "],\"partial\":false}\n" });
+    body
 }
 
 /// Whether the request may see everything. A wrong token is an error rather than a poorer answer.
-fn show_for(state: &State, request: &Request) -> Result<Show, Response> {
+fn show_for(state: &State, request: &Request) -> Result<Show, Response<'static>> {
     match (&state.config.status_token, &request.bearer) {
         (Some(token), Some(given)) if request::equal_in_constant_time(token.as_bytes(), given.as_bytes()) => Ok(Show::Everything),
         (Some(_), Some(_)) => Err(Response::error(401, "the token is not that of --status-token-file")),
@@ -208,8 +279,12 @@ fn show_for(state: &State, request: &Request) -> Result<Show, Response> {
     }
 }
 
-/// Reads `source`, `limit` and `since`.
+/// Reads `source`, `limit` and `since`. Another name is an error: misspelt, it would find more than was asked for.
 fn wanted_of(request: &Request) -> Result<Wanted, String> {
+    const KNOWN: [&str; 3] = ["source", "limit", "since"];
+    if let Some((name, _)) = request.query.iter().find(|(name, _)| !KNOWN.contains(&name.as_str())) {
+        return Err(format!("{name:?} is no parameter of this page: there are source, limit and since"));
+    }
     let source = request.query_value("source").map(|text| {
         text.parse::<IpAddr>()
             .map(|address| postanalytics_protocol::Source::of(address.to_canonical()))
@@ -230,19 +305,19 @@ fn wanted_of(request: &Request) -> Result<Wanted, String> {
 
 /// A point in time, Unix µs: RFC 3339, Unix seconds, or how long ago (`15m`).
 fn parse_since(text: &str, now_us: u64) -> Result<u64, String> {
+    let wrong =
+        || Err(format!("since {text:?} must be a time such as 2026-01-31T12:00:00Z, Unix seconds, or a duration such as 15m"));
     if let Ok(seconds) = text.parse::<f64>()
         && text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.')
     {
-        return Ok((seconds * 1e6) as u64);
+        return if seconds < UNIX_SECONDS_MIN { wrong() } else { Ok((seconds * 1e6) as u64) };
     }
     if let Ok(ago) = crate::config::values::duration(text) {
         return Ok(now_us.saturating_sub(u64::try_from(ago.as_micros()).unwrap_or(u64::MAX)));
     }
     match text.parse::<jiff::Timestamp>() {
         Ok(timestamp) => Ok(u64::try_from(timestamp.as_microsecond()).unwrap_or(0)),
-        Err(_) => {
-            Err(format!("since {text:?} must be a time such as 2026-01-31T12:00:00Z, Unix seconds, or a duration such as 15m"))
-        }
+        Err(_) => wrong(),
     }
 }
 
@@ -266,7 +341,7 @@ mod tests {
         assert_eq!((found.limit, found.since_us), (5, Some(1_700_000_000_000_000)));
         assert_eq!(found.source.expect("given").address().to_string(), "192.0.2.7");
         assert_eq!(wanted("/requests").expect("good"), Wanted { limit: LIMIT_DEFAULT, ..Wanted::default() });
-        for bad in ["limit=0", "limit=1001", "limit=x", "source=a", "since=yesterday", "since=-1"] {
+        for bad in ["limit=0", "limit=1001", "limit=x", "source=a", "since=yesterday", "since=-1", "since=900", "form=a"] {
             assert!(wanted(&format!("/requests?{bad}")).is_err(), "{bad}");
         }
     }
@@ -288,9 +363,16 @@ mod tests {
     }
 
     #[test]
+    fn bodies_are_json() {
+        let found = Found { records: vec![(2, "{\"a\":1}".to_owned()), (1, "{}".to_owned())], partial: false };
+        assert_eq!(body_of(found), "{\"requests\":[{\"a\":1},{}],\"partial\":false}\n");
+        assert_eq!(body_of(Found { records: Vec::new(), partial: true }), "{\"requests\":[],\"partial\":true}\n");
+    }
+
+    #[test]
     fn heads_are_whole() {
         let head = Response::error(405, "no").head(true);
-        assert!(head.starts_with("HTTP/1.1 405 Method Not Allowed\r\n") && head.contains("Allow: GET\r\n"));
+        assert!(head.starts_with("HTTP/1.1 405 Method Not Allowed\r\n") && head.contains("Allow: GET, HEAD\r\n"));
         assert!(head.ends_with("\r\n\r\n") && head.contains("Connection: keep-alive"));
     }
 }

@@ -105,7 +105,7 @@ pub(in crate::control) fn to_json(record: &RecordView<'_>, stored: &StoredRecord
         session_hash: format!("{:016x}", record.session_hash()),
         user_hash: format!("{:016x}", record.user_hash()),
         host: escape(record.host()),
-        path: escape(record.path()),
+        path: if show == Show::Redacted { escape(&redact_url(record.path())) } else { escape(record.path()) },
         query: if show == Show::Redacted { escape(&redact_query(record.query())) } else { escape(record.query()) },
         user_agent: escape(record.user_agent()),
         referer: if show == Show::Redacted { escape(&redact_url(record.referer())) } else { escape(record.referer()) },
@@ -148,7 +148,11 @@ fn rfc_3339(unix_us: u64) -> String {
     timestamp.map(|timestamp| timestamp.to_string()).unwrap_or_default()
 }
 
-/// A query whose names are kept and whose values are not. A part without `=` may be a value, so it goes too.
+/// Longest name of a query value that is shown.
+const QUERY_NAME_BYTES_MAX: usize = 64;
+
+/// A query whose names are kept and whose values are not. A part without `=` may be a value, so it goes too; so does one that
+/// does not look like a name, or is followed by nothing but `=`, as base64 is.
 fn redact_query(query: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(query.len());
     for (index, part) in query.split(|byte| matches!(byte, b'&' | b';')).enumerate() {
@@ -156,7 +160,10 @@ fn redact_query(query: &[u8]) -> Vec<u8> {
             out.push(b'&');
         }
         match part.iter().position(|byte| *byte == b'=') {
-            Some(end) => out.extend_from_slice(&part[..=end]),
+            Some(end) if is_query_name(&part[..end]) && part[end..].iter().any(|byte| *byte != b'=') => {
+                out.extend_from_slice(&part[..=end]);
+            }
+            Some(_) => {}
             None if part.is_empty() => continue,
             None => {}
         }
@@ -165,13 +172,33 @@ fn redact_query(query: &[u8]) -> Vec<u8> {
     out
 }
 
-/// A URL whose query values are not kept, nor its fragment, which may hold tokens.
+fn is_query_name(name: &[u8]) -> bool {
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'[' | b']' | b'-');
+    name.len() <= QUERY_NAME_BYTES_MAX && name.iter().all(plain)
+}
+
+/// A URL or path whose query values are not kept, nor user and password before its host, nor its fragment, which may hold tokens.
 fn redact_url(url: &[u8]) -> Vec<u8> {
     let url = url.split(|byte| *byte == b'#').next().unwrap_or_default();
-    match url.iter().position(|byte| *byte == b'?') {
-        Some(at) => [&url[..=at], &redact_query(&url[at + 1..])].concat(),
-        None => url.to_vec(),
+    let (address, query) = match url.iter().position(|byte| *byte == b'?') {
+        Some(at) => (&url[..at], Some(&url[at + 1..])),
+        None => (url, None),
+    };
+    let mut out = Vec::with_capacity(url.len());
+    let host_at = address.windows(2).position(|pair| pair == b"//").map_or(0, |at| at + 2);
+    let (before, host) = address.split_at(host_at);
+    let host_bytes = host.iter().position(|byte| *byte == b'/').unwrap_or(host.len());
+    let user_end = host[..host_bytes].iter().rposition(|byte| *byte == b'@').filter(|_| host_at > 0);
+    out.extend_from_slice(before);
+    if user_end.is_some() {
+        out.extend_from_slice(REDACTED.as_bytes());
     }
+    out.extend_from_slice(&host[user_end.unwrap_or(0)..]);
+    if let Some(query) = query {
+        out.push(b'?');
+        out.extend_from_slice(&redact_query(query));
+    }
+    out
 }
 
 #[cfg(test)]
@@ -235,6 +262,34 @@ mod tests {
         assert_eq!((&json["extensions"][0]["value"], &json["extensions"][1]["value"]), (&"PURGE".into(), &REDACTED.into()));
         let empty = json_of(&RecordFields::default(), Show::Redacted);
         assert_eq!((&empty["raw_body"], &empty["query"]), (&"".into(), &"".into()));
+    }
+
+    #[test]
+    fn what_is_no_name_goes_and_so_do_users_in_urls() {
+        let long = [b"a".repeat(65), b"=1".to_vec()].concat();
+        let cases: [(&[u8], &[u8]); 7] = [
+            (b"a[b].c-d_e=1&x=2", b"a[b].c-d_e=***&x=***"),
+            (b"c2VjcmV0==", b"***"),
+            (b"c2VjcmV0=&b=1", b"***&b=***"),
+            (&long, b"***"),
+            (b"a%20b=1", b"***"),
+            (b"a=b=c", b"a=***"),
+            (b"=1", b"=***"),
+        ];
+        for (query, shown) in cases {
+            assert_eq!(redact_query(query), shown, "{}", String::from_utf8_lossy(query));
+        }
+        let urls: [(&[u8], &[u8]); 6] = [
+            (b"https://ann:pw@shop.example/a@b?c=d", b"https://***@shop.example/a@b?c=***"),
+            (b"https://a@b@shop.example?c=d@e", b"https://***@shop.example?c=***"),
+            (b"//ann:pw@shop.example", b"//***@shop.example"),
+            (b"/login?password=x&y", b"/login?password=***&***"),
+            (b"/ann@example.com", b"/ann@example.com"),
+            (b"", b""),
+        ];
+        for (url, shown) in urls {
+            assert_eq!(redact_url(url), shown, "{}", String::from_utf8_lossy(url));
+        }
     }
 
     proptest! {

@@ -7,10 +7,19 @@ pub(in crate::control) const HEAD_BYTES_MAX: usize = 8 << 10;
 /// Most headers of a request.
 const HEADERS_MAX: usize = 64;
 
+/// Methods that are told apart.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(in crate::control) enum Method {
+    Get,
+    Head,
+    #[default]
+    Other,
+}
+
 /// A request, as far as we care.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(in crate::control) struct Request {
-    pub(in crate::control) is_get: bool,
+    pub(in crate::control) method: Method,
     /// Path without query, percent signs as they came.
     pub(in crate::control) path: String,
     /// Names and values of the query, decoded.
@@ -52,10 +61,14 @@ pub(in crate::control) fn parse(bytes: &[u8]) -> Result<Option<(Request, usize)>
         Err(httparse::Error::TooManyHeaders) => return Err(bad(431, "more than 64 headers")),
         Err(error) => return Err(Bad { status: 400, text: format!("this is no HTTP request: {error}") }),
     };
-    let target = parsed.path.unwrap_or_default();
+    let (authority, target) = split_target(parsed.path.unwrap_or_default());
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
     let mut request = Request {
-        is_get: parsed.method == Some("GET"),
+        method: match parsed.method {
+            Some("GET") => Method::Get,
+            Some("HEAD") => Method::Head,
+            _ => Method::Other,
+        },
         path: path.to_owned(),
         query: parse_query(query),
         keep_alive: parsed.version == Some(1),
@@ -64,7 +77,25 @@ pub(in crate::control) fn parse(bytes: &[u8]) -> Result<Option<(Request, usize)>
     for header in parsed.headers.iter() {
         apply_header(&mut request, header)?;
     }
+    if let Some(authority) = authority {
+        // As proxies ask; the name in it counts instead of the Host header.
+        request.host = Some(authority.to_owned());
+    }
     Ok(Some((request, head_bytes)))
+}
+
+/// `http://host:port/path` is split into host and path; any other target is a path.
+fn split_target(target: &str) -> (Option<&str>, &str) {
+    let scheme = ["http://", "https://"]
+        .into_iter()
+        .find(|scheme| target.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme)));
+    let Some(scheme) = scheme else { return (None, target) };
+    let rest = &target[scheme.len()..];
+    match rest.find(['/', '?']) {
+        Some(end) if rest[end..].starts_with('/') => (Some(&rest[..end]), &rest[end..]),
+        Some(end) => (Some(&rest[..end]), "/"),
+        None => (Some(rest), "/"),
+    }
 }
 
 fn apply_header(request: &mut Request, header: &httparse::Header<'_>) -> Result<(), Bad> {
@@ -125,7 +156,14 @@ pub(in crate::control) fn host_is_ours(
         return address.is_loopback()
             || status.is_some_and(|own| own.ip().is_unspecified() || own.ip().to_canonical() == address);
     }
-    name == "localhost" || name.ends_with(".localhost") || configured == Some(&name) || names.contains(&name)
+    // A dot at the end says that the name is whole.
+    let name = name.strip_suffix('.').unwrap_or(&name);
+    if name.is_empty() {
+        return false;
+    }
+    let is_configured = configured.is_some_and(|own| own.trim_end_matches('.').eq_ignore_ascii_case(name));
+    let is_named = names.iter().any(|own| own.trim_end_matches('.').eq_ignore_ascii_case(name));
+    name == "localhost" || name.ends_with(".localhost") || is_configured || is_named
 }
 
 /// The name of a Host header, without port and brackets.
@@ -159,7 +197,7 @@ mod tests {
         let text = "GET /requests?source=192.0.2.1&limit=5&since=2026-01-01T00%3A00:00+01:00&x HTTP/1.1\r\nHost: localhost:9001\r\n\
                     Authorization: bearer abc\r\n\r\nGET /";
         let (request, taken) = parse(text.as_bytes()).expect("good").expect("whole");
-        assert_eq!((request.path.as_str(), request.is_get, request.keep_alive), ("/requests", true, true));
+        assert_eq!((request.path.as_str(), request.method, request.keep_alive), ("/requests", Method::Get, true));
         assert_eq!((request.query_value("source"), request.query_value("limit")), (Some("192.0.2.1"), Some("5")));
         assert_eq!(request.query_value("since"), Some("2026-01-01T00:00:00+01:00"));
         assert_eq!((request.query_value("x"), request.query_value("y")), (None, None));
@@ -173,7 +211,16 @@ mod tests {
         assert!(!parsed("GET / HTTP/1.0\r\n\r\n").keep_alive);
         assert!(parsed("GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n").keep_alive);
         assert!(!parsed("GET / HTTP/1.1\r\nConnection: close\r\n\r\n").keep_alive);
-        assert!(!parsed("POST / HTTP/1.1\r\nContent-Length: 0\r\n\r\n").is_get);
+        assert_eq!(parsed("POST / HTTP/1.1\r\nContent-Length: 0\r\n\r\n").method, Method::Other);
+        assert_eq!(parsed("HEAD / HTTP/1.1\r\n\r\n").method, Method::Head);
+    }
+
+    #[test]
+    fn absolute_targets_name_the_host() {
+        let found = parsed("GET http://localhost:9001/requests?limit=1 HTTP/1.1\r\nHost: evil.example.com\r\n\r\n");
+        assert_eq!((found.path.as_str(), found.host.as_deref()), ("/requests", Some("localhost:9001")));
+        assert_eq!(found.query_value("limit"), Some("1"));
+        assert_eq!(parsed("GET HTTP://a HTTP/1.1\r\n\r\n").path, "/");
     }
 
     #[test]
@@ -191,12 +238,22 @@ mod tests {
     fn only_our_own_names_are_hosts() {
         let status = "10.0.0.1:9001".parse().ok();
         let names = ["status.example.com".to_owned()];
-        let ours = |host: &str| host_is_ours(host, status, Some("box.example.com"), &names);
-        for good in ["localhost", "LOCALHOST:9001", "127.0.0.1", "127.0.0.1:9001", "[::1]:9001", "a.localhost", "10.0.0.1:9001"] {
+        let ours = |host: &str| host_is_ours(host, status, Some("Box.Example.com"), &names);
+        for good in [
+            "localhost",
+            "LOCALHOST:9001",
+            "127.0.0.1",
+            "127.0.0.1:9001",
+            "[::1]:9001",
+            "a.localhost",
+            "10.0.0.1:9001",
+            "localhost.",
+            "Localhost.:9001",
+        ] {
             assert!(ours(good), "{good}");
         }
         assert!(ours("status.example.com") && ours("box.example.com:80"));
-        for bad in ["", "evil.example.com", "localhost.evil.example.com", "10.0.0.2", "192.0.2.1:9001", "[2001:db8::1]"] {
+        for bad in ["", ".", "evil.example.com", "localhost.evil.example.com", "10.0.0.2", "192.0.2.1:9001", "[2001:db8::1]"] {
             assert!(!ours(bad), "{bad}");
         }
         assert!(host_is_ours("192.0.2.1:9001", "0.0.0.0:9001".parse().ok(), None, &[]));

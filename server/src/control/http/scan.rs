@@ -4,7 +4,7 @@
 //! what it has when it took too long, grew too large, or a shard did not answer; then it says that it is partial.
 
 use super::record::{Show, to_json};
-use crate::control::state::{ShardPort, State};
+use crate::control::state::{ScanSlot, ShardPort, State};
 use crate::shard::messages::{Cursor, Query, QueryPage, StoredRecord, ToShard};
 use glommio::timer::timeout;
 use postanalytics_protocol::schema::v1::SCHEMA;
@@ -15,6 +15,10 @@ use std::time::{Duration, Instant};
 const SCAN_TIME_MAX: Duration = Duration::from_secs(4);
 /// Largest answer.
 const ANSWER_BYTES_MAX: usize = 8 << 20;
+/// Records merged between two looks at what else is to be done.
+const MERGE_RECORDS: usize = 32;
+/// Bytes of JSON after which the same.
+const MERGE_BYTES: usize = 256 << 10;
 
 /// What is looked for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -46,18 +50,14 @@ struct Lane {
     complete: bool,
 }
 
-/// Runs a scan; partial and empty at once if another is running.
-pub(in crate::control) async fn scan(state: &State, wanted: &Wanted, show: Show) -> Found {
-    if state.scan_running.replace(true) {
-        return Found { records: Vec::new(), partial: true };
-    }
+/// Runs a scan. The slot stays with the caller until the answer is written.
+pub(in crate::control) async fn scan(state: &State, _slot: &ScanSlot<'_>, wanted: &Wanted, show: Show) -> Found {
     state.scan_id.set(state.scan_id.get() + 1);
     let mut found = run(state, wanted, show).await;
     // A shard's log is in the order in which frames began; within a moment that is not the order of arrival.
     found.records.sort_by_key(|(arrival_us, _)| std::cmp::Reverse(*arrival_us));
     // Answers that are still under way belong to no scan any more.
     state.scan_id.set(state.scan_id.get() + 1);
-    state.scan_running.set(false);
     found
 }
 
@@ -147,13 +147,15 @@ impl Lane {
     }
 }
 
-/// Takes the newest records of all lanes until one that has more to come runs dry; `false` when the scan is over.
+/// Takes the newest records of all lanes until one that has more to come runs dry, or for as long as a task should run in one
+/// go; `false` when the scan is over.
 fn merge(lanes: &mut [Lane], wanted: &Wanted, show: Show, found: &mut Found, answer_bytes: &mut usize) -> bool {
     let mut taken: Vec<usize> = lanes.iter().map(|lane| lane.taken).collect();
+    let (records_end, bytes_end) = (found.records.len() + MERGE_RECORDS, *answer_bytes + MERGE_BYTES);
     {
         let batches: Vec<Option<ValidBatch<'_>>> =
             lanes.iter().map(|lane| ValidBatch::parse(SCHEMA, lane.stored.len() as u32, &lane.body).ok()).collect();
-        loop {
+        while found.records.len() < records_end && *answer_bytes < bytes_end {
             if lanes.iter().zip(&taken).any(|(lane, taken)| *taken == lane.stored.len() && !lane.complete) {
                 break;
             }
@@ -231,6 +233,19 @@ mod tests {
         let (mut found, mut bytes) = (Found::default(), 0);
         assert!(!merge(&mut lanes, &wanted, Show::Everything, &mut found, &mut bytes));
         assert_eq!((arrivals(&found), found.partial), (vec![9, 7], false));
+    }
+
+    #[test]
+    fn a_merge_stops_for_others_and_goes_on() {
+        let newest_first: Vec<u64> = (1..=100).rev().collect();
+        let mut lanes = [lane(0, &newest_first, true)];
+        let wanted = Wanted { limit: 1000, ..Wanted::default() };
+        let (mut found, mut bytes) = (Found::default(), 0);
+        for whole in [32, 64, 96, 100] {
+            assert!(merge(&mut lanes, &wanted, Show::Everything, &mut found, &mut bytes));
+            assert_eq!(found.records.len(), whole);
+        }
+        assert_eq!(arrivals(&found), newest_first);
     }
 
     #[test]

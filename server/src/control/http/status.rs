@@ -13,6 +13,8 @@ use std::sync::Arc;
 const TIMEFRAME_FINE_SECONDS: f64 = 900.0;
 /// Timeframe below which it is critical, seconds.
 const TIMEFRAME_CRITICAL_SECONDS: f64 = 300.0;
+/// Timeframe below which a shard that recycled nothing says nothing about the rate, seconds.
+const YOUNG_SECONDS: f64 = 30.0;
 
 /// The page.
 pub(in crate::control) fn status(state: &State) -> Value {
@@ -41,7 +43,7 @@ pub(in crate::control) fn status(state: &State) -> Value {
         },
         "timeframe": {
             "seconds": timeframe,
-            "level": level(&stats),
+            "level": level(&stats).name(),
             "arena_gb_for_900s": arena_gigabytes_for_fine(&stats),
         },
         "connections": tickets.len(),
@@ -90,23 +92,53 @@ pub(in crate::control) fn timeframe_seconds(stats: &[ShardStats]) -> f64 {
     stats.iter().map(ShardStats::timeframe_us).min().map_or(0.0, seconds)
 }
 
-/// How the timeframe is judged. A shard that never had to evict says nothing about the size of its arena yet.
-fn level(stats: &[ShardStats]) -> &'static str {
+/// How the timeframe is judged; the number is that of the metric.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::control) enum Level {
+    Ok = 0,
+    Warning = 1,
+    Critical = 2,
+}
+
+impl Level {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Warning => "warning",
+            Self::Critical => "critical",
+        }
+    }
+}
+
+/// Judges the timeframe. A shard that never had to evict says nothing about the size of its arena yet.
+pub(in crate::control) fn level(stats: &[ShardStats]) -> Level {
     let judged = stats.iter().filter(|stats| stats.records_evicted > 0).map(|stats| seconds(stats.timeframe_us()));
     match judged.fold(f64::INFINITY, f64::min) {
-        timeframe if timeframe < TIMEFRAME_CRITICAL_SECONDS => "critical",
-        timeframe if timeframe < TIMEFRAME_FINE_SECONDS => "warning",
-        _ => "ok",
+        timeframe if timeframe < TIMEFRAME_CRITICAL_SECONDS => Level::Critical,
+        timeframe if timeframe < TIMEFRAME_FINE_SECONDS => Level::Warning,
+        _ => Level::Ok,
     }
 }
 
 /// The arena that would hold 900 s at the present rate, gigabytes: what the fullest shard fills per second of its timeframe,
 /// times 900, times the shards, for all get equal parts. 0 while there is nothing to go by.
 pub(in crate::control) fn arena_gigabytes_for_fine(stats: &[ShardStats]) -> f64 {
-    let wanted = stats.iter().filter(|stats| stats.timeframe_us() >= 1_000_000);
-    let bytes = wanted.map(|stats| stats.arena_bytes_used as f64 / seconds(stats.timeframe_us()) * TIMEFRAME_FINE_SECONDS);
+    let bytes = stats.iter().filter_map(arena_bytes_per_second).map(|bytes| bytes * TIMEFRAME_FINE_SECONDS);
     let gigabytes = bytes.fold(0.0, f64::max) * stats.len() as f64 / GIGABYTE as f64;
     (gigabytes * 1000.0).ceil() / 1000.0
+}
+
+/// Bytes of arena that a shard fills in a second; `None` while it is too young to tell.
+fn arena_bytes_per_second(stats: &ShardStats) -> Option<f64> {
+    let timeframe = seconds(stats.timeframe_us());
+    if stats.records_evicted > 0 {
+        // The arena as it is holds this timeframe.
+        return (timeframe >= 1.0).then(|| stats.arena_bytes_total as f64 / timeframe);
+    }
+    // Nothing was recycled: what was ever stored is live. Not the slabs in use, of which each shard has one from the start.
+    let (request_slabs, attack_slabs) = crate::arena::split_slabs(stats.arena_bytes_total);
+    let arena_per_request_log = (request_slabs + attack_slabs) as f64 / request_slabs.max(1) as f64;
+    (timeframe >= YOUNG_SECONDS).then(|| stats.bytes_stored as f64 * arena_per_request_log / timeframe)
 }
 
 /// Clients: connections of one node and session together.
@@ -135,31 +167,42 @@ fn clients(tickets: &[Arc<ConnectionTicket>], state: &State) -> Vec<Value> {
 mod tests {
     use super::*;
 
-    fn shard(timeframe_seconds: u64, evicted: u64, used: u64) -> ShardStats {
+    fn shard(timeframe_seconds: u64, evicted: u64, stored: u64) -> ShardStats {
         ShardStats {
             oldest_arrival_us: 1_000_000,
             newest_arrival_us: 1_000_000 + timeframe_seconds * 1_000_000,
             records_evicted: evicted,
-            arena_bytes_used: used,
+            arena_bytes_total: GIGABYTE,
+            bytes_stored: stored,
             ..ShardStats::default()
         }
     }
 
     #[test]
     fn a_young_server_is_ok_and_a_full_one_is_judged() {
-        assert_eq!(level(&[]), "ok");
-        assert_eq!(level(&[shard(5, 0, 1)]), "ok");
-        assert_eq!(level(&[shard(901, 1, 1), shard(5, 0, 1)]), "ok");
-        assert_eq!(level(&[shard(901, 1, 1), shard(899, 1, 1)]), "warning");
-        assert_eq!(level(&[shard(901, 1, 1), shard(299, 1, 1)]), "critical");
+        assert_eq!(level(&[]), Level::Ok);
+        assert_eq!(level(&[shard(5, 0, 1)]), Level::Ok);
+        assert_eq!(level(&[shard(901, 1, 1), shard(5, 0, 1)]), Level::Ok);
+        assert_eq!(level(&[shard(901, 1, 1), shard(899, 1, 1)]), Level::Warning);
+        assert_eq!(level(&[shard(901, 1, 1), shard(299, 1, 1)]), Level::Critical);
         assert_eq!(timeframe_seconds(&[shard(901, 1, 1), shard(299, 1, 1)]), 299.0);
         assert_eq!(timeframe_seconds(&[]), 0.0);
     }
 
     #[test]
     fn the_arena_for_900_s_follows_the_fullest_shard() {
-        assert_eq!(arena_gigabytes_for_fine(&[shard(450, 1, GIGABYTE)]), 2.0);
-        assert_eq!(arena_gigabytes_for_fine(&[shard(450, 1, GIGABYTE), shard(900, 1, GIGABYTE)]), 4.0);
-        assert_eq!(arena_gigabytes_for_fine(&[shard(0, 0, GIGABYTE)]), 0.0);
+        assert_eq!(arena_gigabytes_for_fine(&[shard(450, 1, 9 * GIGABYTE)]), 2.0);
+        assert_eq!(arena_gigabytes_for_fine(&[shard(450, 1, 9 * GIGABYTE), shard(900, 1, 9 * GIGABYTE)]), 4.0);
+        assert_eq!(arena_gigabytes_for_fine(&[shard(0, 1, GIGABYTE)]), 0.0);
+    }
+
+    #[test]
+    fn a_young_shard_names_no_arena_or_what_its_records_need() {
+        assert_eq!(arena_gigabytes_for_fine(&[shard(29, 0, 1 << 20)]), 0.0);
+        // 100 bytes a second, and a quarter of that for the attack log.
+        let found = arena_gigabytes_for_fine(&[shard(30, 0, 3_000)]);
+        assert!(found <= 0.001, "{found}");
+        let found = arena_gigabytes_for_fine(&[shard(90, 0, GIGABYTE / 10)]);
+        assert!((1.24..1.26).contains(&found), "{found}");
     }
 }
