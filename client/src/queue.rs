@@ -79,15 +79,16 @@ pub(crate) struct Queue {
     changed: Condvar,
     wake: OwnedFd,
     owner: u32,
-    /// When some thread last saw that this is still the owner, ns since `started`.
+    /// When some thread last saw that this is the owner, ns since `started`.
     owner_seen_ns: AtomicU64,
     started: Instant,
     limit_bytes: usize,
 }
 
-/// Asking the kernel for the process id costs as much as all the rest of `try_send`. A fork takes at least 70 µs (measured
-/// in the smallest of programs), so who saw the owner's id this short a time ago is the owner.
-const OWNER_SEEN_NS: u64 = 10_000;
+/// Asking the kernel for the process id costs as much as all the rest of `try_send`. A fork takes several times this long
+/// (70 µs at least, measured in the smallest of programs), so whoever saw so short a time ago that this is the owner is in
+/// the owner. The background thread exists only there.
+const OWNER_SEEN_NS: u64 = 20_000;
 
 /// What `try_send` touches comes first and together: after a turn of the background thread each cache line of it has to come
 /// over from the other core, and that is most of what such a call costs.
@@ -350,7 +351,9 @@ impl Queue {
     /// For the background thread, at the end of a turn: publishes, and says what may wake it from the sleep that follows.
     /// Returns whether it may sleep at all: not if records came that should not wait.
     pub(crate) fn publish(&self, notice: Notice<'_>, routes: bool, wake_on: WakeOn) -> Sleep {
+        let now_ns = self.started.elapsed().as_nanos() as u64;
         let mut state = self.lock();
+        self.owner_seen_ns.store(now_ns, Ordering::Relaxed);
         state.ledger = *notice.ledger;
         state.verdicts_skipped = notice.verdicts_skipped;
         let waiting_us = state.chunks.front().unwrap_or(&state.current).oldest_us();

@@ -368,7 +368,16 @@ fn try_send_cost() {
         }
         nanoseconds.sort_unstable();
         let at = |share: f64| nanoseconds[(nanoseconds.len() as f64 * share) as usize];
-        println!("{name}: p50 {} ns, p99 {} ns, p99.9 {} ns, max {} ns", at(0.5), at(0.99), at(0.999), at(0.999_999));
+        println!(
+            "{name}: p50 {} ns, p90 {} ns, p95 {} ns, p98 {} ns, p99 {} ns, p99.9 {} ns, max {} ns",
+            at(0.5),
+            at(0.9),
+            at(0.95),
+            at(0.98),
+            at(0.99),
+            at(0.999),
+            at(0.999_999)
+        );
         let _ = client.flush(LONG);
         println!("{:?}", client.counters());
     }
