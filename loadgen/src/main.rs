@@ -63,11 +63,13 @@ fn load(arguments: &RunArguments) -> Result<ExitCode> {
     }
     if report.generator_bound {
         let percent = 100.0 * outcome.sent.late_share();
+        let unsent = match outcome.sent.unsent {
+            0 => String::new(),
+            unsent => format!(", and {unsent} due records were never sent"),
+        };
         writeln!(
             out,
-            "generator-bound: {percent:.1} % of the sends were more than 1 ms late, and {} due records were never sent: the \
-             latencies are not the server's",
-            outcome.sent.unsent
+            "generator-bound: {percent:.1} % of the sends were more than 1 ms late{unsent}: the latencies are not the server's"
         )?;
     }
     let notes = outcome.notes.iter().map(|note| format!("note: {note}"));
