@@ -2,7 +2,7 @@
 //!
 //! - [`verdicts`]: the sources and sessions that filters are to deny or watch
 //!
-//! What is here now finds the records with hits and counts; detectors come on top of it. A panic in here is caught by the
+//! What is here now finds the records with hits; detectors come on top of it. A panic in here is caught by the
 //! shard, which quarantines the frame.
 
 pub mod verdicts;
@@ -10,17 +10,10 @@ pub mod verdicts;
 use bumpalo::Bump;
 use bumpalo::collections::Vec as BumpVec;
 use postanalytics_protocol::ValidBatch;
-use postanalytics_protocol::schema::v1::FLAG_BLOCKED;
 
-/// What the analysis keeps. Fixed in size.
+/// What the analysis keeps: nothing yet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Analytics {
-    /// Records looked at.
-    pub records: u64,
-    /// Hits in them.
-    pub hits: u64,
-    /// Records that the filter blocked.
-    pub blocked: u64,
     /// A record with this id panics, so that a test can see what becomes of it.
     #[cfg(test)]
     pub panic_at: Option<[u8; 16]>,
@@ -33,14 +26,10 @@ impl Analytics {
         for (position, record) in batch.records().enumerate() {
             #[cfg(test)]
             assert_ne!(self.panic_at, Some(record.request_id()), "a test asked for this");
-            let hits = record.hit_count();
-            if hits > 0 {
-                self.hits += hits as u64;
+            if record.hit_count() > 0 {
                 with_hits.push(position as u32);
             }
-            self.blocked += u64::from(record.flags() & FLAG_BLOCKED != 0);
         }
-        self.records += batch.len() as u64;
         with_hits
     }
 }

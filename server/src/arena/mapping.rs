@@ -12,9 +12,9 @@ use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// What kind of pages the kernel gave.
+/// What kind of pages was asked for with success.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pages {
+enum Pages {
     /// Reserved 2 MiB pages (`vm.nr_hugepages`).
     Huge,
     /// Transparent huge pages were asked for.
@@ -75,11 +75,6 @@ impl Mapping {
             }
             Err(error) => Err(error.into()),
         }
-    }
-
-    /// What kind of pages was asked for with success.
-    pub const fn pages(&self) -> Pages {
-        self.pages
     }
 
     /// Bytes that really lie on huge pages, as the kernel tells (0 if it does not). Call after [`Self::prefault`].

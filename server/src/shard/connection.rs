@@ -3,7 +3,7 @@
 use super::messages::ConnectionTicket;
 use crate::arena::OpenPlace;
 use postanalytics_protocol::frames::ErrorFrame;
-use postanalytics_protocol::{Assembler, BatchError, ErrorCode, FrameError, FrameHeader};
+use postanalytics_protocol::{Assembler, BatchError, ErrorCode, FrameError, FrameHeader, FrameKind};
 use std::sync::Arc;
 
 /// Most bytes of a control frame's body from a client: an Error frame with the longest text.
@@ -105,6 +105,11 @@ impl Refusal {
     /// A refusal that no batch is to blame for.
     pub fn of_connection(code: ErrorCode, text: impl Into<String>) -> Self {
         Self { code, sequence: 0, text: text.into() }
+    }
+
+    /// A frame of this kind may not come from a client after its Hello.
+    pub fn of_unexpected(kind: FrameKind) -> Self {
+        Self::of_connection(ErrorCode::UnexpectedKind, format!("a {kind:?} frame may not come from a client after its Hello"))
     }
 
     /// A refusal of the batch with this sequence.

@@ -458,8 +458,7 @@ impl Shard {
         }
         if matches!(header.kind, FrameKind::Hello | FrameKind::Welcome | FrameKind::Ack | FrameKind::Verdicts | FrameKind::Stats)
         {
-            let text = format!("a {:?} frame may not come from a client after its Hello", header.kind);
-            return Err(Refusal::of_connection(ErrorCode::UnexpectedKind, text));
+            return Err(Refusal::of_unexpected(header.kind));
         }
         if header.body_bytes > CONTROL_BODY_BYTES_MAX {
             let text = format!("a control frame of {} bytes, the limit is {CONTROL_BODY_BYTES_MAX}", header.body_bytes);
@@ -523,10 +522,7 @@ impl Shard {
             | ControlFrame::Welcome(_)
             | ControlFrame::Ack(_)
             | ControlFrame::Verdicts(_)
-            | ControlFrame::Stats(_) => {
-                let text = format!("a {:?} frame may not come from a client after its Hello", header.kind);
-                Err(Refusal::of_connection(ErrorCode::UnexpectedKind, text))
-            }
+            | ControlFrame::Stats(_) => Err(Refusal::of_unexpected(header.kind)),
         }
     }
 
