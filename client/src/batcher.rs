@@ -126,7 +126,7 @@ mod tests {
     fn one(path: &[u8], accepted_us: u64, urgent: bool) -> Bundle {
         let mut bundle = Bundle::default();
         let request = Request { path, ..Request::default() };
-        bundle.push(&request.fields(), &request, accepted_us, urgent);
+        bundle.push(&request, accepted_us, urgent);
         bundle
     }
 
@@ -180,7 +180,7 @@ mod tests {
         let mut record = Bundle::default();
         let session = vec![b's'; 200_000];
         let request = Request { session: &session, ..Request::default() };
-        record.push(&request.fields(), &request, 0, false);
+        record.push(&request, 0, false);
         assert_eq!(push(&mut batcher, &record, 0), Ok(None));
         assert_eq!(push(&mut batcher, &record, 0), Ok(Some(1)));
         batcher.seal(0);

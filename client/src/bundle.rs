@@ -5,7 +5,7 @@
 //! another server, with other shards and another identity key, after a break.
 
 use crate::request::Request;
-use postanalytics_protocol::batch::{BatchBuilder, RecordFields, body_bytes};
+use postanalytics_protocol::batch::{BatchBuilder, body_bytes};
 use postanalytics_protocol::schema::v1::{RECORD_BYTES, Record};
 use postanalytics_protocol::{HEADER_BYTES, Source};
 use siphasher::sip::SipHasher24;
@@ -26,15 +26,28 @@ pub(crate) struct Meta {
     pub(crate) urgent: bool,
 }
 
+impl Meta {
+    /// Bytes of blob, session and user.
+    pub(crate) const fn string_bytes(&self) -> usize {
+        (self.blob_bytes + self.session_bytes + self.user_bytes) as usize
+    }
+}
+
 /// One record of a bundle, borrowed.
 pub(crate) struct Item<'a> {
     pub(crate) record: &'a Record,
     pub(crate) meta: &'a Meta,
     pub(crate) blob: &'a [u8],
-    identity: &'a [u8],
+    pub(crate) identity: &'a [u8],
 }
 
-impl Item<'_> {
+impl<'a> Item<'a> {
+    /// `strings`: blob, session and user, one after the other.
+    pub(crate) fn new(record: &'a Record, meta: &'a Meta, strings: &'a [u8]) -> Self {
+        let (blob, identity) = strings.split_at(meta.blob_bytes as usize);
+        Self { record, meta, blob, identity }
+    }
+
     pub(crate) const fn source(&self) -> Source {
         Source::of_bytes(&self.record.client_ip)
     }
@@ -66,9 +79,9 @@ impl Bundle {
     }
 
     /// Adds a request, whose sizes have been checked.
-    pub(crate) fn push(&mut self, fields: &RecordFields<'_>, request: &Request<'_>, accepted_us: u64, urgent: bool) {
+    pub(crate) fn push(&mut self, request: &Request<'_>, accepted_us: u64, urgent: bool) {
         let blob_start = self.builder.blob().len();
-        if self.builder.push(fields, usize::MAX).is_err() {
+        if self.builder.push(&request.fields(), usize::MAX).is_err() {
             return debug_assert!(false, "the parts of the record were checked before");
         }
         let meta = Meta {
@@ -248,7 +261,7 @@ mod tests {
                 token: n,
                 ..Request::default()
             };
-            bundle.push(&request.fields(), &request, 100 + n, false);
+            bundle.push(&request, 100 + n, false);
         }
         bundle
     }

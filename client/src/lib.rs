@@ -49,6 +49,7 @@ mod connection;
 mod core;
 mod counters;
 mod denylist;
+mod front;
 mod lane;
 mod link;
 mod queue;

@@ -1,11 +1,12 @@
 //! The one place where the threads of the site and the background thread meet.
 //!
-//! One mutex, held only to copy one record or to swap pointers, so a `try_send` waits for nobody. Records go into recycled
-//! chunks; the background thread takes whole chunks and publishes its ledger, both under the same lock, so that the laws of
-//! [`Counters`] hold in every snapshot.
+//! Most records come through the rings of their thread ([`crate::front`]), without a lock. Behind the rings, and for all that do
+//! not go through them, there is one mutex, held only to copy some records or to swap pointers, so a `try_send` waits for
+//! nobody. Records go into recycled chunks; the background thread takes whole chunks and publishes its ledger, both under the
+//! same lock, so that the laws of [`Counters`] hold in every snapshot.
 //!
-//! A `try_send` makes no system call but `getpid`, unless the background thread asked to be woken: it wakes by itself while
-//! there is traffic, so only an urgent record, or more bytes than a few batches hold, or the first record after a quiet
+//! A `try_send` makes no system call unless the background thread asked to be woken: it wakes by itself while there is
+//! traffic, so only an urgent record, or more bytes than a few batches hold, or the first record after a quiet
 //! second writes the eventfd, at most once per sleep.
 //!
 //! Bound: `queue_bytes`, counted over everything accepted and not yet settled, in flight included; the last quarter is kept
@@ -13,14 +14,17 @@
 
 use crate::bundle::{Bundle, RECORD_COST_BYTES};
 use crate::counters::{Counters, Ledger};
+use crate::front::{self, Back};
 use crate::request::Request;
 use crate::stats::ServerStats;
 use crate::status::ClientStatus;
+use forkguard::atfork::Guard;
 use postanalytics_protocol::EncodeError;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::io::Errno;
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use thiserror::Error;
@@ -33,6 +37,11 @@ const CHUNK_RECORDS: usize = 256;
 const POOL_CHUNKS: usize = 64;
 /// Bytes waiting that wake the background thread: a few batches.
 const WAKE_BYTES: usize = 256 * 1024;
+/// Set apart from the budget for each thread's rings: see `Queue::gate`. A quarter of the budget may be set apart so.
+const FRONT_BYTES: usize = 2 * front::COST_BYTES_MAX;
+
+/// How many there have been in this process.
+static QUEUES: AtomicU64 = AtomicU64::new(0);
 
 /// Longest time that anybody waits: a day.
 const WAIT_MAX: Duration = Duration::from_secs(86_400);
@@ -75,40 +84,40 @@ pub enum SendError {
 
 /// The queue, its wake-up, and the notice board between the threads.
 pub(crate) struct Queue {
-    state: Mutex<State>,
+    /// Tells this queue from every other of the process.
+    id: u64,
+    /// Whether threads may use their rings. A hint, changed under the lock and rarely: some records may still come through a
+    /// ring after it was shut, and half of what is set apart for rings is for these.
+    gate: AtomicBool,
+    state: Apart<Mutex<State>>,
     changed: Condvar,
     wake: OwnedFd,
+    /// Knows without a system call whether this process is a fork of the one that built the client.
+    fork_guard: Guard,
     owner: u32,
-    /// When some thread last saw that this is the owner, ns since `started`.
-    owner_seen_ns: AtomicU64,
     started: Instant,
     limit_bytes: usize,
 }
 
-/// Asking the kernel for the process id costs as much as all the rest of `try_send`. A fork takes several times this long
-/// (70 µs at least, measured in the smallest of programs), so whoever saw so short a time ago that this is the owner is in
-/// the owner. The background thread exists only there.
-const OWNER_SEEN_NS: u64 = 20_000;
-
-/// What `try_send` touches comes first and together: after a turn of the background thread each cache line of it has to come
-/// over from the other core, and that is most of what such a call costs.
 #[derive(Default)]
-#[repr(C)]
 struct State {
+    /// The threads' rings. What is in them is offered, accepted and queued, and counted so when it is taken out or when somebody
+    /// asks.
+    fronts: Vec<Back>,
+    /// Full chunks, oldest first.
+    chunks: VecDeque<Bundle>,
     /// The chunk that records go to now; the newest.
     current: Bundle,
+    pool: Vec<Bundle>,
     waiting: u64,
     waiting_bytes: usize,
-    /// The site's part of the counters; the background thread's part is `ledger`.
-    offered: u64,
-    accepted: u64,
     urgent_waiting: bool,
     wake_on: WakeOn,
     closed: bool,
     ledger: Ledger,
-    /// Full chunks, oldest first.
-    chunks: VecDeque<Bundle>,
-    pool: Vec<Bundle>,
+    /// The site's part of the counters; the background thread's part is `ledger`.
+    offered: u64,
+    accepted: u64,
     refused_full: u64,
     refused_too_large: u64,
     refused_other: u64,
@@ -123,6 +132,10 @@ struct State {
     /// Threads of the site that wait for a notice: without any, none is given.
     waiters: u32,
 }
+
+/// Shares no cache line with its neighbours (two lines, which the processor fetches together).
+#[repr(align(128))]
+struct Apart<T>(T);
 
 /// What wakes the background thread from the sleep that it is in.
 #[derive(Clone, Copy, Debug, Default)]
@@ -158,13 +171,15 @@ pub(crate) struct Notice<'a> {
 }
 
 impl Queue {
-    pub(crate) fn new(limit_bytes: usize) -> rustix::io::Result<Self> {
+    pub(crate) fn new(limit_bytes: usize) -> Result<Self, Errno> {
         Ok(Self {
-            state: Mutex::new(State::default()),
+            id: QUEUES.fetch_add(1, Ordering::Relaxed),
+            gate: AtomicBool::new(true),
+            state: Apart(Mutex::new(State::default())),
             changed: Condvar::new(),
             wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            fork_guard: Guard::try_new().map_err(|error| Errno::from_raw_os_error(error.code().get()))?,
             owner: std::process::id(),
-            owner_seen_ns: AtomicU64::new(0),
             started: Instant::now(),
             limit_bytes,
         })
@@ -180,40 +195,81 @@ impl Queue {
     }
 
     /// The process that built the client, if this is another one: nothing of the client but its denylist may be used here.
+    /// Only a `fork` that runs the handlers of `pthread_atfork` is seen, as the C library's does.
     pub(crate) fn forked_from(&self) -> Option<u32> {
-        self.forked_by(self.started.elapsed().as_nanos() as u64)
-    }
-
-    fn forked_by(&self, now_ns: u64) -> Option<u32> {
-        if now_ns.saturating_sub(self.owner_seen_ns.load(Ordering::Relaxed)) < OWNER_SEEN_NS {
-            return None;
-        }
-        if std::process::id() != self.owner {
-            return Some(self.owner);
-        }
-        self.owner_seen_ns.store(now_ns, Ordering::Relaxed);
-        None
+        // A guard tells once only, so a copy is asked.
+        self.fork_guard.clone().detected_fork().then_some(self.owner)
     }
 
     /// Copies the record into the queue.
     pub(crate) fn try_send(&self, request: &Request<'_>) -> Result<(), SendError> {
         // Before the lock: in a forked child the lock may be held for ever by a thread that does not exist there.
-        let now_ns = self.started.elapsed().as_nanos() as u64;
-        if let Some(owner) = self.forked_by(now_ns) {
+        if let Some(owner) = self.forked_from() {
             return Err(SendError::Forked { owner });
         }
-        let accepted_us = now_ns / 1_000;
-        let checked = request.checked();
+        let accepted_us = self.clock_us();
         let urgent = request.is_urgent();
+        let checked = request.checked_blob_bytes();
+        if let Ok(blob) = checked
+            && self.gate.load(Ordering::Relaxed)
+            && front::push(self.id, request, accepted_us, urgent, blob + request.identity_bytes())
+        {
+            if urgent {
+                let mut state = self.lock();
+                state.urgent_waiting = true;
+                self.wake_if(state, |wake_on| wake_on.urgent);
+            }
+            return Ok(());
+        }
+        let wants_rings = front::took_the_locked_way(self.id, accepted_us);
 
         let mut state = self.lock();
+        state.drain_fronts();
+        let accepted = self.accept(&mut state, request, checked, accepted_us, urgent);
+        if wants_rings && accepted.is_ok() && self.limit_bytes / 4 >= (state.fronts.len() + 1) * FRONT_BYTES {
+            state.fronts.extend(front::open(self.id));
+        }
+        let waiting_bytes = state.waiting_bytes;
+        self.set_gate(&state);
+        self.wake_if(state, |wake| wake.any || wake.urgent && urgent || wake.bytes && waiting_bytes >= WAKE_BYTES);
+        accepted
+    }
+
+    /// Wakes the background thread, if it asked for that.
+    fn wake_if(&self, mut state: MutexGuard<'_, State>, asked: impl FnOnce(WakeOn) -> bool) {
+        if asked(state.wake_on) {
+            state.wake_on = WakeOn::default();
+            drop(state);
+            self.wake();
+        }
+    }
+
+    /// Whether there is room for ordinary records even if all rings were full, and were filled again before all threads see
+    /// that they must not be.
+    fn set_gate(&self, state: &State) {
+        let used = state.waiting_bytes + state.ledger.bytes + state.fronts.len() * FRONT_BYTES;
+        let open = !state.closed && used <= self.limit_bytes - self.limit_bytes / 4;
+        if self.gate.load(Ordering::Relaxed) != open {
+            self.gate.store(open, Ordering::Relaxed);
+        }
+    }
+
+    /// Copies the record into the newest chunk.
+    fn accept(
+        &self,
+        state: &mut State,
+        request: &Request<'_>,
+        checked: Result<usize, SendError>,
+        accepted_us: u64,
+        urgent: bool,
+    ) -> Result<(), SendError> {
         state.offered += 1;
-        let (fields, blob) = match checked {
+        let blob = match checked {
             _ if state.closed => {
                 state.refused_other += 1;
                 return Err(SendError::Closed);
             }
-            Ok(checked) => checked,
+            Ok(blob) => blob,
             Err(error) => {
                 let counter = if matches!(error, SendError::TooLarge { .. }) {
                     &mut state.refused_too_large
@@ -232,17 +288,11 @@ impl Queue {
             state.refused_full += 1;
             return Err(SendError::QueueFull { queue_bytes, limit });
         }
-        state.chunk_for(blob, string_bytes).push(&fields, request, accepted_us, urgent);
+        state.chunk_for(blob, string_bytes).push(request, accepted_us, urgent);
         state.accepted += 1;
         state.waiting += 1;
         state.waiting_bytes += cost;
         state.urgent_waiting |= urgent;
-        let wake = state.wake_on;
-        if wake.any || wake.urgent && urgent || wake.bytes && state.waiting_bytes >= WAKE_BYTES {
-            state.wake_on = WakeOn::default();
-            drop(state);
-            self.wake();
-        }
         Ok(())
     }
 
@@ -301,6 +351,7 @@ impl Queue {
     pub(crate) fn close(&self, timeout: Duration) {
         let mut state = self.lock();
         state.closed = true;
+        self.set_gate(&state);
         let until_us = self.clock_us().saturating_add(timeout.min(WAIT_MAX).as_micros() as u64);
         state.orders.close_us = Some(state.orders.close_us.unwrap_or(u64::MAX).min(until_us));
         drop(state);
@@ -312,6 +363,14 @@ impl Queue {
     pub(crate) fn exchange(&self, route: bool, taken: &mut VecDeque<Bundle>, emptied: &mut Vec<Bundle>) -> Orders {
         let mut state = self.lock();
         state.wake_on = WakeOn::default();
+        let orders = state.orders;
+        // What was accepted before these orders is in the rings or beyond. One thread's rings at a time: nobody waits long.
+        for number in 0..state.fronts.len() {
+            state.drain_front(number);
+            drop(state);
+            state = self.lock();
+        }
+        state.fronts.retain(|front| !front.is_done());
         if route {
             state.urgent_waiting = false;
             std::mem::swap(&mut state.chunks, taken);
@@ -325,7 +384,8 @@ impl Queue {
         let room = POOL_CHUNKS.saturating_sub(state.pool.len());
         let kept = emptied.len().min(room);
         state.pool.extend(emptied.drain(..kept));
-        state.orders
+        self.set_gate(&state);
+        orders
     }
 
     /// For the background thread, while it cannot route: gives up on records accepted at `cutoff_us` or before.
@@ -351,13 +411,12 @@ impl Queue {
     /// For the background thread, at the end of a turn: publishes, and says what may wake it from the sleep that follows.
     /// Returns whether it may sleep at all: not if records came that should not wait.
     pub(crate) fn publish(&self, notice: Notice<'_>, routes: bool, wake_on: WakeOn) -> Sleep {
-        let now_ns = self.started.elapsed().as_nanos() as u64;
         let mut state = self.lock();
-        self.owner_seen_ns.store(now_ns, Ordering::Relaxed);
         state.ledger = *notice.ledger;
         state.verdicts_skipped = notice.verdicts_skipped;
-        let waiting_us = state.chunks.front().unwrap_or(&state.current).oldest_us();
         if let Some(oldest_us) = notice.oldest_us {
+            state.drain_fronts();
+            let waiting_us = state.chunks.front().unwrap_or(&state.current).oldest_us();
             // What is accepted from now on may carry a time as early as this.
             state.settled_until_us = oldest_us.min(waiting_us.unwrap_or(u64::MAX)).min(self.clock_us());
             state.orders.flush_us = state.orders.flush_us.filter(|until_us| *until_us >= state.settled_until_us);
@@ -368,7 +427,8 @@ impl Queue {
         if let Some((status, key)) = notice.status {
             (state.status, state.identity_key) = (status, key);
         }
-        debug_assert!(state.counters().laws_hold(), "{:?}", state.counters());
+        debug_assert!(state.counters().laws_hold(), "{:?}", state.ledger);
+        self.set_gate(&state);
         if state.waiters > 0 {
             self.changed.notify_all();
         }
@@ -385,11 +445,9 @@ impl Queue {
         let mut state = self.lock();
         state.closed = true;
         state.finished = true;
+        self.set_gate(&state);
         state.ledger.abandon();
-        state.lost_unsent += std::mem::take(&mut state.waiting);
-        state.waiting_bytes = 0;
-        state.current = Bundle::default();
-        state.chunks.clear();
+        state.give_up_all();
         state.pool.clear();
         state.status.connected = false;
         self.changed.notify_all();
@@ -413,7 +471,7 @@ impl Queue {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         // Nothing panics half way through a change of the state.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits for the next notice, `None` when the deadline has passed.
@@ -438,6 +496,38 @@ pub(crate) enum Sleep {
 }
 
 impl State {
+    /// Moves what is in the threads' rings to the chunks.
+    fn drain_fronts(&mut self) {
+        for number in 0..self.fronts.len() {
+            self.drain_front(number);
+        }
+    }
+
+    fn drain_front(&mut self, number: usize) {
+        let Some(front) = self.fronts.get_mut(number) else { return };
+        let (mut records, mut bytes, mut urgent) = (0, 0, false);
+        let (current, chunks, pool) = (&mut self.current, &mut self.chunks, &mut self.pool);
+        front.drain(|item| {
+            chunk_for(current, chunks, pool, item.blob.len(), item.meta.string_bytes()).push_item(item);
+            records += 1;
+            bytes += item.cost_bytes();
+            urgent |= item.meta.urgent;
+        });
+        self.offered += records;
+        self.accepted += records;
+        self.waiting += records;
+        self.waiting_bytes += bytes;
+        self.urgent_waiting |= urgent;
+    }
+
+    /// All that waits is lost.
+    fn give_up_all(&mut self) {
+        self.drain_fronts();
+        self.chunks.clear();
+        self.current = Bundle::default();
+        self.give_up(self.waiting, self.waiting_bytes);
+    }
+
     /// Waiting records are lost.
     const fn give_up(&mut self, records: u64, bytes: usize) {
         self.waiting -= records;
@@ -445,34 +535,30 @@ impl State {
         self.lost_unsent += records;
     }
 
-    /// The chunk that the next record goes to, which has so many bytes of blob, and of strings in all.
     fn chunk_for(&mut self, blob: usize, strings: usize) -> &mut Bundle {
-        let fits = |chunk: &Bundle| {
-            chunk.is_empty() || chunk.len() < CHUNK_RECORDS && chunk.string_bytes() + strings <= CHUNK_STRING_BYTES
-        };
-        if !fits(&self.current) {
-            // As if all its records were like this one: a chunk of one long record is no longer than that.
-            let records = (CHUNK_STRING_BYTES / strings.max(1)).clamp(1, CHUNK_RECORDS);
-            let chunk = self.pool.pop().unwrap_or_else(|| Bundle::with_capacity(records, records * blob));
-            self.chunks.push_back(std::mem::replace(&mut self.current, chunk));
-        }
-        &mut self.current
+        chunk_for(&mut self.current, &mut self.chunks, &mut self.pool, blob, strings)
     }
 
-    fn counters(&self) -> Counters {
+    fn counters(&mut self) -> Counters {
+        if self.finished {
+            // A thread may still have used its rings: it had not seen that the gate was shut.
+            self.give_up_all();
+        }
         let ledger = &self.ledger;
+        let fronts = self.fronts.iter().map(Back::records_and_cost);
+        let (in_fronts, in_fronts_bytes) = fronts.fold((0, 0), |sum, front| (sum.0 + front.0, sum.1 + front.1));
         Counters {
-            offered: self.offered,
-            accepted: self.accepted,
+            offered: self.offered + in_fronts,
+            accepted: self.accepted + in_fronts,
             refused_full: self.refused_full,
             refused_too_large: self.refused_too_large,
             refused_other: self.refused_other,
             acked: ledger.acked,
             lost: ledger.lost + self.lost_unsent,
             in_doubt: ledger.in_doubt,
-            queued: ledger.queued + self.waiting,
+            queued: ledger.queued + self.waiting + in_fronts,
             in_flight: ledger.in_flight,
-            queue_bytes: (ledger.bytes + self.waiting_bytes) as u64,
+            queue_bytes: (ledger.bytes + self.waiting_bytes + in_fronts_bytes) as u64,
             batches_sent: ledger.batches_sent,
             batches_resent: ledger.batches_resent,
             connects: ledger.connects,
@@ -482,6 +568,24 @@ impl State {
             verdicts_skipped: self.verdicts_skipped,
         }
     }
+}
+
+/// The chunk that the next record goes to, which has so many bytes of blob, and of strings in all.
+fn chunk_for<'a>(
+    current: &'a mut Bundle,
+    chunks: &mut VecDeque<Bundle>,
+    pool: &mut Vec<Bundle>,
+    blob: usize,
+    strings: usize,
+) -> &'a mut Bundle {
+    let fits = current.is_empty() || current.len() < CHUNK_RECORDS && current.string_bytes() + strings <= CHUNK_STRING_BYTES;
+    if !fits {
+        // As if all its records were like this one: a chunk of one long record is no longer than that.
+        let records = (CHUNK_STRING_BYTES / strings.max(1)).clamp(1, CHUNK_RECORDS);
+        let chunk = pool.pop().unwrap_or_else(|| Bundle::with_capacity(records, records * blob));
+        chunks.push_back(std::mem::replace(current, chunk));
+    }
+    current
 }
 
 /// Keeps a chunk for reuse, emptied, unless there are enough, or it held so large a record that keeping its memory would not

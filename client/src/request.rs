@@ -3,7 +3,7 @@
 //! Nothing here allocates for an ordinary request: the fields are copied once, into the queue.
 
 use crate::queue::SendError;
-use postanalytics_protocol::batch::{Extension, Hit, RecordFields, blob_bytes, body_bytes, check_parts};
+use postanalytics_protocol::batch::{Extension, Hit, RecordFields, body_bytes, check_parts, parts_bytes};
 use postanalytics_protocol::header::DEFAULT_MAX_BODY_BYTES;
 use postanalytics_protocol::routing::address_bytes;
 use postanalytics_protocol::schema::v1::{FLAG_AUTH_FAILED, FLAG_AUTH_SUCCEEDED, Method};
@@ -132,15 +132,16 @@ impl Default for Request<'_> {
 }
 
 impl<'a> Request<'a> {
-    /// The fields as the wire knows them with the bytes of blob that they take, or why no server would store them.
-    pub(crate) fn checked(&self) -> Result<(RecordFields<'a>, usize), SendError> {
-        // Before hits and extensions are copied, of which there may be any number.
+    /// Bytes of blob that the record takes, or why no server would store it.
+    pub(crate) fn checked_blob_bytes(&self) -> Result<usize, SendError> {
+        // Before hits and extensions are looked at, of which there may be any number.
         check_parts(self.hits.len(), self.extensions.len()).map_err(SendError::TooManyParts)?;
-        let fields = self.fields();
-        let blob = blob_bytes(&fields);
+        let texts = self.host.len() + self.path.len() + self.query.len() + self.user_agent.len() + self.referer.len();
+        let parts = if self.hits.is_empty() && self.extensions.is_empty() { 0 } else { parts_bytes(self.hits, self.extensions) };
+        let blob = texts + self.raw_headers.len() + self.raw_body.len() + parts;
         let bytes = body_bytes(1, blob) + self.identity_bytes();
         let limit = RECORD_BYTES_MAX;
-        if bytes > limit { Err(SendError::TooLarge { bytes, limit }) } else { Ok((fields, blob)) }
+        if bytes > limit { Err(SendError::TooLarge { bytes, limit }) } else { Ok(blob) }
     }
 
     /// Bytes of user and session in clear text.
@@ -149,6 +150,7 @@ impl<'a> Request<'a> {
     }
 
     /// The fields as the wire knows them, without the hashes, which only the background thread has the key for.
+    #[inline]
     pub(crate) fn fields(&self) -> RecordFields<'a> {
         RecordFields {
             request_id: self.request_id,
@@ -220,12 +222,15 @@ mod tests {
     fn limits_are_named() {
         let body = vec![0; RECORD_BYTES_MAX];
         let large = Request { raw_body: &body, ..Request::default() };
-        assert!(matches!(large.checked(), Err(SendError::TooLarge { .. })));
+        assert!(matches!(large.checked_blob_bytes(), Err(SendError::TooLarge { .. })));
         let hits = vec![Hit::default(); 65];
         let many = Request { hits: &hits, ..Request::default() };
-        assert!(matches!(many.checked(), Err(SendError::TooManyParts(_))));
+        assert!(matches!(many.checked_blob_bytes(), Err(SendError::TooManyParts(_))));
         let session = vec![b's'; RECORD_BYTES_MAX];
-        assert!(matches!(Request { session: &session, ..Request::default() }.checked(), Err(SendError::TooLarge { .. })));
-        assert_eq!(Request { path: b"/a", ..Request::default() }.checked().map(|(_, blob)| blob), Ok(2));
+        assert!(matches!(
+            Request { session: &session, ..Request::default() }.checked_blob_bytes(),
+            Err(SendError::TooLarge { .. })
+        ));
+        assert_eq!(Request { path: b"/a", ..Request::default() }.checked_blob_bytes(), Ok(2));
     }
 }

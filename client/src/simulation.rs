@@ -258,7 +258,7 @@ impl World {
             request_id[..8].copy_from_slice(&self.sent.to_le_bytes());
             let client_ip = address(self.random.u64(..));
             let request = Request { request_id, client_ip, path: &path, user: b"anna", token: self.sent, ..Request::default() };
-            bundle.push(&request.fields(), &request, self.clock_us, self.sent.is_multiple_of(7));
+            bundle.push(&request, self.clock_us, self.sent.is_multiple_of(7));
             self.sent += 1;
         }
         self.waiting.push(bundle);

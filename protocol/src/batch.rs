@@ -203,9 +203,14 @@ pub fn flatten(fields: &RecordFields<'_>, blob: &mut Vec<u8>) -> Record {
 pub fn blob_bytes(fields: &RecordFields<'_>) -> usize {
     let texts = fields.host.len() + fields.path.len() + fields.query.len() + fields.user_agent.len() + fields.referer.len();
     let raw = fields.raw_headers.len() + fields.raw_body.len();
-    let hits: usize = fields.hits.iter().map(|hit| HIT_BYTES + hit.point.len() + hit.payload.len()).sum();
-    let extensions: usize = fields.extensions.iter().map(|extension| EXTENSION_BYTES + extension.value.len()).sum();
-    texts + raw + hits + extensions
+    texts + raw + parts_bytes(&fields.hits, &fields.extensions)
+}
+
+/// Bytes of blob of these hits and extensions.
+pub fn parts_bytes(hits: &[Hit<'_>], extensions: &[Extension<'_>]) -> usize {
+    let hits: usize = hits.iter().map(|hit| HIT_BYTES + hit.point.len() + hit.payload.len()).sum();
+    let extensions: usize = extensions.iter().map(|extension| EXTENSION_BYTES + extension.value.len()).sum();
+    hits + extensions
 }
 
 /// Checks the limits of the schema on hits and extensions.

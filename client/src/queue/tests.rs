@@ -74,16 +74,6 @@ fn closed_and_too_large_are_counted() {
 }
 
 #[test]
-fn a_forked_child_is_told() {
-    let mut queue = queue(10_000);
-    queue.owner += 1;
-    // A fork takes longer than this, so the id is asked for again.
-    std::thread::sleep(Duration::from_nanos(2 * OWNER_SEEN_NS));
-    assert!(matches!(queue.try_send(&plain()), Err(SendError::Forked { .. })));
-    assert_eq!(queue.counters(), Counters::default());
-}
-
-#[test]
 fn one_wake_up_per_sleep() {
     let queue = queue(10_000_000);
     let woken = || rustix::io::read(&queue.wake, &mut [0u8; 8]).is_ok();
@@ -170,4 +160,120 @@ fn any_time_may_be_waited_for() {
     queue.close(Duration::MAX);
     let orders = queue.exchange(false, &mut VecDeque::new(), &mut Vec::new());
     assert!(orders.close_us.is_some_and(|until_us| until_us > 86_000_000_000));
+}
+
+/// Takes what waits, as the background thread does, calls `each` with the token and the path of every record, and
+/// acknowledges them all in `ledger`.
+fn take(queue: &Queue, ledger: &mut Ledger, mut each: impl FnMut(u64, &[u8])) {
+    let mut taken = VecDeque::new();
+    queue.exchange(true, &mut taken, &mut Vec::new());
+    for bundle in taken {
+        bundle.items().for_each(|item| each(item.meta.token, &item.blob[..item.record.path.length as usize]));
+        ledger.take(bundle.records(), bundle.cost_bytes());
+        ledger.send(bundle.records());
+        ledger.ack(bundle.records(), bundle.cost_bytes());
+    }
+}
+
+fn publish(queue: &Queue, ledger: &Ledger, wake_on: WakeOn) -> Sleep {
+    queue.publish(Notice { ledger, verdicts_skipped: 0, oldest_us: None, stats: None, status: None }, true, wake_on)
+}
+
+#[test]
+fn every_way_into_the_queue_keeps_order_and_bytes() {
+    const THREADS: u64 = 4;
+    const EACH: u64 = 20_000;
+    let queue = queue(64_000_000);
+    let path = |thread: u64, number: u64| {
+        // Now and then one that is too long for the rings; lengths that make strings lie around the end of their ring.
+        let bytes = if number.is_multiple_of(997) { 20_000 } else { number * 7 % 1500 };
+        vec![b'a' + (thread + number) as u8 % 26; bytes as usize]
+    };
+    let mut next = [0u64; THREADS as usize];
+    let mut ledger = Ledger::default();
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..THREADS)
+            .map(|thread| {
+                let queue = &queue;
+                scope.spawn(move || {
+                    for number in 0..EACH {
+                        let path = path(thread, number);
+                        let status = if number.is_multiple_of(50) { 404 } else { 200 };
+                        let request = Request { path: &path, token: thread << 32 | number, status, ..Request::default() };
+                        while queue.try_send(&request).is_err() {
+                            std::thread::yield_now();
+                        }
+                    }
+                })
+            })
+            .collect();
+        while threads.iter().any(|thread| !thread.is_finished()) || queue.counters().queued > 0 {
+            take(&queue, &mut ledger, |token, bytes| {
+                let (thread, number) = (token >> 32, token & 0xffff_ffff);
+                assert_eq!(number, next[thread as usize], "of thread {thread}");
+                assert!(bytes == path(thread, number), "record {number} of thread {thread}");
+                next[thread as usize] += 1;
+            });
+            publish(&queue, &ledger, WakeOn::default());
+            let counters = queue.counters();
+            assert!(counters.laws_hold() && counters.queue_bytes <= 64_000_000, "{counters:?}");
+        }
+    });
+    assert_eq!(next, [EACH; THREADS as usize]);
+    assert_eq!(queue.counters().accepted, THREADS * EACH);
+}
+
+#[test]
+fn threads_that_ended_leave_their_records_and_no_rings() {
+    let queue = queue(10_000_000);
+    for round in 1..=50 {
+        let send = || (0..10).for_each(|_| queue.try_send(&plain()).expect("room"));
+        std::thread::scope(|scope| scope.spawn(send).join()).expect("no panic");
+        assert!(queue.lock().fronts.len() <= 1, "rings are gone with their thread");
+        let mut taken = 0;
+        take(&queue, &mut Ledger::default(), |_, _| taken += 1);
+        assert_eq!((taken, queue.counters().accepted), (10, round * 10));
+    }
+}
+
+#[test]
+fn rings_leave_room_for_what_else_is_queued() {
+    let small = queue(4 * FRONT_BYTES - 1);
+    (0..10).for_each(|_| small.try_send(&plain()).expect("room"));
+    assert!(small.lock().fronts.is_empty(), "a small budget has no rings");
+
+    let queue = queue(4 * FRONT_BYTES);
+    while queue.try_send(&plain()).is_ok() {}
+    let counters = queue.counters();
+    assert_eq!(queue.lock().fronts.len(), 1);
+    assert!(!queue.gate.load(Ordering::Relaxed), "the rings are shut");
+    let limit = (3 * FRONT_BYTES) as u64;
+    assert!((limit - 2000..=limit).contains(&counters.queue_bytes), "{counters:?}");
+    let mut ledger = Ledger::default();
+    take(&queue, &mut ledger, |_, _| {});
+    publish(&queue, &ledger, WakeOn::default());
+    assert!(queue.gate.load(Ordering::Relaxed), "and open again");
+}
+
+#[test]
+fn what_is_in_the_rings_when_all_ends_is_lost_and_counted() {
+    let queue = queue(10_000_000);
+    (0..20).for_each(|_| queue.try_send(&plain()).expect("room"));
+    assert!(queue.lock().fronts[0].records_and_cost().0 > 0, "this is about the rings");
+    queue.finish();
+    let counters = queue.counters();
+    assert!(counters.laws_hold() && counters.lost == 20 && counters.queue_bytes == 0, "{counters:?}");
+    assert_eq!(queue.try_send(&plain()), Err(SendError::Closed));
+}
+
+#[test]
+fn a_record_after_a_pause_wakes_the_thread_that_sleeps_for_long() {
+    let queue = queue(10_000_000);
+    (0..5).for_each(|_| queue.try_send(&plain()).expect("room"));
+    let mut ledger = Ledger::default();
+    take(&queue, &mut ledger, |_, _| {});
+    std::thread::sleep(Duration::from_micros(front::PAUSE_US + 1000));
+    assert_eq!(publish(&queue, &ledger, WakeOn { any: true, ..WakeOn::default() }), Sleep::Nothing);
+    queue.try_send(&plain()).expect("room");
+    assert!(rustix::io::read(&queue.wake, &mut [0u8; 8]).is_ok());
 }

@@ -1,0 +1,156 @@
+//! A site thread's own way into the queue: two rings that only this thread writes.
+//!
+//! Under the queue's lock a call waits for cache lines that the background thread has just had, and for its own record to
+//! leave the store buffer. Here it writes memory that nobody else writes, reads next to nothing that somebody else writes,
+//! and returns; whoever next holds the queue's lock and cares moves the records on. The rings are `rtrb`: no lock-free code of
+//! our own.
+//!
+//! A thread gets rings with its second record within [`PAUSE_US`]. It takes the locked way instead when they are full, when
+//! the queue's gate is shut, after a pause (the background thread may sleep and want to be woken), and with records that are
+//! too long for them. The locked way first empties the rings, so that order is kept.
+
+use crate::bundle::{Bundle, Item, Meta, RECORD_COST_BYTES};
+use crate::request::Request;
+use postanalytics_protocol::schema::v1::Record;
+use rtrb::{Consumer, Producer, RingBuffer};
+use std::cell::RefCell;
+use std::sync::atomic::{Ordering, fence};
+
+/// Records that fit into a thread's rings.
+pub(crate) const RECORDS: usize = 256;
+/// Bytes of blob, session and user that fit.
+const STRING_BYTES: usize = 128 * 1024;
+/// The same of the longest record that goes this way.
+const RECORD_STRING_BYTES_MAX: usize = 16 * 1024;
+/// What full rings count against the queue's budget.
+pub(crate) const COST_BYTES_MAX: usize = RECORDS * RECORD_COST_BYTES + STRING_BYTES;
+/// After a pause so long a record takes the locked way. Half the time after which the background thread no longer wakes by
+/// itself: whatever goes through the rings was announced by traffic that it has seen.
+pub(crate) const PAUSE_US: u64 = 500_000;
+
+/// A site thread's end.
+struct Front {
+    queue: u64,
+    /// When this thread last handed a record over, on whatever way.
+    last_us: u64,
+    rings: Option<(Producer<Entry>, Producer<u8>)>,
+    /// Where a request is made flat.
+    scratch: Bundle,
+}
+
+#[derive(Clone, Copy)]
+struct Entry {
+    record: Record,
+    meta: Meta,
+}
+
+thread_local! {
+    /// One for each client that this thread uses, and for such that are gone until it comes to a new one.
+    static FRONTS: RefCell<Vec<Front>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Hands a record over by this thread's rings, if it has any and may. `strings`: bytes of blob, session and user.
+pub(crate) fn push(queue: u64, request: &Request<'_>, now_us: u64, urgent: bool, strings: usize) -> bool {
+    with(|fronts| {
+        let Some(front) = fronts.iter_mut().find(|front| front.queue == queue) else { return false };
+        if now_us.saturating_sub(front.last_us) >= PAUSE_US || strings > RECORD_STRING_BYTES_MAX {
+            return false;
+        }
+        let Some((entry_ring, string_ring)) = &mut front.rings else { return false };
+        if !has_room(entry_ring, 1) || !has_room(string_ring, strings) {
+            return false;
+        }
+        front.scratch.clear();
+        front.scratch.push(request, now_us, urgent);
+        let Some(item) = front.scratch.items().next() else { return false };
+        front.last_us = now_us;
+        // The record last: when it can be seen, so can its strings. There is room for all three.
+        let strings = string_ring.push_entire_slice(item.blob).and_then(|()| string_ring.push_entire_slice(item.identity));
+        strings.is_ok() && entry_ring.push(Entry { record: *item.record, meta: *item.meta }).is_ok()
+    })
+    .unwrap_or(false)
+}
+
+/// Only if what was last seen of the other end does not suffice, it is looked at again.
+fn has_room<T>(ring: &Producer<T>, slots: usize) -> bool {
+    ring.cached_slots() >= slots || ring.slots() >= slots
+}
+
+/// Notes that this thread hands a record over on the locked way. Returns whether it does so often enough for rings of its own
+/// and has none.
+pub(crate) fn took_the_locked_way(queue: u64, now_us: u64) -> bool {
+    with(|fronts| match fronts.iter_mut().find(|front| front.queue == queue) {
+        Some(front) => {
+            let before_us = std::mem::replace(&mut front.last_us, now_us);
+            front.rings.is_none() && now_us.saturating_sub(before_us) < PAUSE_US
+        }
+        None => {
+            fronts.retain(|front| front.rings.as_ref().is_some_and(|(entries, _)| !entries.is_abandoned()));
+            fronts.push(Front { queue, last_us: now_us, rings: None, scratch: Bundle::default() });
+            false
+        }
+    })
+    .unwrap_or(false)
+}
+
+/// Makes rings for this thread.
+pub(crate) fn open(queue: u64) -> Option<Back> {
+    with(|fronts| {
+        let front = fronts.iter_mut().find(|front| front.queue == queue)?;
+        let (entry_producer, entries) = RingBuffer::new(RECORDS);
+        let (string_producer, strings) = RingBuffer::new(STRING_BYTES);
+        front.rings = Some((entry_producer, string_producer));
+        Some(Back { entries, strings, wrapped: Vec::new() })
+    })?
+}
+
+/// `None` while the thread ends.
+fn with<T>(body: impl FnOnce(&mut Vec<Front>) -> T) -> Option<T> {
+    FRONTS.try_with(|fronts| fronts.try_borrow_mut().ok().map(|mut fronts| body(&mut fronts))).ok()?
+}
+
+/// The queue's end, for whoever holds its lock.
+pub(crate) struct Back {
+    entries: Consumer<Entry>,
+    strings: Consumer<u8>,
+    /// The strings of a record that lie around the end of the ring.
+    wrapped: Vec<u8>,
+}
+
+impl Back {
+    /// Records in it now and what they cost. A record whose strings are written and which is not may count with those.
+    pub(crate) fn records_and_cost(&self) -> (u64, usize) {
+        let records = self.entries.slots();
+        (records as u64, records * RECORD_COST_BYTES + self.strings.slots())
+    }
+
+    /// Whether nothing is in it and nothing will be: its thread has ended.
+    pub(crate) fn is_done(&self) -> bool {
+        let abandoned = self.entries.is_abandoned();
+        // What the thread wrote before it ended is seen by now: `is_abandoned` promises that only with this.
+        fence(Ordering::Acquire);
+        abandoned && self.entries.is_empty()
+    }
+
+    /// Takes out what is in it now, oldest first.
+    pub(crate) fn drain(&mut self, mut each: impl FnMut(&Item<'_>)) {
+        for _ in 0..self.entries.slots() {
+            let Ok(Entry { record, meta }) = self.entries.pop() else { return };
+            let bytes = meta.string_bytes();
+            let Ok(chunk) = self.strings.read_chunk(bytes) else {
+                return debug_assert!(false, "strings are written before their record");
+            };
+            let (one, two) = chunk.as_slices();
+            let strings = if two.is_empty() {
+                one
+            } else {
+                self.wrapped.clear();
+                self.wrapped.extend_from_slice(one);
+                self.wrapped.extend_from_slice(two);
+                &self.wrapped
+            };
+            each(&Item::new(&record, &meta, strings));
+            chunk.commit_all();
+        }
+    }
+}
