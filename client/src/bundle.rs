@@ -27,6 +27,20 @@ pub(crate) struct Meta {
 }
 
 impl Meta {
+    /// Of a record whose strings are the first.
+    pub(crate) const fn new(request: &Request<'_>, accepted_us: u64, urgent: bool, blob_bytes: usize) -> Self {
+        Self {
+            accepted_us,
+            token: request.token,
+            blob_start: 0,
+            blob_bytes: blob_bytes as u32,
+            identity_start: 0,
+            session_bytes: request.session.len() as u32,
+            user_bytes: request.user.len() as u32,
+            urgent,
+        }
+    }
+
     /// Bytes of blob, session and user.
     pub(crate) const fn string_bytes(&self) -> usize {
         (self.blob_bytes + self.session_bytes + self.user_bytes) as usize
@@ -85,14 +99,9 @@ impl Bundle {
             return debug_assert!(false, "the parts of the record were checked before");
         }
         let meta = Meta {
-            accepted_us,
-            token: request.token,
             blob_start: blob_start as u32,
-            blob_bytes: (self.builder.blob().len() - blob_start) as u32,
             identity_start: self.identities.len() as u32,
-            session_bytes: request.session.len() as u32,
-            user_bytes: request.user.len() as u32,
-            urgent,
+            ..Meta::new(request, accepted_us, urgent, self.builder.blob().len() - blob_start)
         };
         self.identities.extend_from_slice(request.session);
         self.identities.extend_from_slice(request.user);

@@ -34,7 +34,7 @@ struct Front {
     /// When this thread last handed a record over, on whatever way.
     last_us: u64,
     rings: Option<(Producer<Entry>, Producer<u8>)>,
-    /// Where a request is made flat.
+    /// Where a request with hits or extensions is made flat.
     scratch: Bundle,
 }
 
@@ -60,15 +60,39 @@ pub(crate) fn push(queue: u64, request: &Request<'_>, now_us: u64, urgent: bool,
         if !has_room(entry_ring, 1) || !has_room(string_ring, strings) {
             return false;
         }
-        front.scratch.clear();
-        front.scratch.push(request, now_us, urgent);
-        let Some(item) = front.scratch.items().next() else { return false };
         front.last_us = now_us;
-        // The record last: when it can be seen, so can its strings. There is room for all three.
-        let strings = string_ring.push_entire_slice(item.blob).and_then(|()| string_ring.push_entire_slice(item.identity));
-        strings.is_ok() && entry_ring.push(Entry { record: *item.record, meta: *item.meta }).is_ok()
+        let Ok(mut chunk) = string_ring.write_chunk(strings) else { return false };
+        let (mut one, mut two) = chunk.as_mut_slices();
+        let mut put = |bytes: &[u8]| {
+            let (bytes, rest) = bytes.split_at(bytes.len().min(one.len()));
+            copy_and_advance(&mut one, bytes);
+            copy_and_advance(&mut two, rest);
+        };
+        let entry = if let Some(record) = request.flat() {
+            request.texts().into_iter().for_each(&mut put);
+            put(request.session);
+            put(request.user);
+            Entry { record, meta: Meta::new(request, now_us, urgent, strings - request.identity_bytes()) }
+        } else {
+            front.scratch.clear();
+            front.scratch.push(request, now_us, urgent);
+            let Some(item) = front.scratch.items().next() else { return false };
+            put(item.blob);
+            put(item.identity);
+            Entry { record: *item.record, meta: *item.meta }
+        };
+        // The record last: when it can be seen, so can its strings.
+        chunk.commit_all();
+        entry_ring.push(entry).is_ok()
     })
     .unwrap_or(false)
+}
+
+fn copy_and_advance(room: &mut &mut [u8], bytes: &[u8]) {
+    if let Some((first, rest)) = std::mem::take(room).split_at_mut_checked(bytes.len()) {
+        first.copy_from_slice(bytes);
+        *room = rest;
+    }
 }
 
 /// Only if what was last seen of the other end does not suffice, it is looked at again.

@@ -6,7 +6,7 @@ use crate::queue::SendError;
 use postanalytics_protocol::batch::{Extension, Hit, RecordFields, body_bytes, check_parts, parts_bytes};
 use postanalytics_protocol::header::DEFAULT_MAX_BODY_BYTES;
 use postanalytics_protocol::routing::address_bytes;
-use postanalytics_protocol::schema::v1::{FLAG_AUTH_FAILED, FLAG_AUTH_SUCCEEDED, Method};
+use postanalytics_protocol::schema::v1::{FLAG_AUTH_FAILED, FLAG_AUTH_SUCCEEDED, Method, Record, Span};
 use std::net::{IpAddr, Ipv4Addr};
 
 /// Most bytes that one record may take, strings and all: what every server takes unless it is told otherwise.
@@ -183,6 +183,55 @@ impl<'a> Request<'a> {
         }
     }
 
+    /// The texts in the order in which they lie in the blob, without hits and extensions.
+    pub(crate) const fn texts(&self) -> [&'a [u8]; 7] {
+        [self.host, self.path, self.query, self.user_agent, self.referer, self.raw_headers, self.raw_body]
+    }
+
+    /// The record whose blob is [`Self::texts`] one after the other, unless it has hits or extensions: what
+    /// [`postanalytics_protocol::batch::flatten`] makes, without a blob.
+    pub(crate) fn flat(&self) -> Option<Record> {
+        if !self.hits.is_empty() || !self.extensions.is_empty() {
+            return None;
+        }
+        let mut end = 0;
+        let [host, path, query, user_agent, referer, raw_headers, raw_body] = self.texts().map(|text| {
+            let span = Span { offset: end, length: text.len() as u32 };
+            end += text.len() as u32;
+            span
+        });
+        let nothing = Span { offset: end, length: 0 };
+        Some(Record {
+            request_id: self.request_id,
+            client_ip: address_bytes(self.client_ip),
+            event_us: self.event_us,
+            tenant: self.tenant,
+            session_hash: 0,
+            user_hash: 0,
+            request_bytes: self.request_bytes,
+            response_bytes: self.response_bytes,
+            application: self.application,
+            response_us: self.response_us,
+            detection_us: self.detection_us,
+            flags: self.flags,
+            server_port: self.server_port,
+            status: self.status,
+            method: self.method,
+            scheme: self.scheme,
+            http_version: self.http_version,
+            zero: 0,
+            host,
+            path,
+            query,
+            user_agent,
+            referer,
+            raw_headers,
+            raw_body,
+            hits: nothing,
+            extensions: nothing,
+        })
+    }
+
     /// Whether the record may not wait for company: a hit, a 4xx, or an attempt to log in.
     pub(crate) fn is_urgent(&self) -> bool {
         !self.hits.is_empty()
@@ -216,6 +265,43 @@ mod tests {
         assert!(!Request { status: 500, ..plain.clone() }.is_urgent());
         assert!(Request { flags: FLAG_AUTH_FAILED, ..plain.clone() }.is_urgent());
         assert!(Request { hits: &[Hit::default()], ..plain }.is_urgent());
+    }
+
+    #[test]
+    fn flat_is_what_the_protocol_makes() {
+        let texts = [b"a.example".as_slice(), b"/x", b"", b"agent", b"ref", b"", b"body"];
+        let [host, path, query, user_agent, referer, raw_headers, raw_body] = texts;
+        let request = Request {
+            request_id: [7; 16],
+            client_ip: [192, 0, 2, 7].into(),
+            event_us: 1,
+            tenant: 2,
+            application: 3,
+            response_us: 4,
+            detection_us: 5,
+            request_bytes: 6,
+            response_bytes: 7,
+            flags: 8,
+            server_port: 9,
+            status: 10,
+            method: 11,
+            scheme: 12,
+            http_version: 13,
+            host,
+            path,
+            query,
+            user_agent,
+            referer,
+            raw_headers,
+            raw_body,
+            ..Request::default()
+        };
+        let mut blob = Vec::new();
+        let record = postanalytics_protocol::batch::flatten(&request.fields(), &mut blob);
+        let flat = request.flat().expect("without hits");
+        assert_eq!((format!("{flat:?}"), request.texts().concat()), (format!("{record:?}"), blob));
+        assert!(Request { hits: &[Hit::default()], ..request.clone() }.flat().is_none());
+        assert!(Request { extensions: &[Extension { tag: 1, value: b"" }], ..request }.flat().is_none());
     }
 
     #[test]
