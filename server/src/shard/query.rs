@@ -119,3 +119,6 @@ fn frame(query: &mut Query, header: &PlaceHeader, body: &[u8], records_left: u32
 fn matches(query: &Query, record: &RecordView<'_>) -> bool {
     query.source.is_none_or(|source| record.source() == source) && query.request_id.is_none_or(|id| record.request_id() == id)
 }
+
+#[cfg(test)]
+mod tests;
