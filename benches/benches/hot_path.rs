@@ -9,6 +9,7 @@ use bumpalo::Bump;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use postanalytics_benches::frame;
 use postanalytics_protocol::frames::{ANY_SHARD, Hello, PackageVersion};
+use postanalytics_protocol::routing::hash64;
 use postanalytics_protocol::{AlignedVec, Assembler, FrameHeader, HEADER_BYTES, ValidBatch, shard_of};
 use postanalytics_server::analytics::Analytics;
 use postanalytics_server::arena::{Log, PlaceHeader};
@@ -71,6 +72,17 @@ fn arena(criterion: &mut Criterion) {
                 log.commit(place, PlaceHeader { record_count: RECORDS, arrival_us: 1, ..PlaceHeader::default() });
             }
         });
+    });
+    group.bench_function("source filter", |bencher| {
+        let Ok(mut place) = log.reserve(body.len() as u32) else { return };
+        log.fill(&mut place, body);
+        bencher.iter(|| {
+            let (body, mut filter) = log.body_and_filter(&place);
+            if let Ok(batch) = ValidBatch::parse(1, RECORDS, black_box(body)) {
+                batch.records().for_each(|record| filter.insert(hash64(record.source(), 7)));
+            }
+        });
+        log.void(place);
     });
     group.finish();
 }

@@ -4,8 +4,8 @@ use super::connection::{Connection, Incoming, Refusal};
 use super::{Now, Shard};
 use crate::arena::place::{FLAG_QUARANTINED, FLAG_REPLAY};
 use crate::arena::{Log, OpenPlace, PlaceHeader, ReserveError};
-use postanalytics_protocol::schema::v1::{RECORD_BYTES, SCHEMA};
 use postanalytics_protocol::routing::{hash64, shard_of_hash};
+use postanalytics_protocol::schema::v1::{RECORD_BYTES, SCHEMA};
 use postanalytics_protocol::{BatchBuilder, ErrorCode, FrameHeader, Source, ValidBatch};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
