@@ -9,7 +9,6 @@ use bumpalo::Bump;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use postanalytics_benches::frame;
 use postanalytics_protocol::frames::{ANY_SHARD, Hello, PackageVersion};
-use postanalytics_protocol::routing::hash64;
 use postanalytics_protocol::{AlignedVec, Assembler, FrameHeader, HEADER_BYTES, ValidBatch, shard_of};
 use postanalytics_server::analytics::Analytics;
 use postanalytics_server::arena::{Log, PlaceHeader};
@@ -79,7 +78,7 @@ fn arena(criterion: &mut Criterion) {
         bencher.iter(|| {
             let (body, mut filter) = log.body_and_filter(&place);
             if let Ok(batch) = ValidBatch::parse(1, RECORDS, black_box(body)) {
-                batch.records().for_each(|record| filter.insert(hash64(record.source(), 7)));
+                batch.records().for_each(|record| filter.insert(record.source()));
             }
         });
         log.void(place);

@@ -67,13 +67,7 @@ pub const fn hash64(source: Source, seed: u64) -> u64 {
 /// `shard_count` must be at least 1.
 #[inline]
 pub const fn shard_of(source: Source, routing_seed: u64, shard_count: u32) -> u32 {
-    shard_of_hash(hash64(source, routing_seed), shard_count)
-}
-
-/// The shard of the source with this hash, for who needs the hash as well.
-#[inline]
-pub const fn shard_of_hash(hash: u64, shard_count: u32) -> u32 {
-    ((hash as u128 * shard_count as u128) >> 64) as u32
+    ((hash64(source, routing_seed) as u128 * shard_count as u128) >> 64) as u32
 }
 
 #[inline]

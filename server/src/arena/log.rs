@@ -11,6 +11,7 @@ use super::filter::{self, FILTER_BYTES, SourceFilter};
 use super::mapping::Mapping;
 use super::place::{PLACE_HEADER_BYTES, PlaceHeader, STATE_COMMITTED, STATE_OFFSET, STATE_OPEN, STATE_VOID};
 use super::{SLAB_BYTES, split_slabs};
+use postanalytics_protocol::Source;
 use std::io;
 use thiserror::Error;
 
@@ -267,14 +268,13 @@ impl Log {
         is_live.then(|| self.newest_before(handle.slab as usize)).flatten()
     }
 
-    /// Whether the slab of `handle` may hold a record of the source with this routing hash, and one that arrived at
-    /// `since_us` or later. `true` says nothing for sure, `false` does.
-    pub fn may_hold(&self, handle: SlabHandle, source_hash: Option<u64>, since_us: Option<u64>) -> bool {
+    /// Whether the slab of `handle` may hold a record of this source, and one that arrived at `since_us` or later. `true` says nothing for sure, `false` does.
+    pub fn may_hold(&self, handle: SlabHandle, source: Option<Source>, since_us: Option<u64>) -> bool {
         let Some(slab) = self.slabs.get(handle.slab as usize) else { return false };
         let filter_at = position(handle.slab as usize, 0) + FILTER_OFFSET;
         let filter = &self.memory[filter_at..filter_at + FILTER_BYTES];
         since_us.is_none_or(|since_us| slab.newest_arrival_us >= since_us)
-            && source_hash.is_none_or(|hash| filter::may_hold(filter, hash))
+            && source.is_none_or(|source| filter::may_hold(filter, source))
     }
 
     /// Header and body of a committed frame; `None` if it is not committed or was recycled.

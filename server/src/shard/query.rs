@@ -3,7 +3,6 @@
 use super::Shard;
 use super::messages::{Cursor, Query, QueryPage, StoredRecord};
 use crate::arena::{Log, PlaceHeader, SlabHandle};
-use postanalytics_protocol::routing::hash64;
 use postanalytics_protocol::{RecordView, ValidBatch};
 
 /// Bytes of places looked at in one turn. Validating them touches a third of them at most, which takes some 50 µs.
@@ -29,7 +28,7 @@ impl Shard {
     /// Works on the query for one slice; returns it when its page is full or its search over.
     pub fn query_slice(&mut self) -> Option<Box<Query>> {
         let mut query = self.query.take()?;
-        let done = slice(&self.requests, &mut query, self.topology.routing_seed);
+        let done = slice(&self.requests, &mut query);
         if done {
             return Some(query);
         }
@@ -39,8 +38,7 @@ impl Shard {
 }
 
 /// Returns whether the query goes back to who asked.
-fn slice(log: &Log, query: &mut Query, routing_seed: u64) -> bool {
-    let source_hash = query.source.map(|source| hash64(source, routing_seed));
+fn slice(log: &Log, query: &mut Query) -> bool {
     let (mut next, mut records_left) = match query.cursor {
         None => (log.newest(), u32::MAX),
         Some(cursor) => {
@@ -57,7 +55,7 @@ fn slice(log: &Log, query: &mut Query, routing_seed: u64) -> bool {
         }
         bytes_left = bytes_left.saturating_sub(LOOK_BYTES);
         if slab_may_hold != Some(handle.slab) {
-            if !log.may_hold(handle, source_hash, query.since_us) {
+            if !log.may_hold(handle, query.source, query.since_us) {
                 next = log.before_slab(handle);
                 records_left = u32::MAX;
                 continue;

@@ -4,9 +4,8 @@ use super::connection::{Connection, Incoming, Refusal};
 use super::{Now, Shard};
 use crate::arena::place::{FLAG_QUARANTINED, FLAG_REPLAY};
 use crate::arena::{Log, OpenPlace, PlaceHeader, ReserveError};
-use postanalytics_protocol::routing::{hash64, shard_of_hash};
 use postanalytics_protocol::schema::v1::{RECORD_BYTES, SCHEMA};
-use postanalytics_protocol::{BatchBuilder, ErrorCode, FrameHeader, Source, ValidBatch};
+use postanalytics_protocol::{BatchBuilder, ErrorCode, FrameHeader, Source, ValidBatch, shard_of};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// A frame that is not whole after this long yields when others need its memory.
@@ -141,20 +140,21 @@ impl Shard {
         let (body, mut filter) = self.requests.body_and_filter(place);
         let batch = ValidBatch::parse(header.schema, header.record_count, body)
             .map_err(|error| Refusal::from((error, header.sequence)))?;
-        let (seed, shard_count) = (self.topology.routing_seed, self.topology.shard_count);
-        for (position, record) in batch.records().enumerate() {
-            let hash = hash64(record.source(), seed);
-            let shard = shard_of_hash(hash, shard_count);
-            if shard != self.id {
-                let text = format!("record {position} belongs to shard {shard}, this is shard {}", self.id);
-                return Err(Refusal::of_batch(ErrorCode::WrongShard, header.sequence, text));
+        let topology = &self.topology;
+        if topology.shard_count > 1 {
+            for (position, record) in batch.records().enumerate() {
+                let shard = shard_of(record.source(), topology.routing_seed, topology.shard_count);
+                if shard != self.id {
+                    let text = format!("record {position} belongs to shard {shard}, this is shard {}", self.id);
+                    return Err(Refusal::of_batch(ErrorCode::WrongShard, header.sequence, text));
+                }
             }
-            filter.insert(hash);
         }
+        batch.records().for_each(|record| filter.insert(record.source()));
         let (analytics, scratch) = (&mut self.analytics, &self.scratch);
         match catch_unwind(AssertUnwindSafe(|| analytics.observe(&batch, scratch))) {
             Ok(with_hits) => {
-                keep_attacks(&mut self.attacks, &mut self.attack_batch, seed, &batch, &with_hits, stored);
+                keep_attacks(&mut self.attacks, &mut self.attack_batch, &batch, &with_hits, stored);
                 Ok(false)
             }
             Err(_) => {
@@ -178,27 +178,20 @@ impl Shard {
 }
 
 /// Copies the records that carry hits to the attack log, where ordinary traffic cannot push them out.
-fn keep_attacks(
-    attacks: &mut Log,
-    copy: &mut BatchBuilder,
-    seed: u64,
-    batch: &ValidBatch<'_>,
-    with_hits: &[u32],
-    stored: PlaceHeader,
-) {
+fn keep_attacks(attacks: &mut Log, copy: &mut BatchBuilder, batch: &ValidBatch<'_>, with_hits: &[u32], stored: PlaceHeader) {
     copy.clear();
     for position in with_hits {
         let Some(record) = batch.record(*position as usize) else { continue };
         if copy.push_view(&record, Log::body_bytes_max() as usize / 2).is_err() {
-            commit_attacks(attacks, copy, seed, stored);
+            commit_attacks(attacks, copy, stored);
             // A record of a batch is never larger than half a slab.
             let _ = copy.push_view(&record, Log::body_bytes_max() as usize);
         }
     }
-    commit_attacks(attacks, copy, seed, stored);
+    commit_attacks(attacks, copy, stored);
 }
 
-fn commit_attacks(attacks: &mut Log, copy: &mut BatchBuilder, seed: u64, stored: PlaceHeader) {
+fn commit_attacks(attacks: &mut Log, copy: &mut BatchBuilder, stored: PlaceHeader) {
     if copy.is_empty() {
         return;
     }
@@ -209,7 +202,7 @@ fn commit_attacks(attacks: &mut Log, copy: &mut BatchBuilder, seed: u64, stored:
             copy.encode_body(body);
             let body_crc = crc32fast::hash(body);
             let (_, mut filter) = attacks.body_and_filter(&place);
-            copy.records().iter().for_each(|record| filter.insert(hash64(Source::of_bytes(&record.client_ip), seed)));
+            copy.records().iter().for_each(|record| filter.insert(Source::of_bytes(&record.client_ip)));
             attacks.commit(place, PlaceHeader { record_count: copy.len() as u32, body_crc, ..stored });
         }
         Err(error) => tracing::error!(%error, records = copy.len(), "attack records are not kept apart"),
