@@ -72,6 +72,17 @@ fn arena(criterion: &mut Criterion) {
             }
         });
     });
+    group.bench_function("source filter", |bencher| {
+        let Ok(mut place) = log.reserve(body.len() as u32) else { return };
+        log.fill(&mut place, body);
+        bencher.iter(|| {
+            let (body, mut filter) = log.body_and_filter(&place);
+            if let Ok(batch) = ValidBatch::parse(1, RECORDS, black_box(body)) {
+                batch.records().for_each(|record| filter.insert(record.source()));
+            }
+        });
+        log.void(place);
+    });
     group.finish();
 }
 

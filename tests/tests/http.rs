@@ -267,6 +267,33 @@ fn requests_are_found_by_source_time_limit_and_id() {
     }
 }
 
+#[test]
+fn every_source_is_found_in_an_arena_that_was_recycled() {
+    const FRAMES: u32 = 400;
+    let server = Server::new();
+    let mut connection = RawConnection::open(server.ingest, 1, 1);
+    let source = |number: u32| IpAddr::from(std::net::Ipv4Addr::from(0x0a00_0000 + number));
+    let raw_body = vec![b'b'; 90_000];
+    for number in 1..=FRAMES {
+        let mut batch = BatchBuilder::default();
+        for _ in 0..2 {
+            let client_ip = address_bytes(source(number));
+            batch.push(&RecordFields { client_ip, raw_body: &raw_body, ..RecordFields::default() }, 1 << 20).unwrap();
+        }
+        let mut frame = Vec::new();
+        batch.encode_frame(1, u64::from(number), 0, &mut frame);
+        connection.send(&frame);
+        connection.expect_ack(u64::from(number));
+    }
+    assert!(server.total("evicted_records") > 100, "the arena was recycled");
+    let found: Vec<usize> = (1..=FRAMES)
+        .map(|number| records(&server.get_without_token(&format!("/requests?source={}", source(number))).1).len())
+        .collect();
+    assert_eq!(found.iter().sum::<usize>() as u64, server.total("live_records"));
+    let evicted = found.iter().take_while(|found| **found == 0).count();
+    assert!(found[evicted..].iter().all(|found| *found == 2), "the newest, whole: {found:?}");
+}
+
 /// A record with something in every field.
 fn telling_record() -> RecordFields<'static> {
     RecordFields {

@@ -4,15 +4,21 @@
 //! several connections are open side by side and commit in any order. **Invariants** (checked by [`Log::invariants`]):
 //! places of a slab do not overlap and lie between the slab's header and its fill level; a slab with open places is never
 //! recycled; `records_stored = records_live + records_evicted`; a handle resolves only to the frame it was made for.
+//!
+//! A search goes newest first, place by place, and leaves out slabs that cannot hold what it looks for ([`Log::may_hold`]).
 
+use super::filter::{self, FILTER_BYTES, SourceFilter};
 use super::mapping::Mapping;
 use super::place::{PLACE_HEADER_BYTES, PlaceHeader, STATE_COMMITTED, STATE_OFFSET, STATE_OPEN, STATE_VOID};
 use super::{SLAB_BYTES, split_slabs};
+use postanalytics_protocol::Source;
 use std::io;
 use thiserror::Error;
 
-/// Bytes at the start of a slab that hold no place: offset 0 can mean "none", and a later file format has room for a header.
-const SLAB_HEADER_BYTES: u32 = 64;
+/// Where the filter of a slab begins; before it a later file format has room for a header.
+const FILTER_OFFSET: usize = 64;
+/// Bytes at the start of a slab that hold no place, so that offset 0 can mean "none".
+const SLAB_HEADER_BYTES: u32 = (FILTER_OFFSET + FILTER_BYTES) as u32;
 /// Open places may take this fraction of a log.
 const OPEN_FRACTION: u64 = 8;
 
@@ -92,6 +98,7 @@ struct Slab {
     open_places: u32,
     records: u64,
     first_arrival_us: u64,
+    newest_arrival_us: u64,
 }
 
 /// See the module.
@@ -180,10 +187,15 @@ impl Log {
         &mut self.memory[at..at + place.body_bytes as usize]
     }
 
-    /// The body of an open place; all of it, also what is not filled yet.
-    pub fn body(&self, place: &OpenPlace) -> &[u8] {
-        let at = body_position(place);
-        &self.memory[at..at + place.body_bytes as usize]
+    /// The body of an open place (all of it, also what is not filled yet) and the filter of its slab, which must know every
+    /// source of a body that is committed: who reads the one for its sources has the other at hand.
+    pub fn body_and_filter(&mut self, place: &OpenPlace) -> (&[u8], SourceFilter<'_>) {
+        let (at, slab) = (body_position(place), position(place.slab as usize, 0));
+        let (before, body) = self.memory[slab..at + place.body_bytes as usize].split_at_mut(at - slab);
+        let Some(filter) = SourceFilter::new(&mut before[FILTER_OFFSET..SLAB_HEADER_BYTES as usize]) else {
+            unreachable!("the range has just the bytes of a filter")
+        };
+        (body, filter)
     }
 
     /// Commits a filled place. Of `header` the caller fills record count, commit index, arrival, sender and flags; length,
@@ -205,6 +217,7 @@ impl Log {
         if slab.first_arrival_us == 0 {
             slab.first_arrival_us = header.arrival_us;
         }
+        slab.newest_arrival_us = slab.newest_arrival_us.max(header.arrival_us);
         let usage = &mut self.usage;
         usage.open_places -= 1;
         usage.open_bytes -= u64::from(header.length);
@@ -247,6 +260,21 @@ impl Log {
             0 => self.newest_before(handle.slab as usize),
             offset => Some(SlabHandle { offset, ..handle }),
         }
+    }
+
+    /// The newest place of the slabs before that of `handle`; `None` at the oldest, or if the slab was recycled meanwhile.
+    pub fn before_slab(&self, handle: SlabHandle) -> Option<SlabHandle> {
+        let is_live = self.slabs.get(handle.slab as usize).is_some_and(|slab| slab.generation == handle.generation);
+        is_live.then(|| self.newest_before(handle.slab as usize)).flatten()
+    }
+
+    /// Whether the slab of `handle` may hold a record of this source, and one that arrived at `since_us` or later. `true` says nothing for sure, `false` does.
+    pub fn may_hold(&self, handle: SlabHandle, source: Option<Source>, since_us: Option<u64>) -> bool {
+        let Some(slab) = self.slabs.get(handle.slab as usize) else { return false };
+        let filter_at = position(handle.slab as usize, 0) + FILTER_OFFSET;
+        let filter = &self.memory[filter_at..filter_at + FILTER_BYTES];
+        since_us.is_none_or(|since_us| slab.newest_arrival_us >= since_us)
+            && source.is_none_or(|source| filter::may_hold(filter, source))
     }
 
     /// Header and body of a committed frame; `None` if it is not committed or was recycled.
@@ -297,6 +325,8 @@ impl Log {
         let generation = self.slabs[self.current].generation + 1;
         self.slabs[next] = Slab { generation, used: SLAB_HEADER_BYTES, ..Slab::default() };
         self.current = next;
+        let filter_at = position(next, 0) + FILTER_OFFSET;
+        self.memory[filter_at..filter_at + FILTER_BYTES].fill(0);
         if recycled.generation == 0 {
             self.usage.bytes_used += SLAB_BYTES;
             return Ok(());

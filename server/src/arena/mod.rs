@@ -2,15 +2,18 @@
 //!
 //! - [`mapping`]: the memory itself, huge pages where they can be had, prefaulted; the only unsafe code of the room
 //! - [`place`]: the header in front of every stored frame
+//! - [`filter`]: which sources a slab may hold
 //! - [`log`]: slabs in arrival order; reserve, fill, commit; newest-first reading; handles that fail closed
 //!
-//! Goals: O(1) append and recycling, no fragmentation, nothing freed one by one. Non-goals: search, persistence.
+//! Goals: O(1) append and recycling, no fragmentation, nothing freed one by one. Non-goals: indexes, persistence.
 //! Threading: a log belongs to one shard and never leaves its thread.
 
+pub mod filter;
 pub mod log;
 pub mod mapping;
 pub mod place;
 
+pub use filter::SourceFilter;
 pub use log::{Log, LogUsage, OpenPlace, ReserveError, SlabHandle};
 pub use mapping::Mapping;
 pub use place::PlaceHeader;

@@ -5,7 +5,7 @@ use super::{Now, Shard};
 use crate::arena::place::{FLAG_QUARANTINED, FLAG_REPLAY};
 use crate::arena::{Log, OpenPlace, PlaceHeader, ReserveError};
 use postanalytics_protocol::schema::v1::{RECORD_BYTES, SCHEMA};
-use postanalytics_protocol::{BatchBuilder, ErrorCode, FrameHeader, ValidBatch, shard_of};
+use postanalytics_protocol::{BatchBuilder, ErrorCode, FrameHeader, Source, ValidBatch, shard_of};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// A frame that is not whole after this long yields when others need its memory.
@@ -137,7 +137,8 @@ impl Shard {
 
     /// Returns whether the analysis panicked: the frame is kept, marked and counted, the analysis starts afresh.
     fn check_and_analyse(&mut self, header: &FrameHeader, place: &OpenPlace, stored: PlaceHeader) -> Result<bool, Refusal> {
-        let batch = ValidBatch::parse(header.schema, header.record_count, self.requests.body(place))
+        let (body, mut filter) = self.requests.body_and_filter(place);
+        let batch = ValidBatch::parse(header.schema, header.record_count, body)
             .map_err(|error| Refusal::from((error, header.sequence)))?;
         let topology = &self.topology;
         if topology.shard_count > 1 {
@@ -149,6 +150,7 @@ impl Shard {
                 }
             }
         }
+        batch.records().for_each(|record| filter.insert(record.source()));
         let (analytics, scratch) = (&mut self.analytics, &self.scratch);
         match catch_unwind(AssertUnwindSafe(|| analytics.observe(&batch, scratch))) {
             Ok(with_hits) => {
@@ -199,6 +201,8 @@ fn commit_attacks(attacks: &mut Log, copy: &mut BatchBuilder, stored: PlaceHeade
             let body = attacks.body_mut(&mut place);
             copy.encode_body(body);
             let body_crc = crc32fast::hash(body);
+            let (_, mut filter) = attacks.body_and_filter(&place);
+            copy.records().iter().for_each(|record| filter.insert(Source::of_bytes(&record.client_ip)));
             attacks.commit(place, PlaceHeader { record_count: copy.len() as u32, body_crc, ..stored });
         }
         Err(error) => tracing::error!(%error, records = copy.len(), "attack records are not kept apart"),

@@ -9,8 +9,8 @@ use postanalytics_protocol::{AlignedVec, Assembler, Hit, RecordFields, Source};
 const SESSION: u64 = 77;
 
 /// A shard and the client's ends of its connections.
-struct World {
-    shard: Shard,
+pub(super) struct World {
+    pub(super) shard: Shard,
     now: Now,
     assemblers: Vec<Assembler>,
     finished: Vec<u32>,
@@ -49,14 +49,14 @@ impl World {
         Self::with_slabs(shard_count, 8)
     }
 
-    fn with_slabs(shard_count: u32, slabs: u64) -> Self {
+    pub(super) fn with_slabs(shard_count: u32, slabs: u64) -> Self {
         let logs = (Log::new(slabs).expect("memory"), Log::new(2).expect("memory"));
         let shard = Shard::new(0, topology(shard_count), Duration::from_secs(10), logs.0, logs.1);
         let now = Now { monotonic_us: 1_000_000, wall_us: 1_700_000_000_000_000 };
         Self { shard, now, assemblers: Vec::new(), finished: Vec::new() }
     }
 
-    fn connect(&mut self, link: u32, node: u8, session: u64) {
+    pub(super) fn connect(&mut self, link: u32, node: u8, session: u64) {
         let ticket = ConnectionTicket {
             node: [node; 16],
             name: "test".to_owned(),
@@ -73,7 +73,7 @@ impl World {
     }
 
     /// Ends the turn and returns the control frames that go out on `link`.
-    fn turn(&mut self, link: u32) -> Vec<ControlFrame> {
+    pub(super) fn turn(&mut self, link: u32) -> Vec<ControlFrame> {
         self.now.monotonic_us += 100;
         self.now.wall_us += 100;
         self.shard.end_turn(Usage::default(), self.now);
@@ -101,7 +101,7 @@ impl World {
         frames
     }
 
-    fn send(&mut self, link: u32, bytes: &[u8]) {
+    pub(super) fn send(&mut self, link: u32, bytes: &[u8]) {
         self.shard.received(link, bytes, self.now);
     }
 }
