@@ -279,8 +279,8 @@ def merged(base, changes):
 class Oracle:
     """Feeds records to every key's state and collects the alerts."""
 
-    def __init__(self, config=None, tools=()):
-        self.config = merged(DEFAULTS, config or {})
+    def __init__(self, config=None, tools=(), defaults=DEFAULTS):
+        self.config = merged(defaults, config or {})
         self.eyes = Eyes(self.config, tools)
         self.keys = {}
         self.alerts = []  # (detector, application, kind, value, host, endpoint, Alert)
