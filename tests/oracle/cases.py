@@ -1,4 +1,9 @@
-"""Reads and expands the hand-computed cases in cases/*.json. The forms are few, so that other programs can expand them as well:
+#!/usr/bin/env python3
+"""Reads and expands the hand-computed cases in cases/*.json.
+
+    cases.py --export FOLDER     write each case as FILE-NUMBER.jsonl or .log, .expected.json and, if it has one, .config.json
+
+The forms are few, so that other programs can expand them as well:
 
 A case: `name`, `why` (how the expected values follow from the page), `detector` (only its alerts are compared), optional `config` (as for
 oracle.py), `events` or `lines` (text of a combined log), `expected`.
@@ -11,6 +16,7 @@ In strings of the last two, also within lists, `{i}` is `from` + j (`from` is 0 
 Times in `expected` are µs after BASE_US; combined logs have their own times (BASE_US is 14/Nov/2023:22:13:20 +0000).
 """
 
+import argparse
 import json
 import re
 from pathlib import Path
@@ -60,3 +66,30 @@ def lines_of(case):
     if "lines" in case:
         return "combined", case["lines"]
     return "jsonl", [json.dumps(record) for event in case["events"] for record in expanded(event)]
+
+
+def export(folder):
+    """Writes every case as files that a replay can read; returns how many."""
+    folder.mkdir(parents=True, exist_ok=True)
+    numbers = {}
+    for case in load():
+        number = numbers[case["file"]] = numbers.get(case["file"], 0) + 1
+        stem = f"{case['file']}-{number:02d}"
+        line_format, lines = lines_of(case)
+        name = f"{stem}.{'log' if line_format == 'combined' else 'jsonl'}"
+        (folder / name).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        about = {name: case[name] for name in ("name", "why", "detector", "expected")}
+        (folder / f"{stem}.expected.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        if "config" in case:
+            (folder / f"{stem}.config.json").write_text(json.dumps(case["config"]) + "\n", encoding="utf-8")
+    return sum(numbers.values())
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--export", metavar="FOLDER", type=Path, required=True)
+    print(f"{export(parser.parse_args().export)} cases")
+
+
+if __name__ == "__main__":
+    main()

@@ -51,8 +51,9 @@ class Traffic:
         """`count` times, `every_us` apart, each late by up to a twentieth of that."""
         return [start_us + k * every_us + self.random.randrange(every_us // 20 + 1) for k in range(count)]
 
-    def finished(self):
-        self.records.sort(key=lambda record: record["event_us"])
+    def finished(self, in_order=True):
+        if in_order:
+            self.records.sort(key=lambda record: record["event_us"])
         for index, record in enumerate(self.records):
             record["request_id"] = f"{index:032x}"
         return self.records, self.truth
@@ -278,6 +279,88 @@ def spoofed_ipv4(number):
     return f"{100 + (number >> 24)}.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
 
 
+# --- everything at once, for comparing two programs ---------------------------------------------------------------------
+
+CHAOS_SOURCES = "10.0.0.1 10.0.0.2 10.0.1.9 2001:db8:1:1::5 2001:db8:1:1:ffff::6 2001:db8:1:2::1 ::ffff:10.0.0.1 localhost".split()
+CHAOS_PATHS = (
+    "/login /LOGIN.php /x/wp-login.php /oauth/token /a/session /p/{n}x /p/{n}x?q={n} /p/%7{d}{n}x //p//{n}x /p/./{n}x /a/../p/{n}x /item/{n} "
+    "/user/{d}/item/{n} /file/{h} /s/{n}x.png /s/{n}x.PHP /favicon.ico /.well-known/{n}x /p/{n}x#frag http://h/p/{n}x / /%2e%2e/{n}x/ *"
+).split()
+CHAOS_STEPS_US = (0, 0, 1, 1000, 400_000, SECOND, SECOND, 5 * SECOND, 10 * SECOND, 30 * SECOND, 60 * SECOND, 180 * SECOND, 300 * SECOND)
+CHAOS_CAMPAIGNS = (
+    {"method": "POST", "path": "/login", "status": 401},
+    {"method": "POST", "path": "/login", "status": 401, "outcome": "unknown", "user": f"{1:016x}"},
+    {"method": "POST", "path": "/login", "status": 401, "outcome": "failed", "user": f"{1:016x}", "ip": "10.7.{j}.1"},
+    {"method": "POST", "path": "/auth", "status": 500, "outcome": "unknown"},
+    {"method": "POST", "path": "/auth", "status": 200},
+    {"method": "GET", "path": "/item/{j}", "status": 200},
+    {"method": "GET", "path": "/item/{n}", "status": 404},
+    {"method": "GET", "path": "/file/{h}", "status": 200},
+    {"method": "GET", "path": "/c/{j}x", "status": 200},
+    {"method": "GET", "path": "/c/{j}x"},
+    {"method": "GET", "path": "/q?p={j}", "status": 200, "hits_share": 1.0},
+    {"method": "GET", "path": "/", "user_agent": "sqlmap/1.8"},
+)
+CHAOS_TYPES = "sqli xss rce ptrav infoleak scanner crlf redir".split()
+
+
+def chaos(traffic, campaigns=400):
+    """Random campaigns over few keys, with times that step back, flags, hits and every status: no labels, many alerts."""
+    source = traffic.random
+    now = START_US
+    for _ in range(campaigns):
+        fixed = chaos_campaign(source)
+        step = source.choice(CHAOS_STEPS_US)
+        for number in range(source.choice((1, 3, 6, 12, 30, 45, 130))):
+            now += step if source.random() < 0.9 else source.choice(CHAOS_STEPS_US)
+            record = {**chaos_record(source), **fixed}
+            record["ip"] = record["ip"].replace("{j}", str(number))
+            record["path"] = chaos_path(source, record["path"].replace("{j}", str(number)))
+            record["hits"] = chaos_hits(source, record)
+            back = source.choice((0, 0, 0, 0, 0, 0, 0, SECOND, 59 * SECOND, 120 * SECOND, 120 * SECOND + 1))
+            traffic.records.append({"event_us": now - back, **record})
+        now += source.choice((0, SECOND, MINUTE, 10 * MINUTE, HOUR, 20 * HOUR)) if source.random() < 0.5 else 0
+
+
+def chaos_campaign(source):
+    """What stays the same during a campaign: a random part of a record, with a path and status that suit it."""
+    record = chaos_record(source)
+    fixed = {name: record[name] for name in ("ip", "host", "application", "method", "path", "status", "session") if source.random() < 0.8}
+    if source.random() < 0.5:
+        fixed |= {"hits_share": 0.0, "application": -1, **source.choice(CHAOS_CAMPAIGNS)}
+    return fixed
+
+
+def chaos_record(source):
+    users = [f"{number:016x}" for number in range(1, 30)]
+    return {
+        "ip": source.choice(CHAOS_SOURCES),
+        "method": source.choice(("GET", "GET", "GET", "POST", "POST", "PUT", "HEAD", "")),
+        "path": source.choice(CHAOS_PATHS),
+        "status": source.choice((200, 200, 302, 304, 400, 401, 403, 404, 404, 404, 422, 429, 499, 500)),
+        "host": source.choice(("", "a.example", "b.example")),
+        "application": source.choice((-1, -1, 3)),
+        "session": source.choice(("", "", "00000000000000b1", "00000000000000b2")),
+        "user": source.choice(["", *users]) if source.random() < 0.8 else users[0],
+        "outcome": source.choice(("unknown", "unknown", "unknown", "failed", "succeeded")),
+        "user_agent": "Nikto/2.1" if source.random() < 0.01 else BROWSER,
+        "flags": [flag for flag in ("blocked", "denylist", "graylist", "credentials") if source.random() < 0.02],
+        "hits_share": 0.1,
+    }
+
+
+def chaos_path(source, path):
+    number, digit = source.choice((source.randrange(12), source.randrange(100), source.randrange(100000))), source.randrange(10)
+    return path.replace("{n}", str(number)).replace("{d}", str(digit)).replace("{h}", f"{source.getrandbits(80):020x}")
+
+
+def chaos_hits(source, record):
+    if source.random() >= record.pop("hits_share"):
+        return []
+    count = source.choice((1, 1, 1, 2, 5))
+    return [{"type": source.choice(CHAOS_TYPES), "payload": f"p{source.randrange(20)}", "point": "get_q"} for _ in range(count)]
+
+
 def disorder(traffic):
     """All of `thresholds`, written to the log late: a record moves by up to 2 s, times stay."""
     thresholds(traffic)
@@ -303,6 +386,7 @@ SCENARIOS = {
     "distributed": distributed,
     "nat-attack": attackers_behind_one_address,
     "disorder": disorder,
+    "chaos": chaos,
     "spoofed10": lambda traffic: spoofed(traffic, 10),
     "spoofed100": lambda traffic: spoofed(traffic, 100),
     "all": everything,
@@ -314,7 +398,7 @@ def scenario(name, seed):
     """(records, labels) of a scenario."""
     traffic = Traffic(f"{name} {seed}")
     SCENARIOS[name](traffic)
-    lines, truth = traffic.finished()
+    lines, truth = traffic.finished(in_order=name != "chaos")
     if name == "disorder":
         lines = sorted(lines, key=lambda record: record["event_us"] + traffic.random.randrange(2 * SECOND))
     return lines, truth

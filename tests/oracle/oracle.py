@@ -13,6 +13,7 @@ A configuration is JSON: {"detectors": {"brute_force": {"burst_events": 6}}, "lo
 
 import argparse
 import copy
+import gc
 import hashlib
 import json
 import sys
@@ -21,7 +22,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from attacks import AttackBook
-from records import EPOCH, FAILED, SUCCEEDED, UNKNOWN, FileReader, is_login, is_weightless, network_of, open_log
+from records import EPOCH, FAILED, SUCCEEDED, UNKNOWN, FileReader, ascii_lower, is_login, is_weightless, network_of, open_log
 from rules import KeyState, Leaky, Look, NumericRange, SequentialTest, ShareWindow, Window
 
 SECOND = 1_000_000
@@ -174,7 +175,7 @@ class Eyes:
 
     def __init__(self, config, tools=()):
         self.config = config
-        self.tools = [name.lower() for name in tools]
+        self.tools = [ascii_lower(name) for name in tools]
         self.refusals = {}
 
     def looks(self, record):
@@ -191,7 +192,7 @@ class Eyes:
             seen.append(("bola", kind, value, record.host, endpoint, self.look(record, record.object_id)))
         for hit in record.hits:
             seen.append(("multi_payload", "source", record.source, "", None, self.look(record, hit.payload)))
-        agent = record.user_agent.lower()
+        agent = ascii_lower(record.user_agent)
         if any(name in agent for name in self.tools):
             seen.append(("scanner", "source", record.source, "", None, self.look(record)))
         if any(hit.type in PROBING_TYPES for hit in record.hits):
@@ -234,7 +235,7 @@ class Eyes:
             self.refusals[place] = max(record.time_us, refused_us if refused_us is not None else record.time_us)
         if record.outcome in (FAILED, SUCCEEDED):
             return record.outcome
-        path, status = record.path.lower(), record.status
+        path, status = ascii_lower(record.path), record.status
         if path.endswith("/wp-login.php") and status in (200, 302):
             return FAILED if status == 200 else SUCCEEDED
         if path.endswith("/oauth/token") and status == 200:
@@ -248,7 +249,9 @@ class Eyes:
     def browsing_looks(self, record):
         """What the two rows of forced browsing see (R21, R22)."""
         status = record.status
-        if is_weightless(record.path, self.config["weightless_paths"]) or status in WEIGH_NOTHING or status >= 500 or status <= 0:
+        if status in WEIGH_NOTHING or 500 <= status <= 599 or status <= 0:
+            return []
+        if is_weightless(record.path, self.config["weightless_paths"]):
             return []
         failed = status in FAILURE_STATUSES
         look = self.look(record, record.template, failed=failed)
@@ -381,6 +384,7 @@ def main():
     parser.add_argument("files", nargs="+", metavar="FILE")
     arguments = parser.parse_args()
 
+    gc.disable()  # nothing here forms cycles, and millions of small objects make collections slow
     config = json.loads(Path(arguments.config).read_text(encoding="utf-8")) if arguments.config else {}
     oracle = Oracle(config, read_tools(arguments.tools))
     book = AttackBook()

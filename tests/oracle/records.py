@@ -22,6 +22,7 @@ STATIC_EXTENSIONS = frozenset(
     "jpg jpeg png gif svg webp avif ico bmp tif tiff woff woff2 ttf otf eot css js mjs map mp3 mp4 m4a m4v webm ogg ogv oga avi mov wav "
     "flac txt xml json html htm".split()
 )
+ASCII_LOWER = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
 FAILED, SUCCEEDED, UNKNOWN = "failed", "succeeded", "unknown"
 
 
@@ -74,7 +75,7 @@ class Record:
     def static(self):
         """True if the last segment has a static extension (R10)."""
         name = self.path.rsplit("/", 1)[-1]
-        return "." in name and name.rsplit(".", 1)[1].lower() in STATIC_EXTENSIONS
+        return "." in name and ascii_lower(name.rsplit(".", 1)[1]) in STATIC_EXTENSIONS
 
 
 # --- words of the page ------------------------------------------------------------------------------------------------
@@ -167,11 +168,16 @@ def is_weightless(path, operators_list=()):
     return any(path.startswith(entry) if entry.endswith("/") else path == entry for entry in operators_list)
 
 
+def ascii_lower(text):
+    """Lower case of ASCII letters only; all else stays."""
+    return text.translate(ASCII_LOWER)
+
+
 def is_login(record, operators_suffixes=()):
     """POST or PUT to a path with one of the suffixes of login forms."""
     if record.method not in ("POST", "PUT"):
         return False
-    return record.path.lower().endswith((*LOGIN_SUFFIXES, *(suffix.lower() for suffix in operators_suffixes)))
+    return ascii_lower(record.path).endswith((*LOGIN_SUFFIXES, *map(ascii_lower, operators_suffixes)))
 
 
 # --- JSON lines -------------------------------------------------------------------------------------------------------
