@@ -5,8 +5,13 @@
 
 import copy
 import functools
+import gzip
 import json
+import os
 import random
+import subprocess
+import sys
+import tempfile
 import unittest
 from pathlib import Path
 from unittest import mock
@@ -247,6 +252,67 @@ class Generated(unittest.TestCase):
     def test_same_seed_same_traffic(self):
         self.assertEqual(generate.scenario("people", 7), generate.scenario("people", 7))
         self.assertNotEqual(generate.scenario("people", 7), generate.scenario("people", 8))
+
+
+class CommandLine(unittest.TestCase):
+    """oracle.py as a program."""
+
+    LINE = '10.0.0.1 - - [14/Nov/2023:22:13:{second:02d} +0000] "GET /f{second} HTTP/1.1" 404 1 "-" "-"\n'
+
+    def run_oracle(self, *arguments):
+        """(lines of output as objects, summary)"""
+        program = Path(__file__).with_name("oracle.py")
+        done = subprocess.run([sys.executable, program, *arguments], capture_output=True, text=True, check=True)
+        return [json.loads(line) for line in done.stdout.splitlines()], json.loads(done.stderr)
+
+    def test_files_in_order_gzip_and_attacks(self):
+        text = "".join(self.LINE.format(second=second) for second in range(4)).encode()
+        half = len(text) // 2
+        with tempfile.TemporaryDirectory() as folder:
+            plain, packed = Path(folder, "a.log"), Path(folder, "b.log.gz")
+            plain.write_bytes(text[:half])
+            packed.write_bytes(gzip.compress(text[half:]))
+            alerts, summary = self.run_oracle("--format", "combined", plain, packed)
+            self.assertEqual([alert["detector"] for alert in alerts], ["forced_browsing"])
+            self.assertEqual(alerts[0]["first"], "2023-11-14T22:13:00.000000Z")
+            self.assertEqual((summary["lines"], summary["records"]), (4, 4))
+            attacks, _ = self.run_oracle("--attacks", plain, packed)
+            self.assertEqual([(attack["detector"], attack["hits"]) for attack in attacks], [("forced_browsing", 1)])
+
+    def test_each_file_has_a_clock_of_its_own(self):
+        early, late = self.LINE.format(second=0), self.LINE.format(second=1).replace("14/Nov/2023", "14/Nov/2024")
+        with tempfile.TemporaryDirectory() as folder:
+            one, other = Path(folder, "a"), Path(folder, "b")
+            one.write_text(early + late, encoding="utf-8")
+            other.write_text(late, encoding="utf-8")
+            _, summary = self.run_oracle(one, other)
+            self.assertEqual((summary["ahead"], summary["records"]), (1, 2))
+
+
+class RealLogs(unittest.TestCase):
+    """Real logs: each of its one behaviour, and one of ordinary visitors. Needs POSTANALYTICS_DATA."""
+
+    EXPECTED = {
+        "access-elastic-5000.log": [],
+        "hub/http-wordpress-scan.log": ["forced_browsing"],
+        "hub/http-bf-wordpress-bf.log": ["brute_force"],
+        "hub/nginx-bad-user-agent.log": ["scanner"],
+        "hub/http-dos-switching-ua.log": [],
+    }
+
+    def test_real_logs(self):
+        folder = os.environ.get("POSTANALYTICS_DATA")
+        if not folder:
+            print("SKIPPED oracle on real logs: POSTANALYTICS_DATA is not set")
+            self.skipTest("POSTANALYTICS_DATA is not set")
+        for name, expected in self.EXPECTED.items():
+            with self.subTest(log=name), records.open_log(Path(folder, name)) as lines:
+                subject = oracle.Oracle(None, TOOLS)
+                reader = FileReader("combined", subject.config["ahead_us"])
+                for record in reader.records(lines):
+                    subject.feed(record)
+                self.assertEqual(reader.counts["unreadable"], 0)
+                self.assertEqual([alert["detector"] for alert in subject.results()], expected)
 
 
 if __name__ == "__main__":
