@@ -1,7 +1,8 @@
 """Hits into attacks, and which hits are kept as samples (READINGS.md R45-R48).
 
-Exact and unbounded: every distinct source and payload is kept, so errors of top lists are 0. Behavioural alerts are grouped by the same
-rules. The laws to check: kept + suppressed = hits; the first hit of every attack is kept; standing samples depend on no order.
+Exact and unbounded: every distinct source and payload is kept, so errors of top lists are 0. Behavioural alerts are grouped by
+the same rules. The laws to check: kept + suppressed = hits; the first hit of every attack is kept; standing samples depend on
+no order.
 """
 
 import hashlib

@@ -5,15 +5,17 @@
 
 The forms are few, so that other programs can expand them as well:
 
-A case: `name`, `why` (how the expected values follow from the page), `detector` (only its alerts are compared), optional `config` (as for
-oracle.py), `events` or `lines` (text of a combined log), `expected`.
+A case: `name`, `why` (how the expected values follow from the page), `detector` (only its alerts are compared), optional
+`config` (as for oracle.py), `events` or `lines` (text of a combined log), `expected`.
 An event is one of
   {"at": µs, fields...}                                              one record
   {"repeat": n, "every": µs, "at": µs, "from": k, fields...}         n records; the j-th (from 0) at `at` + j × `every`
-  {"pattern": "FS...", "letters": {"F": {fields}}, "every", "at", "from", fields...}   one record a letter, whose fields are laid over
-In strings of the last two, also within lists, `{i}` is `from` + j (`from` is 0 if absent), and `{i:N}` is that with N digits, zero-filled.
-`event_us` is BASE_US + time, unless the event has a `time`. The user agents that count as attack tools are those of tools.txt.
-Times in `expected` are µs after BASE_US; combined logs have their own times (BASE_US is 14/Nov/2023:22:13:20 +0000).
+  {"pattern": "FS...", "letters": {"F": {fields}}, "every", "at", "from", fields...}   one record a letter, whose fields are
+      laid over
+In strings of the last two, also within lists, `{i}` is `from` + j (`from` is 0 if absent), and `{i:N}` is that with N digits,
+zero-filled. `event_us` is BASE_US + time, unless the event has a `time`. The user agents that count as attack tools are those
+of tools.txt. Times in `expected` are µs after BASE_US; combined logs have their own times (BASE_US is 14/Nov/2023:22:13:20
++0000).
 """
 
 import argparse

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Compares two files of alerts as sets of (detector, key, scope, first, fired, count), and says what only one of them has.
 
-    compare.py EXPECTED ACTUAL        exit status 0: equal, 1: not
+compare.py EXPECTED ACTUAL        exit status 0: equal, 1: not
 """
 
 import json
@@ -12,7 +12,9 @@ from pathlib import Path
 
 def identity(alert):
     """What must be equal of an alert, as text."""
-    return json.dumps([alert[name] for name in ("detector", "key", "application", "scope", "first", "fired", "count")], sort_keys=True)
+    return json.dumps(
+        [alert[name] for name in ("detector", "key", "application", "scope", "first", "fired", "count")], sort_keys=True
+    )
 
 
 def read(path):

@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
 """Seeded generators of labelled traffic, as records in JSON lines.
 
-    generate.py --scenario NAME [--seed N] [--truth FILE] > records.jsonl
+    generate.py --scenario NAME [--seed N] [--truth FILE] [--shuffle US] > records.jsonl
     generate.py --list
 
-The truth is one JSON line a label: {"detector", "key", "expected", "label"}: whether this detector must raise an alert on this key (a source
-or a user). The detector "any" labels innocents: no detector may. Same scenario, same seed: same bytes.
+The truth is one JSON line a label: {"detector", "key", "expected", "label"}: whether this detector must raise an alert on this
+key (a source or a user). The detector "any" labels innocents: no detector may. Same scenario, same seed: same bytes. With
+--shuffle a record moves among the others as if it were written up to that many µs late; its time stays. Labels hold for up to 2
+s.
 """
 
 import argparse
@@ -72,9 +74,11 @@ def person(traffic, ip, start_us, pages=12, user=None):
         now += source.randrange(2 * SECOND, 40 * SECOND)
         path = f"/articles/{source.choice(('garden', 'kitchen', 'travel', 'music'))}-{source.randrange(500)}x"
         traffic.send(now, ip, path, source.choice((200, 200, 200, 304, 301)))
-        for asset in range(source.randrange(4, 12)):
+        for _ in range(source.randrange(4, 12)):
             extension = source.choice(("css", "js", "png", "jpg", "woff2"))
-            traffic.send(now + source.randrange(SECOND), ip, f"/assets/{source.randrange(300)}v.{extension}", source.choice((200, 304)))
+            traffic.send(
+                now + source.randrange(SECOND), ip, f"/assets/{source.randrange(300)}v.{extension}", source.choice((200, 304))
+            )
         if page and source.random() < 0.05:
             traffic.send(now + SECOND, ip, f"/old/page-{source.randrange(100)}x", 404)
     return now
@@ -167,7 +171,10 @@ ATTACKS = {
     "brute_force_attempts": [("fast", attempt, SECOND, 20), ("slow", attempt, 30 * SECOND, 20)],
     "user_brute_force": [("fast", guess_from_one_network, SECOND, 10), ("slow", guess_from_one_network, 190 * SECOND, 10)],
     "credential_stuffing": [("fast", stuff, SECOND // 10, 6), ("slow", stuff, 60 * SECOND, 10)],
-    "user_many_sources": [("fast", guess_from_many_networks, 10 * SECOND, 5), ("slow", guess_from_many_networks, 390 * SECOND, 10)],
+    "user_many_sources": [
+        ("fast", guess_from_many_networks, 10 * SECOND, 5),
+        ("slow", guess_from_many_networks, 390 * SECOND, 10),
+    ],
     "forced_browsing": [("fast", probe_path, SECOND // 10, 4), ("slow", probe_path, HOUR, 4)],
     "forced_browsing_count": [("fast", probe_path, SECOND // 10, 11)],
     "bola": [("range", enumerate_numbers, SECOND, 30), ("fast", enumerate_hashes, 2000, 121)],
@@ -281,12 +288,28 @@ def spoofed_ipv4(number):
 
 # --- everything at once, for comparing two programs ---------------------------------------------------------------------
 
-CHAOS_SOURCES = "10.0.0.1 10.0.0.2 10.0.1.9 2001:db8:1:1::5 2001:db8:1:1:ffff::6 2001:db8:1:2::1 ::ffff:10.0.0.1 localhost".split()
+CHAOS_SOURCES = (
+    "10.0.0.1 10.0.0.2 10.0.1.9 2001:db8:1:1::5 2001:db8:1:1:ffff::6 2001:db8:1:2::1 ::ffff:10.0.0.1 localhost".split()
+)
 CHAOS_PATHS = (
-    "/login /LOGIN.php /x/wp-login.php /oauth/token /a/session /p/{n}x /p/{n}x?q={n} /p/%7{d}{n}x //p//{n}x /p/./{n}x /a/../p/{n}x /item/{n} "
-    "/user/{d}/item/{n} /file/{h} /s/{n}x.png /s/{n}x.PHP /favicon.ico /.well-known/{n}x /p/{n}x#frag http://h/p/{n}x / /%2e%2e/{n}x/ *"
+    "/login /LOGIN.php /x/wp-login.php /oauth/token /a/session /p/{n}x "
+    "/p/{n}x?q={n} /p/%7{d}{n}x //p//{n}x /p/./{n}x /a/../p/{n}x /item/{n} /user/{d}/item/{n} /file/{h} /s/{n}x.png /s/{n}x.PHP /favicon.ico /.well-known/{n}x /p/{n}x#frag http://h/p/{n}x / /%2e%2e/{n}x/ *"
 ).split()
-CHAOS_STEPS_US = (0, 0, 1, 1000, 400_000, SECOND, SECOND, 5 * SECOND, 10 * SECOND, 30 * SECOND, 60 * SECOND, 180 * SECOND, 300 * SECOND)
+CHAOS_STEPS_US = (
+    0,
+    0,
+    1,
+    1000,
+    400_000,
+    SECOND,
+    SECOND,
+    5 * SECOND,
+    10 * SECOND,
+    30 * SECOND,
+    60 * SECOND,
+    180 * SECOND,
+    300 * SECOND,
+)
 CHAOS_CAMPAIGNS = (
     {"method": "POST", "path": "/login", "status": 401},
     {"method": "POST", "path": "/login", "status": 401, "outcome": "unknown", "user": f"{1:016x}"},
@@ -325,7 +348,11 @@ def chaos(traffic, campaigns=400):
 def chaos_campaign(source):
     """What stays the same during a campaign: a random part of a record, with a path and status that suit it."""
     record = chaos_record(source)
-    fixed = {name: record[name] for name in ("ip", "host", "application", "method", "path", "status", "session") if source.random() < 0.8}
+    fixed = {
+        name: record[name]
+        for name in ("ip", "host", "application", "method", "path", "status", "session")
+        if source.random() < 0.8
+    }
     if source.random() < 0.5:
         fixed |= {"hits_share": 0.0, "application": -1, **source.choice(CHAOS_CAMPAIGNS)}
     return fixed
@@ -362,7 +389,7 @@ def chaos_hits(source, record):
 
 
 def disorder(traffic):
-    """All of `thresholds`, written to the log late: a record moves by up to 2 s, times stay."""
+    """All of `thresholds` and people; `scenario` writes it out of order by up to 2 s."""
     thresholds(traffic)
     people(traffic, 20)
 
@@ -399,9 +426,13 @@ def scenario(name, seed):
     traffic = Traffic(f"{name} {seed}")
     SCENARIOS[name](traffic)
     lines, truth = traffic.finished(in_order=name != "chaos")
-    if name == "disorder":
-        lines = sorted(lines, key=lambda record: record["event_us"] + traffic.random.randrange(2 * SECOND))
-    return lines, truth
+    return (shuffled(lines, 2 * SECOND, seed) if name == "disorder" else lines), truth
+
+
+def shuffled(lines, up_to_us, seed):
+    """The records in the order of a log that is written up to so many µs late."""
+    source = random.Random(f"shuffle {seed}")
+    return sorted(lines, key=lambda record: record["event_us"] + source.randrange(up_to_us))
 
 
 def main():
@@ -409,12 +440,15 @@ def main():
     parser.add_argument("--scenario", choices=SCENARIOS)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--truth", help="file to write the labels to")
+    parser.add_argument("--shuffle", type=int, default=0, metavar="US", help="write records up to so many µs late")
     parser.add_argument("--list", action="store_true", help="print the names of the scenarios")
     arguments = parser.parse_args()
     if arguments.list or not arguments.scenario:
         print("\n".join(SCENARIOS))
         return
     lines, truth = scenario(arguments.scenario, arguments.seed)
+    if arguments.shuffle:
+        lines = shuffled(lines, arguments.shuffle, arguments.seed)
     for line in lines:
         sys.stdout.write(json.dumps(line) + "\n")
     if arguments.truth:

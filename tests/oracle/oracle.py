@@ -3,12 +3,12 @@
 
     oracle.py --format combined|jsonl [--config F.json] [--tools FILE] [--attacks] FILE...
 
-Reads logs or records in order and writes alerts as JSON lines, ordered by deciding event; with --attacks, attacks instead. What was
-dropped, and how many alerts there are of each kind, goes to standard error. The definitions are those of the detector page;
+Reads logs or records in order and writes alerts as JSON lines, ordered by deciding event; with --attacks, attacks instead. What
+was dropped, and how many alerts there are of each kind, goes to standard error. The definitions are those of the detector page;
 READINGS.md says how its open places are read (R1 and so on refer to it).
 
-A configuration is JSON: {"detectors": {"brute_force": {"burst_events": 6}}, "login_endpoints": [...], "weightless_paths": [...],
-"overrides": [{"application": 1, "host": "a", "path": "/b/", "detectors": {...}}]}; names of numbers as in DEFAULTS.
+A configuration is JSON: {"detectors": {"brute_force": {"burst_events": 6}}, "login_endpoints": [...], "weightless_paths":
+[...], "overrides": [{"application": 1, "host": "a", "path": "/b/", "detectors": {...}}]}; names of numbers as in DEFAULTS.
 """
 
 import argparse

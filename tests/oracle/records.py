@@ -1,7 +1,7 @@
 """Lines of logs and JSON records become `Record`s; what the detector page calls words (source, path, template, ...) is here.
 
-Independent of the server: written from the page of definitions and READINGS.md (R1-R16) alone. Pure functions; nothing here keeps state
-but `FileReader`, which counts what it drops.
+Independent of the server: written from the page of definitions and READINGS.md (R1-R16) alone. Pure functions; nothing here
+keeps state but `FileReader`, which counts what it drops.
 """
 
 import gzip
@@ -19,8 +19,8 @@ LOGIN_SUFFIXES = (
     "/administrator/index.php /user/login /users/sign_in /account/login /admin/login"
 ).split()
 STATIC_EXTENSIONS = frozenset(
-    "jpg jpeg png gif svg webp avif ico bmp tif tiff woff woff2 ttf otf eot css js mjs map mp3 mp4 m4a m4v webm ogg ogv oga avi mov wav "
-    "flac txt xml json html htm".split()
+    "jpg jpeg png gif svg webp avif ico bmp tif tiff woff woff2 ttf otf eot css js mjs map mp3 mp4 m4a m4v webm ogg "
+    "ogv oga avi mov wav flac txt xml json html htm".split()
 )
 ASCII_LOWER = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
 FAILED, SUCCEEDED, UNKNOWN = "failed", "succeeded", "unknown"
@@ -303,9 +303,7 @@ def record_of_log_line(line):
 def open_log(path):
     """The bytes of a plain or gzip file, told apart by their first two bytes."""
     file = open(path, "rb")
-    magic = file.read(2)
-    file.seek(0)
-    return gzip.open(file) if magic == b"\x1f\x8b" else file
+    return gzip.open(file) if file.peek(2)[:2] == b"\x1f\x8b" else file
 
 
 class FileReader:

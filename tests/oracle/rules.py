@@ -1,7 +1,8 @@
 """The rules that raise an alert, and the state of one key under one detector (READINGS.md R26-R36).
 
-A rule is told of every event that its detector looks at (`take`), and answers with the position of the event that an alert would begin
-with, or None. Positions count the events that the key has looked at. State is exact and unbounded; nothing here knows what a request is.
+A rule is told of every event that its detector looks at (`take`), and answers with the position of the event that an alert
+would begin with, or None. Positions count the events that the key has looked at. State is exact and unbounded; nothing here
+knows what a request is.
 """
 
 from collections import deque

@@ -1,6 +1,6 @@
 """Tests of the oracle: the hand-computed cases, and that every constant of its table matters.
 
-    cd tests/oracle && python3 -m unittest
+cd tests/oracle && python3 -m unittest
 """
 
 import copy
@@ -20,6 +20,7 @@ import cases
 import generate
 import oracle
 import records
+import rules
 from attacks import AttackBook
 from records import FileReader, Record
 
@@ -133,8 +134,9 @@ class Words(unittest.TestCase):
 
     def test_normalise(self):
         for sent, expected in (
-            ("/a/b/..", "/a/"), ("/a/.", "/a/"), ("/..", "/"), ("/../../a", "/a"), ("", "/"), ("*", "*"), ("host:443", "host:443"),
-            ("../../a", "a"), ("/%2e%2e/%2E/x", "/x"), ("/a%", "/a%"), ("/a%4", "/a%4"), ("//", "/"), ("/%252f", "/%2f"), ("/...", "/..."),
+            ("/a/b/..", "/a/"), ("/a/.", "/a/"), ("/..", "/"), ("/../../a", "/a"), ("", "/"), ("*", "*"),
+            ("host:443", "host:443"), ("../../a", "a"), ("/%2e%2e/%2E/x", "/x"), ("/a%", "/a%"), ("/a%4", "/a%4"), ("//", "/"),
+            ("/%252f", "/%2f"), ("/...", "/..."),
         ):  # fmt: skip
             self.assertEqual(records.normalise(sent), expected, sent)
 
@@ -157,12 +159,73 @@ class Words(unittest.TestCase):
         self.assertEqual(records.network_of("10.1.2.3"), "10.1.2.0/24")
 
     def test_hashes(self):
-        for value, expected in ((None, ""), (0, ""), ("", ""), (255, "00000000000000ff"), ("00000000000000FF", "00000000000000ff")):
+        for value, expected in (
+            (None, ""),
+            (0, ""),
+            ("", ""),
+            (255, "00000000000000ff"),
+            ("00000000000000FF", "00000000000000ff"),
+        ):
             self.assertEqual(records.hash_text(value), expected)
 
     def test_unknown_settings_are_errors(self):
         with self.assertRaises(KeyError):
             oracle.Oracle({"detectors": {"brute_force": {"burst": 1}}})
+
+
+class ClosedForms(unittest.TestCase):
+    """The rules against formulas over the whole history, on random times."""
+
+    def streams(self):
+        source = random.Random(5)
+        for _ in range(200):
+            now, times = 0, []
+            for _ in range(source.randrange(1, 60)):
+                now += source.choice((0, 0, 1, 3, 10, 10, 30))
+                times.append(now)
+            yield times
+
+    def test_leaky(self):
+        """The level is the largest, over all j, of (events since the j-th) x leak - (time since the j-th)."""
+        fired = 0
+        for times in self.streams():
+            rule = rules.Leaky(4, 10)
+            for n, now in enumerate(times):
+                first = rule.take(rules.Look(now), n)
+                level = max((n - j + 1) * 10 - (now - times[j]) for j in range(n + 1))
+                self.assertEqual(rule.level, level)
+                self.assertEqual(first is not None, level > 40)
+                fired += first is not None
+        self.assertGreater(fired, 100)
+
+    def test_window(self):
+        fired = 0
+        for times in self.streams():
+            rule = rules.Window(6, 50)
+            for n, now in enumerate(times):
+                first = rule.take(rules.Look(now), n)
+                inside = [j for j in range(n + 1) if now - 50 < times[j]]
+                self.assertEqual(first, inside[0] if len(inside) >= 6 else None)
+                fired += first is not None
+        self.assertGreater(fired, 100)
+
+    def test_distinct_window(self):
+        """A value counts if none of its counted events is within the window."""
+        source = random.Random(6)
+        fired = 0
+        for times in self.streams():
+            rule, counted = rules.Window(4, 50, distinct=True), []
+            for n, now in enumerate(times):
+                value = source.randrange(8)
+                first = rule.take(rules.Look(now, value), n)
+                inside = [event for event in counted if event[0] > now - 50]
+                new = all(value != other for _, other, _ in inside)
+                if new:
+                    counted.append((now, value, n))
+                    inside.append((now, value, n))
+                self.assertEqual(first, inside[0][2] if new and len(inside) >= 4 else None)
+                fired += first is not None
+        self.assertGreater(fired, 100)
 
 
 class Attacks(unittest.TestCase):
@@ -203,7 +266,10 @@ class Attacks(unittest.TestCase):
         for seed in range(3):
             source = random.Random(seed)
             events = [
-                (source.randrange(30 * self.HOUR), {"source": f"10.0.0.{source.randrange(4)}", "path": f"/{source.choice('abc')}"})
+                (
+                    source.randrange(30 * self.HOUR),
+                    {"source": f"10.0.0.{source.randrange(4)}", "path": f"/{source.choice('abc')}"},
+                )
                 for _ in range(2000)
             ]
             events.sort(key=lambda event: event[0])
@@ -217,7 +283,9 @@ class Attacks(unittest.TestCase):
     def test_standing_samples_do_not_depend_on_order(self):
         times = [0] * 100
         book, other = AttackBook(), AttackBook()
-        numbered = [Record(t, "10.0.0.1", "GET", "/a", request_id=f"r{n}", hits=[records.Hit("xss")]) for n, t in enumerate(times)]
+        numbered = [
+            Record(t, "10.0.0.1", "GET", "/a", request_id=f"r{n}", hits=[records.Hit("xss")]) for n, t in enumerate(times)
+        ]
         for record in numbered:
             book.add_record(record)
         for record in reversed(numbered):
