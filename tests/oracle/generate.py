@@ -2,6 +2,7 @@
 """Seeded generators of labelled traffic, as records in JSON lines.
 
     generate.py --scenario NAME [--seed N] [--truth FILE] [--shuffle US] > records.jsonl
+    generate.py --scenario NAME --log > access.log
     generate.py --list
 
 The truth is one JSON line a label: {"detector", "key", "expected", "label"}: whether this detector must raise an alert on this
@@ -15,6 +16,7 @@ import itertools
 import json
 import random
 import sys
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 START_US = 1_700_000_000_000_000
@@ -292,8 +294,9 @@ CHAOS_SOURCES = (
     "10.0.0.1 10.0.0.2 10.0.1.9 2001:db8:1:1::5 2001:db8:1:1:ffff::6 2001:db8:1:2::1 ::ffff:10.0.0.1 localhost".split()
 )
 CHAOS_PATHS = (
-    "/login /LOGIN.php /x/wp-login.php /oauth/token /a/session /p/{n}x "
-    "/p/{n}x?q={n} /p/%7{d}{n}x //p//{n}x /p/./{n}x /a/../p/{n}x /item/{n} /user/{d}/item/{n} /file/{h} /s/{n}x.png /s/{n}x.PHP /favicon.ico /.well-known/{n}x /p/{n}x#frag http://h/p/{n}x / /%2e%2e/{n}x/ *"
+    "/login /LOGIN.php /x/wp-login.php /oauth/token /a/session /p/{n}x /p/{n}x?q={n} /p/%7{d}{n}x //p//{n}x /p/./{n}x "
+    "/a/../p/{n}x /item/{n} /user/{d}/item/{n} /file/{h} /s/{n}x.png /s/{n}x.PHP /favicon.ico /.well-known/{n}x "
+    "/p/{n}x#frag http://h/p/{n}x / /%2e%2e/{n}x/ *"
 ).split()
 CHAOS_STEPS_US = (
     0,
@@ -341,6 +344,8 @@ def chaos(traffic, campaigns=400):
             record["path"] = chaos_path(source, record["path"].replace("{j}", str(number)))
             record["hits"] = chaos_hits(source, record)
             back = source.choice((0, 0, 0, 0, 0, 0, 0, SECOND, 59 * SECOND, 120 * SECOND, 120 * SECOND + 1))
+            if source.random() < 0.002:
+                back = -25 * HOUR  # a broken clock: dropped unless the file is that far already
             traffic.records.append({"event_us": now - back, **record})
         now += source.choice((0, SECOND, MINUTE, 10 * MINUTE, HOUR, 20 * HOUR)) if source.random() < 0.5 else 0
 
@@ -435,12 +440,39 @@ def shuffled(lines, up_to_us, seed):
     return sorted(lines, key=lambda record: record["event_us"] + source.randrange(up_to_us))
 
 
+SYSLOG_PREFIXES = ("", "", "", "Nov 14 22:13:20 web nginx[28]: ", "<190>1 2023-11-14T22:13:20Z web nginx 12 - - ")
+RUBBISH = ("", "-", "rubbish", '10.0.0.1 - - [32/Nov/2023:22:13:20 +0000] "GET / HTTP/1.1" 404 1 "-" "-"')
+NO_REQUESTS = ("-", "", "\\x16\\x03\\x01", "GET /x", "GET  HTTP/1.1")
+
+
+def log_line(record, source):
+    """A record as a line of an access log, with what its format can hold."""
+    zone_minutes = source.choice((0, 0, 60, -330))
+    zone = timezone(timedelta(minutes=zone_minutes))
+    time = datetime.fromtimestamp(record["event_us"] // SECOND, zone).strftime("%d/%b/%Y:%H:%M:%S %z")
+    host = record.get("host", "")
+    prefix = source.choice(SYSLOG_PREFIXES) + (f"{host} " if host else "")
+    user = "bob" if "credentials" in record.get("flags", ()) else "-"
+    request = f"{record['method']} {record['path']} HTTP/1.1" if record["method"] else source.choice(NO_REQUESTS)
+    return f'{prefix}{record["ip"]} - {user} [{time}] "{request}" {record["status"]} 1 "-" "{record["user_agent"]}"'
+
+
+def log_lines(records, seed):
+    """The lines of an access log; one in a hundred is rubbish."""
+    source = random.Random(f"log {seed}")
+    for record in records:
+        if source.random() < 0.01:
+            yield source.choice(RUBBISH)
+        yield log_line(record, source)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--scenario", choices=SCENARIOS)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--truth", help="file to write the labels to")
     parser.add_argument("--shuffle", type=int, default=0, metavar="US", help="write records up to so many µs late")
+    parser.add_argument("--log", action="store_true", help="write an access log instead of records")
     parser.add_argument("--list", action="store_true", help="print the names of the scenarios")
     arguments = parser.parse_args()
     if arguments.list or not arguments.scenario:
@@ -449,8 +481,8 @@ def main():
     lines, truth = scenario(arguments.scenario, arguments.seed)
     if arguments.shuffle:
         lines = shuffled(lines, arguments.shuffle, arguments.seed)
-    for line in lines:
-        sys.stdout.write(json.dumps(line) + "\n")
+    for line in log_lines(lines, arguments.seed) if arguments.log else map(json.dumps, lines):
+        sys.stdout.write(line + "\n")
     if arguments.truth:
         Path(arguments.truth).write_text("".join(json.dumps(label) + "\n" for label in truth), encoding="utf-8")
 
