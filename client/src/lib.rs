@@ -49,6 +49,9 @@ mod connection;
 mod core;
 mod counters;
 mod denylist;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod lane;
 mod link;
 mod queue;
