@@ -14,6 +14,7 @@ use postanalytics_protocol::frames::{ControlFrame, PackageVersion, StoredSequenc
 use postanalytics_protocol::header::{FrameHeader, FrameKind};
 use postanalytics_protocol::{AlignedVec, Assembler, ValidBatch};
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Instant;
@@ -152,8 +153,8 @@ impl World {
         let wanted: Vec<u64> = self.core.wanted_links().collect();
         self.peers.retain(|link, _| wanted.contains(link));
         for link in wanted {
-            if !self.peers.contains_key(&link) {
-                self.peers.insert(link, Peer::default());
+            if let Entry::Vacant(entry) = self.peers.entry(link) {
+                entry.insert(Peer::default());
                 self.core.connected(link, now);
                 self.write(usize::MAX);
             }
