@@ -16,8 +16,11 @@ pub use postanalytics_server::control::http::fuzzing::http;
 pub use shard::shard;
 pub use texts::{access_log, env_file, node_yaml, values};
 
+/// What a target does with an input.
+pub type Body = fn(&[u8]);
+
 /// Name and body of every target; `tests/fuzz/corpus/NAME` is its corpus.
-pub const TARGETS: [(&str, fn(&[u8])); 10] = [
+pub const TARGETS: [(&str, Body); 10] = [
     ("frames", frames),
     ("assembler", assembler),
     ("batch", batch),
