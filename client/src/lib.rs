@@ -50,6 +50,9 @@ mod core;
 mod counters;
 mod denylist;
 mod front;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod lane;
 mod link;
 mod queue;

@@ -138,7 +138,7 @@ impl<'a> Head<'a> {
         if first.is_empty() {
             return None;
         }
-        let fields = head.split(|&byte| byte == b' ').filter(|field| !field.is_empty()).count();
+        let fields = head.split(|&byte| byte == b' ').filter(|field| !field.trim_ascii().is_empty()).count();
         let has_virtual_host = fields >= 4 && parse_ip(first).is_none() && second != b"-";
         let (virtual_host, address, rest) =
             if has_virtual_host { (first, second, after_second) } else { (&b""[..], first, after_first) };

@@ -12,6 +12,7 @@ pub mod queue;
 pub mod ring;
 pub mod serve;
 pub mod shard;
+mod sync;
 
 use clap::{CommandFactory, Parser};
 use config::Config;

@@ -3,8 +3,8 @@
 //! A socket rather than an eventfd, because both an io_uring and a glommio executor can wait for one. Nothing here blocks:
 //! a full queue gives the message back, and who sends decides what that means.
 
+use crate::sync::{UnixStream, rtrb};
 use std::io::Write;
-use std::os::unix::net::UnixStream;
 
 /// The sending end.
 #[derive(Debug)]

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+pub mod fuzz;
 pub mod server;
 pub mod wire;
 pub mod witness;

@@ -159,3 +159,9 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn carriage_returns_are_no_fields_before_the_time() {
+    let line = parsed("\r \r a.example.com\r \r [17/May/2015:10:05:03 +0000] \"GET / HTTP/1.1\" 200 1");
+    assert_eq!((line.virtual_host, line.address), (&b""[..], &b"a.example.com\r"[..]));
+}

@@ -105,6 +105,8 @@ pub fn address(text: &str) -> Result<Address, String> {
     let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
     let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
     let host = match bare {
+        // Else what is shown of it would not be read again.
+        Some(inside) if !inside.contains(':') || inside.contains(['[', ']']) => return Err(wrong()),
         Some(inside) => inside,
         None if host.contains([':', '[', ']']) => return Err(wrong()),
         None => host,
@@ -182,7 +184,7 @@ mod tests {
         assert_eq!(address("[::1]:3313").expect("parses").host, "::1");
         assert_eq!(address("[::1]:3313").expect("parses").to_string(), "[::1]:3313");
         assert_eq!(address_or_none("none"), Ok(None));
-        for wrong in ["", "127.0.0.1", ":9001", "::1:3313", "a:99999", "a b:1", "[::1]", "a:"] {
+        for wrong in ["", "127.0.0.1", ":9001", "::1:3313", "a:99999", "a b:1", "[::1]", "a:", "[a]:1", "[a[::1]:1"] {
             assert!(address(wrong).is_err(), "{wrong:?}");
         }
         assert!(Address { host: "no such host".to_owned(), port: 1 }.resolve().is_err());

@@ -3,7 +3,7 @@
 //! A sequence lock over plain atomics: the version is odd while the shard writes, and a reader that sees it change reads
 //! again. So a reader always gets counters of one instant, and the laws between them hold in every reading.
 
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use crate::sync::{AtomicU64, Ordering, fence, spin_loop};
 
 macro_rules! shard_stats {
     ($($(#[$doc:meta])* $name:ident,)*) => {
@@ -111,43 +111,61 @@ impl ShardStats {
 }
 
 /// See the module.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct StatsPage {
-    version: AtomicU64,
-    values: [AtomicU64; ShardStats::NAMES.len()],
-}
-
-impl Default for StatsPage {
-    fn default() -> Self {
-        Self { version: AtomicU64::new(0), values: [const { AtomicU64::new(0) }; ShardStats::NAMES.len()] }
-    }
+    values: SequenceLock<{ ShardStats::NAMES.len() }>,
 }
 
 impl StatsPage {
     /// Publishes `stats`. Only the shard that owns the page may call this.
     pub fn publish(&self, stats: &ShardStats) {
+        self.values.publish(stats.values());
+    }
+
+    /// Reads the values of one instant.
+    pub fn read(&self) -> ShardStats {
+        ShardStats::from_values(self.values.read())
+    }
+}
+
+/// Numbers that one thread writes together and any thread reads together.
+#[derive(Debug)]
+pub struct SequenceLock<const N: usize> {
+    version: AtomicU64,
+    values: [AtomicU64; N],
+}
+
+impl<const N: usize> Default for SequenceLock<N> {
+    fn default() -> Self {
+        Self { version: AtomicU64::new(0), values: std::array::from_fn(|_| AtomicU64::new(0)) }
+    }
+}
+
+impl<const N: usize> SequenceLock<N> {
+    /// Publishes `values`. Only one thread may ever call this.
+    pub fn publish(&self, values: [u64; N]) {
         let version = self.version.load(Ordering::Relaxed);
         self.version.store(version.wrapping_add(1), Ordering::Relaxed);
         fence(Ordering::Release);
-        for (slot, value) in self.values.iter().zip(stats.values()) {
+        for (slot, value) in self.values.iter().zip(values) {
             slot.store(value, Ordering::Relaxed);
         }
         self.version.store(version.wrapping_add(2), Ordering::Release);
     }
 
     /// Reads the values of one instant.
-    pub fn read(&self) -> ShardStats {
+    pub fn read(&self) -> [u64; N] {
         loop {
             let before = self.version.load(Ordering::Acquire);
-            let mut values = [0; ShardStats::NAMES.len()];
+            let mut values = [0; N];
             for (value, slot) in values.iter_mut().zip(&self.values) {
                 *value = slot.load(Ordering::Relaxed);
             }
             fence(Ordering::Acquire);
             if before.is_multiple_of(2) && self.version.load(Ordering::Relaxed) == before {
-                return ShardStats::from_values(values);
+                return values;
             }
-            std::hint::spin_loop();
+            spin_loop();
         }
     }
 }

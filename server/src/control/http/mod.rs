@@ -9,6 +9,9 @@
 //! are. No page changes anything. It is not meant for the open internet: no TLS, and one token for one right.
 
 mod escape;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod metrics;
 mod record;
 mod request;

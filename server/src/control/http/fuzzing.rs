@@ -1,0 +1,30 @@
+//! What fuzzing drives of the status pages: see `tests/src/fuzz` of the workspace.
+
+use super::request::{self, HEAD_BYTES_MAX, Method};
+use super::{LIMIT_MAX, parse_id, wanted_of};
+
+/// The head of a request: nothing panics, it takes no more than it may, and reads the same whatever follows it. Its query,
+/// host and id are read as the pages read them.
+pub fn http(bytes: &[u8]) {
+    let (request, taken) = match request::parse(bytes) {
+        Ok(Some(found)) => found,
+        Ok(None) => return assert!(bytes.len() < HEAD_BYTES_MAX, "a head that never ends is refused"),
+        Err(bad) => return assert!((400..500).contains(&bad.status) && !bad.text.is_empty()),
+    };
+    assert!(taken <= bytes.len().min(HEAD_BYTES_MAX));
+    assert_eq!(request::parse(&bytes[..taken]), Ok(Some((request.clone(), taken))), "what follows does not matter");
+    assert!(request::parse(&bytes[..taken - 1]).is_ok_and(|found| found.is_none()), "it ends where it ends");
+    assert!(request.method != Method::Get || bytes.trim_ascii_start().starts_with(b"GET"));
+    let host = request.host.as_deref().unwrap_or_default();
+    let ours = request::host_is_ours(host, None, None, &[]);
+    assert_eq!(ours, request::host_is_ours(&host.to_ascii_uppercase(), None, None, &[]));
+    assert!(!ours || host.to_ascii_lowercase().contains("localhost") || host.contains("127.") || host.contains("::"), "{host:?}");
+    if let Ok(wanted) = wanted_of(&request) {
+        assert!((1..=LIMIT_MAX).contains(&wanted.limit) && wanted.request_id.is_none());
+        assert!(wanted.since_us.is_some() == request.query_value("since").is_some());
+    }
+    if let Some(id) = request.path.strip_prefix("/requests/").and_then(parse_id) {
+        let text = format!("{:032x}", u128::from_be_bytes(id));
+        assert!(request.path.to_ascii_lowercase().ends_with(&text));
+    }
+}
