@@ -209,7 +209,7 @@ impl World {
         for number in 0..count {
             let client_ip = IpAddr::V4(Ipv4Addr::new(192, 0, 2, number));
             let request = Request { client_ip, path: &path, user: b"anna", token: self.sent, ..Request::default() };
-            bundle.push(&request.fields(), &request, self.clock_us, number == 7);
+            bundle.push(&request, self.clock_us, number == 7);
             self.sent += 1;
         }
         let now = self.now();
