@@ -115,6 +115,44 @@ impl Assertion {
     }
 }
 
+/// A latency objective of `--find-max`: `p99=5ms` means at most 5 ms.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Slo {
+    text: String,
+    assertion: Assertion,
+}
+
+impl Slo {
+    /// Reads one objective.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let text = text.trim();
+        let wrong = || format!("'{text}' is no objective; write a latency and its bound, such as p99=5ms or p999=20ms");
+        let (name, bound) = text.split_once('=').ok_or_else(wrong)?;
+        let assertion = Assertion::parse(&format!("{}<={}", name.trim_end_matches('<').trim(), bound.trim()))?;
+        if !assertion.metric.is_time || assertion.value < 1.0 {
+            return Err(wrong());
+        }
+        Ok(Self { text: text.to_owned(), assertion })
+    }
+
+    /// The objective and what was found, if it was missed. It is missed too if no latency was measured.
+    pub fn missed(&self, report: &Report) -> Option<String> {
+        self.assertion.broken(report).map(|_| self.found(report))
+    }
+
+    /// The objective and what was found.
+    pub fn found(&self, report: &Report) -> String {
+        let found_us = (self.assertion.metric.of)(report);
+        format!("{} is {:.3} ms of {:.3} ms", self.assertion.metric.name, found_us / 1e3, self.assertion.value / 1e3)
+    }
+}
+
+impl fmt::Display for Slo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
 impl fmt::Display for Assertion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
@@ -142,6 +180,19 @@ mod tests {
         assert_eq!(broken("tnt_errors=0").as_deref(), Some("2"));
         for bad in ["", "p99", "p99<", "p99<fast", "p98<1", "p99!5", "p99<5k", "p99<5M", "p99<true", "tnt_errors<5ms"] {
             assert!(Assertion::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn objectives_are_latencies_and_their_bounds() {
+        let mut report = Report::default();
+        report.latency_us.corrected.p99 = 5_000;
+        let missed = |text: &str| Slo::parse(text).expect("an objective").missed(&report);
+        assert_eq!((missed("p99=5ms"), missed("p99<=5ms"), missed("p99=5000")), (None, None, None));
+        assert_eq!(missed("p99=4.9ms").as_deref(), Some("p99 is 5.000 ms of 4.900 ms"));
+        assert!(missed("p999=1s").is_some(), "nothing was measured");
+        for bad in ["", "p99", "p99=", "p99<5ms", "p99=0", "p98=5ms", "tnt_errors=0", "records_per_second=5", "p99=5k"] {
+            assert!(Slo::parse(bad).is_err(), "{bad}");
         }
     }
 

@@ -22,6 +22,12 @@ pub fn unix_us() -> u64 {
     nanoseconds(clock_gettime(ClockId::Realtime)) / 1000
 }
 
+/// Unix time in µs at a time of the monotonic clock.
+pub fn unix_us_at(monotonic: u64) -> u64 {
+    let ago_us = (monotonic_ns() / 1000).cast_signed().wrapping_sub((monotonic / 1000).cast_signed());
+    unix_us().saturating_add_signed(ago_us.saturating_neg())
+}
+
 /// CPU time of this process in µs, user and system.
 pub fn process_cpu_us() -> u64 {
     nanoseconds(clock_gettime(ClockId::ProcessCPUTime)) / 1000

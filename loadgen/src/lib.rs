@@ -1,7 +1,8 @@
 //! Load generator of postanalytics, as a library so that tests can use its parts.
 //!
 //! Rooms: [`plan`] (command line to checked plan) → [`traffic`] or [`replay`] (where records come from) → [`run`] through the
-//! client library, or [`raw`] past it → [`report`]. Beside them [`access_log`] (the parser), [`assertion`], [`clock`],
+//! client library, or [`raw`] past it → [`report`]; [`find_max`] makes many
+//! runs, [`merge`] one report of several. Beside them [`access_log`] (the parser), [`assertion`], [`clock`],
 //! [`machine`], [`measure`].
 //!
 //! What it measures: latency from the *intended* send time (corrected), so that a stalled server cannot hide the requests it
@@ -12,8 +13,10 @@
 pub mod access_log;
 pub mod assertion;
 pub mod clock;
+pub mod find_max;
 pub mod machine;
 pub mod measure;
+pub mod merge;
 pub mod plan;
 pub mod raw;
 pub mod replay;

@@ -1,11 +1,11 @@
 //! What this machine is, and pinning to its CPUs.
 
 use core_affinity::CoreId;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::process::{Command, Stdio};
 
 /// The machine that a run was made on.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Machine {
     /// CPUs that this process may use.
     pub cpus: usize,

@@ -167,6 +167,8 @@ pub struct Outcome {
     pub acked: Acked,
     /// Whether the corrected latency differs from the uncorrected by design.
     pub has_schedule: bool,
+    /// Begin of the measured window, Unix time.
+    pub window_from_unix_us: u64,
     /// Length of the measured window.
     pub window_seconds: f64,
     /// Records sent by batches sent.

@@ -1,6 +1,6 @@
 //! From the command line to a checked plan. Nothing here does I/O; what cannot work is refused with the value and a remedy.
 
-use crate::assertion::Assertion;
+use crate::assertion::{Assertion, Slo};
 use crate::traffic::{Mix, RECORD_BYTES_MAX, RECORD_BYTES_MIN, SOURCES_MAX};
 use clap::{Parser, Subcommand};
 use std::path::PathBuf;
@@ -20,13 +20,16 @@ Examples:
   loadgen --saturate --threads 2 --json result.json
   loadgen --raw --saturate --congestion cubic        pre-built frames: what can the server take?
   loadgen --replay access.log.1.gz --replay access.log --replay-speed max
+  loadgen --find-max --slo p99=5ms,p999=20ms         highest rate that keeps both, confirmed three times
+  loadgen --find-max --slo p99=2ms --raw --rate 1M/s --json max.json
+  loadgen merge a.json b.json --json both.json       one report of two generators that ran at the same time
 
-Exit codes: 0 all well; 1 an assertion or the reconciliation is broken; 2 wrong usage; 3 the run could not be made.";
+Exit codes: 0 all well; 1 an assertion or the reconciliation is broken, or --find-max could confirm no rate; 2 wrong usage; 3 the run could not be made.";
 
 /// Load generator of postanalytics: sends records to a server, measures latency from the intended send time, and reconciles
 /// what it generated with what was acknowledged and what the server stored.
 #[derive(Debug, Parser)]
-#[command(name = "loadgen", version, after_help = EXAMPLES, args_conflicts_with_subcommands = true)]
+#[command(name = "loadgen", version, propagate_version = true, after_help = EXAMPLES, args_conflicts_with_subcommands = true)]
 pub struct Arguments {
     /// Side commands.
     #[command(subcommand)]
@@ -36,16 +39,49 @@ pub struct Arguments {
     pub run: RunArguments,
 }
 
+const MERGE_HELP: &str = "\
+Counts and rates are summed and the latency histograms added, so the quantiles are exactly those of all records together. The
+server's CPU time, memory and records per CPU second are taken once, from the report with the longest window. Refused: reports of
+different targets, without a common time, of the same run, or of --find-max.
+
+Examples:
+  loadgen --rate 50k/s --duration 30s --json a.json &  loadgen --rate 50k/s --duration 30s --json b.json; wait
+  loadgen merge a.json b.json
+  loadgen merge a.json b.json --json both.json --assert 'p99<5ms,generator_bound=false'";
+
 /// Side commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Make one report of several generators that ran against one server at the same time
+    #[command(after_help = MERGE_HELP)]
+    Merge(MergeArguments),
     /// Write shell completions to standard output
     Completions {
         /// The shell
         shell: clap_complete::Shell,
     },
-    /// Write the manual page (roff) to standard output
-    Man,
+    /// Write a manual page (roff) to standard output, or all of them into a folder
+    Man {
+        /// The subcommand whose page is meant [default: the page of the whole]
+        subcommand: Option<String>,
+        /// Write all pages into this folder instead: loadgen.1, loadgen-merge.1 and so on
+        #[arg(long, value_name = "DIR", conflicts_with = "subcommand")]
+        out: Option<PathBuf>,
+    },
+}
+
+/// Options of `merge`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct MergeArguments {
+    /// Reports that --json wrote, two or more
+    #[arg(required = true, num_args = 2.., value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// Write the merged report as JSON; `-` is standard output
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Comma-separated conditions on the merged report; exit code 1 if one is broken
+    #[arg(long, value_name = "CONDITIONS", value_delimiter = ',', value_parser = Assertion::parse)]
+    pub assert: Vec<Assertion>,
 }
 
 /// Options of a run.
@@ -60,6 +96,13 @@ pub struct RunArguments {
     /// Closed loop: as many records as are taken
     #[arg(long, conflicts_with = "replay")]
     pub saturate: bool,
+    /// Search the highest rate at which every --slo holds, tnt_errors is 0 and this generator is not the bound: doubles from
+    /// --rate, bisects to 5 %, confirms three times; --duration and --warmup are those of each run [default there: 5s, 1s]
+    #[arg(long, requires = "slo", conflicts_with_all = ["saturate", "replay", "hgrm"])]
+    pub find_max: bool,
+    /// Comma-separated latency objectives of --find-max, each an upper bound: p99=5ms,p999=20ms
+    #[arg(long, value_name = "OBJECTIVES", value_delimiter = ',', value_parser = Slo::parse, requires = "find_max")]
+    pub slo: Vec<Slo>,
     /// Send pre-built frames past the client library, to saturate the server at little cost here; the same frames are sent
     /// lap after lap, so request ids and event times repeat
     #[arg(long, conflicts_with = "replay")]
@@ -203,7 +246,12 @@ impl Plan {
         if let Some(batch) = arguments.batch {
             check(batch, 1, 65_536, "--batch")?;
         }
-        let duration = arguments.duration.or((!is_replay).then_some(Duration::from_secs(10)));
+        let (duration_default, warmup_default) = match (is_replay, arguments.find_max) {
+            (true, _) => (None, 0),
+            (_, true) => (Some(Duration::from_secs(5)), 1),
+            _ => (Some(Duration::from_secs(10)), 2),
+        };
+        let duration = arguments.duration.or(duration_default);
         if duration.is_some_and(|duration| duration.is_zero()) {
             return Err("--duration 0: nothing would be measured; give a time such as 10s".to_owned());
         }
@@ -211,7 +259,7 @@ impl Plan {
             target: arguments.target.clone(),
             mode,
             raw: arguments.raw,
-            warmup: arguments.warmup.unwrap_or(Duration::from_secs(if is_replay { 0 } else { 2 })),
+            warmup: arguments.warmup.unwrap_or(Duration::from_secs(warmup_default)),
             duration,
             connections,
             threads,
@@ -350,6 +398,10 @@ mod tests {
             (&["--pin", "--cpus", "7"][..], "--cpus 7"),
             (&["--duration", "0"][..], "--duration 0"),
             (&["--assert", "p98<1"][..], "p98"),
+            (&["--find-max"][..], "--slo"),
+            (&["--slo", "p99=5ms"][..], "--find-max"),
+            (&["--find-max", "--slo", "p99"][..], "p99=5ms"),
+            (&["--find-max", "--slo", "p99=5ms", "--saturate"][..], "cannot be used"),
         ] {
             let error = plan(arguments).expect_err("it cannot work");
             assert!(error.contains(word), "{arguments:?}: {error}");

@@ -20,6 +20,7 @@ mod frames;
 
 use crate::clock::{
     Schedule, WAKE_INTERVAL_NS, duration_ns, monotonic_ns, process_cpu_us, set_fine_timers, sleep_until, timespec, unix_us,
+    unix_us_at,
 };
 use crate::machine::pin_this_thread;
 use crate::measure::{Acked, Live, Outcome, Sent, ServerSide};
@@ -76,6 +77,7 @@ pub fn run(plan: &Plan, stop: &AtomicBool) -> Result<Outcome> {
         Ok::<_, anyhow::Error>((driven, watched))
     })?;
     let mut outcome = Outcome { has_schedule: plan.mode.has_schedule(), ..Outcome::default() };
+    outcome.window_from_unix_us = unix_us_at(timing.from_ns);
     outcome.window_seconds = timing.window_seconds(watched.stopped_ns.unwrap_or(u64::MAX));
     let (_, cpu_before_us) = watched.before.unwrap_or_default();
     let (_, cpu_after_us) = watched.after.unwrap_or_else(|| (monotonic_ns(), process_cpu_us()));

@@ -1,14 +1,19 @@
 //! The result of a run: reconciliation, the JSON contract, the table for people, the latency distribution for plotters.
 
+use crate::find_max::FindMax;
 use crate::machine::{Machine, git_commit};
-use crate::measure::Outcome;
+use crate::measure::{Outcome, latency_histogram};
+use anyhow::{Context, ensure};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use comfy_table::{CellAlignment, Table};
 use hdrhistogram::Histogram;
-use serde::Serialize;
+use hdrhistogram::serialization::{Deserializer, Serializer, V2DeflateSerializer};
+use serde::{Deserialize, Serialize};
 use std::io::{self, Write};
 
 /// What `--json` writes. Scripts rely on these names.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the names carry meaning and unit; README has the table")]
 pub struct Report {
     pub target: String,
@@ -25,10 +30,55 @@ pub struct Report {
     pub reconciled: bool,
     pub machine: Machine,
     pub git: String,
+    /// The measured window by this machine's clock, and its length by the monotonic one.
+    pub window_unix_us: UnixWindow,
+    pub window_seconds: f64,
+    /// Due and never sent: for this generator did not keep up, and for the server had no room.
+    pub records_unsent: u64,
+    pub records_held_back: u64,
+    /// Sends within the window that had an intended time, and those of them that were late.
+    pub sends_scheduled: u64,
+    pub sends_late: u64,
+    pub own_cpu_seconds: f64,
+    /// Random names of the runs that this is the report of; one, unless it is merged.
+    pub runs: Vec<String>,
+    /// Both latency histograms whole, so that reports can be merged exactly.
+    pub histogram_us: Histograms,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub find_max: Option<FindMax>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub merged: Vec<MergedPart>,
+}
+
+/// A window in µs of Unix time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "as the type says")]
+pub struct UnixWindow {
+    pub from: u64,
+    pub until: u64,
+}
+
+/// Histograms as HdrHistogram's V2 compressed form in base64, which its tools read.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "as the latencies of the same names")]
+pub struct Histograms {
+    pub corrected: String,
+    pub uncorrected: String,
+}
+
+/// One report that went into a merged one.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "as in that report")]
+pub struct MergedPart {
+    pub name: String,
+    pub records_per_second: f64,
+    pub window_seconds: f64,
+    pub machine: Machine,
+    pub git: String,
 }
 
 /// Latency from the intended send time (corrected) and from the hand-over (uncorrected).
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "as the type says")]
 pub struct Latencies {
     pub corrected: Quantiles,
@@ -36,7 +86,7 @@ pub struct Latencies {
 }
 
 /// Quantiles in µs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "quantiles are named by their digits")]
 pub struct Quantiles {
     pub p50: u64,
@@ -47,7 +97,7 @@ pub struct Quantiles {
 }
 
 /// The server's word on this run.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "as in the Stats frame")]
 pub struct Server {
     pub stored: u64,
@@ -56,8 +106,28 @@ pub struct Server {
     pub rss_bytes: u64,
 }
 
+/// A histogram for JSON.
+pub fn encode_histogram(histogram: &Histogram<u64>) -> String {
+    let mut bytes = Vec::new();
+    // Into memory, so nothing can fail; and a text that decodes to nothing would be refused by whoever merges it.
+    let _ = V2DeflateSerializer::new().serialize(histogram, &mut bytes);
+    BASE64_STANDARD.encode(bytes)
+}
+
+/// A histogram from JSON. One of other bounds is refused: adding it would not be exact.
+pub fn decode_histogram(text: &str) -> anyhow::Result<Histogram<u64>> {
+    let bytes = BASE64_STANDARD.decode(text).context("it is no base64")?;
+    let histogram: Histogram<u64> =
+        Deserializer::new().deserialize(&mut bytes.as_slice()).map_err(|error| anyhow::anyhow!("it cannot be read: {error}"))?;
+    let bounds = |of: &Histogram<u64>| (of.low(), of.high(), of.sigfig());
+    let (found, wanted) = (bounds(&histogram), bounds(&latency_histogram()));
+    ensure!(found == wanted, "its bounds and digits are {found:?}, those of loadgen are {wanted:?}");
+    Ok(histogram)
+}
+
 impl Quantiles {
-    fn of(histogram: &Histogram<u64>) -> Self {
+    /// Of a histogram in µs.
+    pub fn of(histogram: &Histogram<u64>) -> Self {
         let at = |quantile| histogram.value_at_quantile(quantile);
         Self { p50: at(0.5), p90: at(0.9), p99: at(0.99), p999: at(0.999), max: histogram.max() }
     }
@@ -68,7 +138,9 @@ impl Report {
     pub fn new(target: &str, outcome: &Outcome) -> (Self, Vec<String>) {
         let broken = reconcile(outcome);
         let server = outcome.server.unwrap_or_default();
-        let uncorrected = Quantiles::of(&outcome.acked.uncorrected);
+        let uncorrected = &outcome.acked.uncorrected;
+        let corrected = if outcome.has_schedule { &outcome.acked.corrected } else { uncorrected };
+        let from = outcome.window_from_unix_us;
         let report = Self {
             target: target.to_owned(),
             records_generated: outcome.sent.generated,
@@ -79,10 +151,7 @@ impl Report {
             records_per_server_cpu_second: rounded(ratio(server.stored_in_window as f64, server.cpu_seconds)),
             mean_batch_records: rounded(outcome.mean_batch_records),
             generator_bound: outcome.sent.is_generator_bound(),
-            latency_us: Latencies {
-                corrected: if outcome.has_schedule { Quantiles::of(&outcome.acked.corrected) } else { uncorrected },
-                uncorrected,
-            },
+            latency_us: Latencies { corrected: Quantiles::of(corrected), uncorrected: Quantiles::of(uncorrected) },
             server: Server {
                 stored: server.stored,
                 duplicate: server.duplicate,
@@ -92,6 +161,17 @@ impl Report {
             reconciled: broken.is_empty(),
             machine: Machine::here(),
             git: git_commit(),
+            window_unix_us: UnixWindow { from, until: from.saturating_add((outcome.window_seconds * 1e6) as u64) },
+            window_seconds: outcome.window_seconds,
+            records_unsent: outcome.sent.unsent,
+            records_held_back: outcome.sent.held_back,
+            sends_scheduled: outcome.sent.scheduled,
+            sends_late: outcome.sent.late,
+            own_cpu_seconds: outcome.own_cpu_seconds,
+            runs: vec![format!("{:016x}", fastrand::u64(..))],
+            histogram_us: Histograms { corrected: encode_histogram(corrected), uncorrected: encode_histogram(uncorrected) },
+            find_max: None,
+            merged: Vec::new(),
         };
         (report, broken)
     }
@@ -103,7 +183,7 @@ impl Report {
     }
 
     /// The table for people.
-    pub fn table(&self, outcome: &Outcome) -> Table {
+    pub fn table(&self) -> Table {
         let mut table = Table::new();
         table.load_style(comfy_table::presets::UTF8_BORDERS_ONLY);
         table.set_header(["", "corrected", "uncorrected"]);
@@ -117,20 +197,20 @@ impl Report {
         let mut row = |name: &str, value: String, remark: String| {
             table.add_row([name.to_owned(), value, remark]);
         };
-        let seconds = outcome.window_seconds;
+        let seconds = self.window_seconds;
         row("records per second", grouped(self.records_per_second), format!("over {seconds:.2} s"));
         row("mean batch", format!("{:.1} records", self.mean_batch_records), String::new());
         let server_share = 100.0 * ratio(self.server.cpu_seconds, seconds);
         row("server CPU", format!("{:.3} s", self.server.cpu_seconds), format!("{server_share:.1} % of a core"));
         row("records per server-CPU-second", grouped(self.records_per_server_cpu_second), String::new());
         row("server memory", format!("{:.1} MiB", self.server.rss_bytes as f64 / f64::from(1 << 20)), "resident".to_owned());
-        let own_share = 100.0 * ratio(outcome.own_cpu_seconds, seconds);
-        row("own CPU", format!("{:.3} s", outcome.own_cpu_seconds), format!("{own_share:.1} % of a core"));
+        let own_share = 100.0 * ratio(self.own_cpu_seconds, seconds);
+        row("own CPU", format!("{:.3} s", self.own_cpu_seconds), format!("{own_share:.1} % of a core"));
         row("generated", grouped(self.records_generated as f64), "whole run, with warm-up".to_owned());
         let in_doubt = if self.records_in_doubt > 0 { format!(", {} in doubt", self.records_in_doubt) } else { String::new() };
-        if outcome.sent.unsent + outcome.sent.held_back > 0 {
-            let held_back = format!("{} held back by the server", grouped(outcome.sent.held_back as f64));
-            row("due, never sent", grouped((outcome.sent.unsent + outcome.sent.held_back) as f64), held_back);
+        if self.records_unsent + self.records_held_back > 0 {
+            let held_back = format!("{} held back by the server", grouped(self.records_held_back as f64));
+            row("due, never sent", grouped((self.records_unsent + self.records_held_back) as f64), held_back);
         }
         row("acked + tnt_errors", format!("{} + {}", grouped(self.records_acked as f64), self.tnt_errors), in_doubt);
         row("stored by the server", grouped(self.server.stored as f64), format!("{} duplicates dropped", self.server.duplicate));
@@ -259,6 +339,15 @@ mod tests {
             "reconciled",
             "machine",
             "git",
+            "window_unix_us",
+            "window_seconds",
+            "records_unsent",
+            "records_held_back",
+            "sends_scheduled",
+            "sends_late",
+            "own_cpu_seconds",
+            "runs",
+            "histogram_us",
         ];
         wanted.sort_unstable();
         let mut found = keys.clone();
@@ -299,6 +388,20 @@ mod tests {
     }
 
     #[test]
+    fn the_histogram_in_the_report_is_the_one_measured() {
+        let mut outcome = outcome();
+        for latency_us in (1..70_000_000).step_by(77_777) {
+            outcome.acked.record(latency_us, latency_us / 2, latency_us % 7 + 1);
+        }
+        let (report, _) = Report::new("t", &outcome);
+        assert_eq!(decode_histogram(&report.histogram_us.corrected).expect("ours"), outcome.acked.corrected);
+        assert_eq!(decode_histogram(&report.histogram_us.uncorrected).expect("ours"), outcome.acked.uncorrected);
+        let other = Histogram::new_with_bounds(1, 1_000, 2).expect("good bounds");
+        assert!(decode_histogram(&encode_histogram(&other)).expect_err("other bounds").to_string().contains("1000"));
+        assert!(decode_histogram("?").is_err() && decode_histogram("").is_err() && decode_histogram("AAAA").is_err());
+    }
+
+    #[test]
     fn without_a_schedule_both_columns_are_the_same() {
         let (report, _) = Report::new("t", &Outcome { has_schedule: false, ..outcome() });
         assert_eq!(report.latency_us.corrected, report.latency_us.uncorrected);
@@ -321,7 +424,7 @@ mod tests {
     fn tables_and_distributions_are_for_reading() {
         let outcome = outcome();
         let (report, _) = Report::new("t", &outcome);
-        let table = report.table(&outcome).to_string();
+        let table = report.table().to_string();
         assert!(table.contains("latency p99.9") && table.contains("100 + 10"), "{table}");
         let mut bytes = Vec::new();
         write_hgrm(&outcome.acked.corrected, &mut bytes).expect("written");

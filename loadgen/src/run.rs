@@ -10,7 +10,7 @@ mod watch;
 
 pub use watch::{CATCH_UP_NS, Timing, Watched, watch};
 
-use crate::clock::{duration_ns, monotonic_ns, process_cpu_us};
+use crate::clock::{duration_ns, monotonic_ns, process_cpu_us, unix_us_at};
 use crate::machine::pin_this_thread;
 use crate::measure::{Acked, Live, Outcome, Sent, ServerSide};
 use crate::plan::{Mode, Plan};
@@ -243,6 +243,7 @@ fn finish(
     // A replay without a duration is measured from its first record to its last acknowledgement.
     let after = watched.after.unwrap_or_else(|| snapshot(&sessions));
     let before = if timing.from_ns == timing.start_ns { start } else { watched.before.unwrap_or(start) };
+    outcome.window_from_unix_us = unix_us_at(timing.from_ns);
     outcome.window_seconds = timing.window_seconds(watched.stopped_ns.unwrap_or(after.at_ns));
     outcome.own_cpu_seconds = (after.own_cpu_us - before.own_cpu_us) as f64 / 1e6;
     let batches = after.batches_sent - before.batches_sent;

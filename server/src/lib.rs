@@ -6,6 +6,7 @@ pub mod analytics;
 pub mod arena;
 pub mod config;
 pub mod control;
+pub mod doctor;
 pub mod logging;
 pub mod process;
 pub mod queue;
@@ -14,11 +15,13 @@ pub mod serve;
 pub mod shard;
 mod sync;
 
+use anyhow::Context;
 use clap::{CommandFactory, Parser};
 use config::Config;
 use config::flags::{Command, CommandLine};
 use std::ffi::OsString;
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 
 /// The `postanalytics` command: parses `arguments` (the first is the program's name), does what they say, returns the exit code.
@@ -39,10 +42,14 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             clap_complete::generate(shell, &mut CommandLine::command(), "postanalytics", &mut text);
             print(&text)
         }
-        Some(Command::Man) => {
-            let mut text = Vec::new();
-            clap_mangen::Man::new(CommandLine::command()).render(&mut text).map_err(Into::into).and_then(|()| print(&text))
+        Some(Command::Doctor(flags)) => {
+            let report = doctor::examine(&flags.serve);
+            return match print(report.render(flags.json).as_bytes()) {
+                Ok(()) => report.exit_code(),
+                Err(_) => ExitCode::FAILURE,
+            };
         }
+        Some(Command::Man { subcommand, out }) => manual(subcommand.as_deref(), out.as_deref()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -63,6 +70,27 @@ fn serve_with(flags: &config::flags::ServeFlags) -> anyhow::Result<()> {
             tracing::error!("{error:#}");
         }
     })
+}
+
+/// Prints a manual page, or writes all into a folder.
+fn manual(subcommand: Option<&str>, out: Option<&Path>) -> anyhow::Result<()> {
+    let mut command = CommandLine::command().disable_help_subcommand(true);
+    if let Some(folder) = out {
+        let failed = || format!("cannot write the manual pages to {}: give a folder that can be written to", folder.display());
+        std::fs::create_dir_all(folder).with_context(failed)?;
+        return clap_mangen::generate_to(command, folder).with_context(failed);
+    }
+    command.build();
+    let page = match subcommand {
+        None => command,
+        Some(name) => command.find_subcommand(name).cloned().ok_or_else(|| {
+            let names: Vec<&str> = command.get_subcommands().map(clap::Command::get_name).collect();
+            anyhow::anyhow!("there is no subcommand {name:?}: give one of {}", names.join(", "))
+        })?,
+    };
+    let mut text = Vec::new();
+    clap_mangen::Man::new(page).render(&mut text)?;
+    print(&text)
 }
 
 fn print(text: &[u8]) -> anyhow::Result<()> {

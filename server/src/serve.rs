@@ -133,8 +133,7 @@ fn allow_descriptors(mut config: Config, shards: u32) -> Config {
     let limit = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
     let allowed = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    let beside = DESCRIPTORS_BESIDE_CONNECTIONS + DESCRIPTORS_PER_SHARD * u64::from(shards);
-    let room = allowed.saturating_sub(beside).max(1);
+    let room = connections_of(allowed, shards);
     if u64::from(config.connections_max) > room {
         tracing::warn!(
             connections_max = room,
@@ -147,6 +146,12 @@ fn allow_descriptors(mut config: Config, shards: u32) -> Config {
     config
 }
 
+/// Connections that a limit on open files leaves room for.
+pub(crate) fn connections_of(open_files_max: u64, shards: u32) -> u64 {
+    let beside = DESCRIPTORS_BESIDE_CONNECTIONS + DESCRIPTORS_PER_SHARD * u64::from(shards);
+    open_files_max.saturating_sub(beside).max(1)
+}
+
 /// Raises the limit on locked memory as far as it goes: glommio does not start with too little, and does not say what to do.
 fn allow_locked_memory() -> anyhow::Result<()> {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -155,7 +160,8 @@ fn allow_locked_memory() -> anyhow::Result<()> {
     enough_locked_memory(getrlimit(Resource::Memlock).current)
 }
 
-fn enough_locked_memory(allowed: Option<u64>) -> anyhow::Result<()> {
+/// Whether the control plane can start with this limit; `None` is no limit.
+pub(crate) fn enough_locked_memory(allowed: Option<u64>) -> anyhow::Result<()> {
     match allowed {
         Some(bytes) if bytes < LOCKED_BYTES_MIN => anyhow::bail!(
             "this process may lock {} KiB of memory (RLIMIT_MEMLOCK), the control plane needs {} KiB: raise it with \

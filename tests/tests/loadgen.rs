@@ -210,6 +210,90 @@ fn a_result_that_cannot_be_written_is_said_before_the_run() {
     }
 }
 
+/// The report that a run with these options writes, and how it ended.
+fn reported(arguments: &[&str]) -> (Output, Value) {
+    let folder = tempfile::tempdir().unwrap();
+    let json = folder.path().join("report.json");
+    let output = loadgen(&[arguments, &["--json", json.to_str().unwrap()]].concat());
+    let text = std::fs::read_to_string(&json).unwrap_or_default();
+    let report = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {}", text_of(&output)));
+    (output, report)
+}
+
+/// A search ends with a rate that held three times, or says why there is none. How high it comes is this machine's affair.
+#[test]
+fn a_search_for_the_highest_rate_confirms_what_it_says() {
+    let server = ServerOptions::default().start();
+    let target = server.ingest.to_string();
+    for mode in [&["--rate", "2k/s"][..], &["--raw", "--rate", "20k/s", "--batch", "16"]] {
+        let times = ["--target", &target, "--duration", "200ms", "--warmup", "50ms"];
+        let (output, report) = reported(&[&times[..], &["--find-max", "--slo", "p50=100ms,p99=1s"], mode].concat());
+        let (found, said) = (&report["find_max"], text_of(&output));
+        check_contract(&report);
+        let steps = found["steps"].as_array().unwrap();
+        assert_eq!(found["slo"], serde_json::json!(["p50=100ms", "p99=1s"]), "{found}");
+        assert_eq!(said.matches("/s  holds").count() + said.matches("/s  does not hold").count(), steps.len(), "{said}");
+        assert_eq!(output.status.code(), Some(if found["confirmed_rate"].is_u64() { 0 } else { 1 }), "{said}");
+        assert!(found["bound_by"].is_string(), "no machine sends a thousand million records: {found}");
+        if let Some(rate) = found["confirmed_rate"].as_u64() {
+            let confirmations = &steps[steps.len() - 3..];
+            let is_confirmation = |step: &Value| step["rate"] == rate && step["purpose"] == "confirm" && step["cause"].is_null();
+            assert!(confirmations.iter().all(is_confirmation), "{found}");
+            assert!(
+                said.contains("confirmed 3 times") && report["generator_bound"] == false && report["tnt_errors"] == 0,
+                "{said}"
+            );
+            let is_above = |step: &&Value| step["rate"].as_u64() > Some(rate) && step["cause"] == found["bound_by"];
+            assert!(steps.iter().any(|step| is_above(&step)), "{found}");
+        }
+    }
+    server.assert_laws();
+}
+
+#[test]
+fn an_objective_that_nobody_can_meet_is_exit_code_1() {
+    let server = Server::new();
+    let target = server.ingest.to_string();
+    let times = ["--target", &target, "--duration", "100ms", "--warmup", "0s", "--rate", "200/s"];
+    let (output, report) = reported(&[&times[..], &["--find-max", "--slo", "p50=1us"]].concat());
+    assert_eq!(output.status.code(), Some(1), "{}", text_of(&output));
+    assert!(report["find_max"]["confirmed_rate"].is_null(), "{report}");
+    assert!(text_of(&output).contains("no rate could be confirmed"), "{}", text_of(&output));
+}
+
+#[test]
+fn two_generators_at_once_are_one_report() {
+    let server = ServerOptions::default().shards(2).start();
+    let (target, folder) = (server.ingest.to_string(), tempfile::tempdir().unwrap());
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let run = |name: &str, rate: &str| {
+        let options = ["--target", &target, "--rate", rate, "--duration", "1s", "--warmup", "200ms", "--json", &path(name)];
+        Command::new(binary("loadgen")).args(options).stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap()
+    };
+    let mut generators = [run("a.json", "1k/s"), run("b.json", "2k/s")];
+    assert!(generators.iter_mut().all(|generator| generator.wait().unwrap().success()));
+    let output = loadgen(&["merge", &path("a.json"), &path("b.json"), "--json", &path("both.json"), "--assert", "tnt_errors=0"]);
+    assert_eq!(output.status.code(), Some(0), "{}", text_of(&output));
+    let read = |name: &str| serde_json::from_str::<Value>(&std::fs::read_to_string(path(name)).unwrap()).unwrap();
+    let (a, b, both) = (read("a.json"), read("b.json"), read("both.json"));
+    check_contract(&both);
+    check_sums(&both, &server);
+    let max = |report: &Value| report["latency_us"]["corrected"]["max"].as_u64().unwrap();
+    assert_eq!(max(&both), max(&a).max(max(&b)));
+    let rate = |report: &Value| report["records_per_second"].as_f64().unwrap();
+    assert!((rate(&both) - rate(&a) - rate(&b)).abs() < 0.1, "{both}");
+    // A third run, later: never one load with the others.
+    assert!(run("late.json", "1k/s").wait().unwrap().success());
+    for (files, word) in
+        [(["a.json", "late.json"], "apart"), (["a.json", "a.json"], "twice"), (["a.json", "missing.json"], "missing.json")]
+    {
+        let output = loadgen(&["merge", &path(files[0]), &path(files[1])]);
+        assert_eq!(output.status.code(), Some(3), "{}", text_of(&output));
+        assert!(text_of(&output).contains(word), "{}", text_of(&output));
+    }
+    server.stop();
+}
+
 #[test]
 fn an_unreachable_server_is_exit_code_3_and_says_what_to_look_at() {
     let target = format!("127.0.0.1:{}", free_port());
@@ -231,6 +315,9 @@ fn wrong_usage_is_exit_code_2() {
         &["--assert", "p98<1"],
         &["--rate", "1/s", "--saturate"],
         &["--duration", "0"],
+        &["--find-max"],
+        &["--find-max", "--slo", "p99<5ms"],
+        &["merge", "one.json"],
     ] {
         let output = loadgen(wrong);
         assert_eq!(output.status.code(), Some(2), "{wrong:?}: {}", text_of(&output));

@@ -10,13 +10,26 @@ Examples:
   postanalytics --shards 2 --arena 4.0 --log json
   SLAB_ALLOC_ARENA=8.0 postanalytics serve
   postanalytics --env-file /etc/postanalytics/env --log-file /var/log/postanalytics.log
+  postanalytics doctor                                would it start here, as configured?
   curl -s 127.0.0.1:9001/status
 
 Every value: flag, else environment, else env file, else default; the log names the source of each.";
 
+const DOCTOR_HELP: &str = "\
+Give the flags, environment and env file that the server gets. Run it as the user, in the unit or container, that the server runs in.
+Nothing is changed; the ports are bound for a moment, the memory is not taken.
+
+Exit code: 0 all is fine or there are warnings only, 1 the server would not start, or not as configured.
+
+Examples:
+  postanalytics doctor
+  postanalytics doctor --listen 0.0.0.0:3313 --allow 10.0.0.0/8 --arena 4
+  systemd-run --pty -p LimitMEMLOCK=8M postanalytics doctor --env-file /etc/postanalytics/env
+  postanalytics doctor --json | jq '.findings[] | select(.judgement != \"fine\")'";
+
 /// Stores and analyses the requests that filtering nodes have processed.
 #[derive(Debug, Parser)]
-#[command(name = "postanalytics", version, after_help = EXAMPLES, args_conflicts_with_subcommands = true)]
+#[command(name = "postanalytics", version, propagate_version = true, after_help = EXAMPLES, args_conflicts_with_subcommands = true)]
 pub struct CommandLine {
     /// What to do; nothing is `serve`.
     #[command(subcommand)]
@@ -37,8 +50,28 @@ pub enum Command {
         /// The shell.
         shell: clap_complete::Shell,
     },
-    /// Print the manual page, for example: postanalytics man | man -l -
-    Man,
+    /// Say whether the server would start on this machine as configured, and what to do if not.
+    #[command(after_help = DOCTOR_HELP)]
+    Doctor(Box<DoctorFlags>),
+    /// Print a manual page, for example: postanalytics man | man -l -
+    Man {
+        /// The subcommand whose page is meant; nothing is the page of the whole.
+        subcommand: Option<String>,
+        /// Write all pages into this folder instead: postanalytics.1, postanalytics-serve.1 and so on.
+        #[arg(long, value_name = "DIR", conflicts_with = "subcommand")]
+        out: Option<std::path::PathBuf>,
+    },
+}
+
+/// Flags of `doctor`: those of `serve`, so that the configuration judged is the one that would be started.
+#[derive(Clone, Debug, Default, Args)]
+pub struct DoctorFlags {
+    /// Print one JSON object instead of lines for people.
+    #[arg(long)]
+    pub json: bool,
+    /// Flags of `serve`.
+    #[command(flatten)]
+    pub serve: ServeFlags,
 }
 
 /// Flags of `serve`.

@@ -58,7 +58,7 @@ fn allowed_cpus() -> Vec<usize> {
 
 /// The folders of our control groups for a controller, and of all above them: each may limit. A line is `0::/path` in version 2
 /// and `4:cpu,cpuacct:/path` in version 1, which has a tree for each controller.
-fn cgroup_folders(proc_self_cgroup: &str, controller: &str) -> Vec<PathBuf> {
+pub(crate) fn cgroup_folders(proc_self_cgroup: &str, controller: &str) -> Vec<PathBuf> {
     let mut folders = vec![PathBuf::from("/sys/fs/cgroup")];
     for line in proc_self_cgroup.lines() {
         let mut parts = line.splitn(3, ':').skip(1);

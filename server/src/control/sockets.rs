@@ -11,7 +11,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::time::Duration;
 
 /// Connections that the kernel keeps ready while we are busy.
-const BACKLOG: i32 = 1024;
+pub(crate) const BACKLOG: i32 = 1024;
 /// A peer that is silent this long is asked for a sign of life.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 /// Time between such questions.

@@ -15,6 +15,8 @@ pub const KERNEL_MIN: (u32, u32) = (6, 1);
 pub struct RingFeatures {
     /// Release of the running kernel.
     pub kernel: String,
+    /// What the kernel says of itself, in the kernel's names (`IORING_FEAT_…`), of what the data plane leans on.
+    pub names: Vec<&'static str>,
 }
 
 /// Why io_uring cannot be used; the text states cause, live value and remedy.
@@ -53,8 +55,9 @@ pub enum RingError {
 pub fn probe() -> Result<RingFeatures, RingError> {
     let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
     let ring = Uring::new(UringConfig { buffers: 4, buffer_bytes: 64, links_max: 4 }).map_err(|error| explain(error, &kernel))?;
+    let names = ring.features();
     match self_test(ring) {
-        Ok(()) => Ok(RingFeatures { kernel }),
+        Ok(()) => Ok(RingFeatures { kernel, names }),
         Err(what) => Err(RingError::SelfTest { kernel, what }),
     }
 }
@@ -79,7 +82,8 @@ fn explain_with(error: io::Error, kernel: &str, disabled: &str) -> RingError {
     }
 }
 
-fn is_old(kernel: &str) -> bool {
+/// Whether a kernel release is below [`KERNEL_MIN`].
+pub(crate) fn is_old(kernel: &str) -> bool {
     let mut parts = kernel.split(['.', '-']).map(|part| part.parse::<u32>().unwrap_or(0));
     (parts.next().unwrap_or(0), parts.next().unwrap_or(0)) < KERNEL_MIN
 }

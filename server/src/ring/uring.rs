@@ -78,6 +78,19 @@ impl Uring {
         Ok(Self { ring, buffers, retries: 0 })
     }
 
+    /// Features that the kernel reports, of those that the data plane leans on: no completion is lost, receives wait by
+    /// polling instead of in threads, a wait has a timeout, submissions are copied at once.
+    pub fn features(&self) -> Vec<&'static str> {
+        let of = self.ring.params();
+        let all = [
+            ("NODROP", of.is_feature_nodrop()),
+            ("FAST_POLL", of.is_feature_fast_poll()),
+            ("EXT_ARG", of.is_feature_ext_arg()),
+            ("SUBMIT_STABLE", of.is_feature_submit_stable()),
+        ];
+        all.into_iter().filter(|(_, there)| *there).map(|(name, _)| name).collect()
+    }
+
     /// Waits for the wake-up socket to become readable, from now on.
     pub fn watch(&mut self, wake: &impl AsRawFd) -> io::Result<()> {
         let poll = opcode::PollAdd::new(Fd(wake.as_raw_fd()), rustix::event::PollFlags::IN.bits().into()).multi(true).build();
