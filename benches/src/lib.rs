@@ -1,6 +1,8 @@
-//! What the benches share: batches of realistic records.
+//! What the benches share: batches of realistic records; and [`peers`], the comparison with other stores.
 
 #![forbid(unsafe_code)]
+
+pub mod peers;
 
 use postanalytics_protocol::{BatchBuilder, RecordFields};
 use std::net::Ipv4Addr;
