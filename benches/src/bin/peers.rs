@@ -5,7 +5,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use postanalytics_benches::peers::install::Programs;
 use postanalytics_benches::peers::plan::{Arguments, Plan};
-use postanalytics_benches::peers::report::Report;
+use postanalytics_benches::peers::report::{self, Report};
 use postanalytics_benches::peers::run;
 use postanalytics_benches::peers::systems::{discard, postanalytics};
 use std::ffi::OsString;
@@ -59,8 +59,9 @@ fn compare(arguments: &Arguments) -> Result<ExitCode> {
     let mut plan = Plan::from_arguments(arguments)?;
     let programs = Programs::find_or_fetch(plan.install && plan.needs_programs())?;
     let missing = plan.leave_out_missing(&programs);
+    let machine = report::machine();
     let findings = run::run(&plan, &programs)?;
-    let report = Report::new(&plan, &findings);
+    let report = Report::new(&plan, &machine, &findings);
     if let Some(file) = &arguments.json {
         let json = serde_json::to_string_pretty(&report.lines)?;
         std::fs::write(file, json + "\n").with_context(|| format!("cannot write {}", file.display()))?;

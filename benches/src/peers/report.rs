@@ -61,8 +61,8 @@ pub struct Report {
 
 impl Report {
     /// The report of what was found out.
-    pub fn new(plan: &Plan, findings: &[Finding]) -> Self {
-        let (machine, date) = (machine(), jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
+    pub fn new(plan: &Plan, machine: &str, findings: &[Finding]) -> Self {
+        let (machine, date) = (machine.to_owned(), jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
         let kernel = Machine::here().kernel;
         let line = |finding: &Finding| Line {
             machine: machine.clone(),
@@ -219,8 +219,8 @@ fn void(finding: &Finding, rate: f64) -> Option<String> {
     })
 }
 
-/// The machine in a few words.
-fn machine() -> String {
+/// The machine in a few words; to be asked before this process is pinned.
+pub fn machine() -> String {
     let cpu_info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model =
         cpu_info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ").map(|(_, model)| model.trim()));

@@ -22,7 +22,7 @@ use std::sync::Arc;
 /// Records a message of the batched workloads.
 pub const BATCH: usize = 64;
 const BATCHED_CONNECTIONS: usize = 4;
-const BATCHED_DEPTH: usize = 16;
+const BATCHED_DEPTH: usize = 64;
 const SINGLE_CONNECTIONS: usize = 256;
 const SINGLE_DEPTH: usize = 8;
 const FLEET_DEPTH: usize = 64;
