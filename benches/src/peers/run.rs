@@ -1,5 +1,5 @@
 //! The order of a run: for each group of workloads that are compared with each other, everything is started and filled, then
-//! measured in turn, run after run (A B C A B C), then proved, then stopped.
+//! measured in turn, run after run (A B C A B C; the fleet A A B B), then proved, then stopped.
 //!
 //! The proof: records are sent on one connection, so that their order is known, until nothing else is left in the ring;
 //! what is then stored is read back and compared with the last records sent, by number and checksum. What each has taken
@@ -26,8 +26,8 @@ const BATCHED_DEPTH: usize = 64;
 const SINGLE_CONNECTIONS: usize = 256;
 const SINGLE_DEPTH: usize = 8;
 const FLEET_DEPTH: usize = 64;
-/// Files that the program and each server need besides the connections.
-const FILES_SPARE: u64 = 1_000;
+/// Files that an entry of the fleet needs: its connections, or a few for each client, and some.
+const FLEET_FILES: u64 = (FLEET_CLIENTS * FLEET_LANES) as u64 + 6 * FLEET_CLIENTS as u64;
 
 /// How records reach a system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,10 +88,9 @@ pub fn run(plan: &Plan, programs: &Programs) -> Result<Vec<Finding>> {
     set_fine_timers();
     let corpus = Corpus::new();
     let mut findings = Vec::new();
-    for group in [&[Workload::Batched, Workload::BatchedNoindex][..], &[Workload::Single], &[Workload::Fleet]] {
-        let entries: Vec<Entry> = entries(plan).into_iter().filter(|entry| group.contains(&entry.workload)).collect();
+    for entries in groups(plan) {
         if entries.iter().any(|entry| entry.workload == Workload::Fleet) {
-            plan.raise_file_limit((FLEET_CLIENTS * FLEET_LANES) as u64 * 2 + FILES_SPARE)?;
+            plan.raise_file_limit(FLEET_FILES)?;
         }
         let start = |entry: &Entry| Contestant::start(*entry, plan, programs, &corpus).with_context(|| entry.title());
         let mut contestants = entries.iter().map(start).collect::<Result<Vec<_>>>()?;
@@ -111,17 +110,29 @@ pub fn run(plan: &Plan, programs: &Programs) -> Result<Vec<Finding>> {
     Ok(findings)
 }
 
-fn entries(plan: &Plan) -> Vec<Entry> {
+/// What is measured in turn. The entries of the fleet are measured one after the other: a process may seldom have the files for
+/// all of their connections at once.
+fn groups(plan: &Plan) -> Vec<Vec<Entry>> {
+    let of = |workloads: &[Workload]| -> Vec<Entry> {
+        plan.workloads
+            .iter()
+            .filter(|workload| workloads.contains(workload))
+            .flat_map(|workload| entries(plan, *workload))
+            .collect()
+    };
+    let fleet = of(&[Workload::Fleet]).into_iter().map(|entry| vec![entry]);
+    [of(&[Workload::Batched, Workload::BatchedNoindex]), of(&[Workload::Single])].into_iter().chain(fleet).collect()
+}
+
+fn entries(plan: &Plan, workload: Workload) -> Vec<Entry> {
     let mut entries = Vec::new();
-    for &workload in &plan.workloads {
-        for &system in &plan.systems {
-            if workload == Workload::BatchedNoindex && system != SystemKind::Tarantool {
-                continue;
-            }
-            entries.push(Entry { system, workload, path: Path::Raw });
-            if system == SystemKind::Postanalytics {
-                entries.push(Entry { system, workload, path: Path::Client });
-            }
+    for &system in &plan.systems {
+        if workload == Workload::BatchedNoindex && system != SystemKind::Tarantool {
+            continue;
+        }
+        entries.push(Entry { system, workload, path: Path::Raw });
+        if system == SystemKind::Postanalytics {
+            entries.push(Entry { system, workload, path: Path::Client });
         }
     }
     entries
@@ -145,6 +156,7 @@ struct Contestant {
     system: System,
     sender: Sender,
     runs: Vec<Run>,
+    connections: usize,
     wire_bytes_per_record: f64,
     expected: Vec<u32>,
 }
@@ -182,7 +194,10 @@ impl Contestant {
         let sender = if entry.path == Path::Client {
             Sender::Clients(Box::new(Clients::connect(system.address, plan, entry.workload)?))
         } else {
-            let flat_out = Box::new(Generator::new(system.connect(plan, connections)?, Arc::clone(&messages), sending)?);
+            // The fleet is measured on the answering port alone.
+            let is_silent = entry.system == SystemKind::Discard && entry.workload == Workload::Fleet;
+            let open = system.connect(plan, if is_silent { 1 } else { connections })?;
+            let flat_out = Box::new(Generator::new(open, Arc::clone(&messages), sending)?);
             let answered = (entry.system == SystemKind::Discard).then(|| {
                 let open = (0..connections).map(|_| discard::connect(system.other, plan, true)).collect::<Result<Vec<_>>>()?;
                 let sending = Sending { depth: FLEET_DEPTH, owes: Owes::Bytes, ..sending };
@@ -190,7 +205,8 @@ impl Contestant {
             });
             Sender::Raw { flat_out, answered: answered.transpose()? }
         };
-        let mut started = Self { entry, system, sender, runs: Vec::new(), wire_bytes_per_record, expected: Vec::new() };
+        let mut started =
+            Self { entry, system, sender, runs: Vec::new(), connections, wire_bytes_per_record, expected: Vec::new() };
         // The ring is full before anything is measured.
         started.fill(plan, corpus)?;
         Ok(started)
@@ -222,8 +238,8 @@ impl Contestant {
                 Run { full, third }
             }
             Sender::Raw { flat_out, answered } if self.entry.workload == Workload::Fleet => {
-                let schedule = fleet(run as u64 + 1, flat_out.connections(), span_ns);
                 let generator = answered.as_mut().unwrap_or(flat_out);
+                let schedule = fleet(run as u64 + 1, generator.connections(), span_ns);
                 let full = generator.window(&Pace::Schedule(&schedule), server, warm_up, length)?;
                 Run { third: full.clone(), full }
             }
@@ -243,15 +259,12 @@ impl Contestant {
     fn finish(mut self, plan: &Plan, programs: &Programs, corpus: &Corpus) -> Result<Finding> {
         self.fill(plan, corpus)?;
         let read = self.system.read_back(corpus)?;
+        let rows = read.stored.rows;
         let (expected, sent, connections) = match &self.sender {
-            Sender::Raw { flat_out, .. } => (
-                flat_out.messages().last_of(corpus, &self.expected, read.stored.rows),
-                flat_out.records_total,
-                flat_out.connections(),
-            ),
-            Sender::Clients(clients) => {
-                (Clients::last_of(corpus, &self.expected, read.stored.rows), clients.records_total, clients.count())
+            Sender::Raw { flat_out, .. } => {
+                (flat_out.messages().last_of(corpus, &self.expected, rows), flat_out.records_total, self.connections)
             }
+            Sender::Clients(clients) => (Clients::last_of(corpus, &self.expected, rows), clients.records_total, clients.count()),
         };
         if self.entry.system != SystemKind::Discard {
             ensure!(read.stored.rows > 0, "nothing is stored");
