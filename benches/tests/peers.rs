@@ -61,5 +61,5 @@ fn every_system_has_stored_what_was_sent() {
         KEYS.iter().for_each(|key| assert!(!line[*key].is_null(), "{key} in {line}"));
         assert!(line["records_per_server_cpu_second"].as_f64().is_some_and(|rate| rate > 0.0), "{line}");
     }
-    assert_eq!(stores[0]["wire_bytes_per_record"].as_f64().map(f64::round), Some(514.0), "{}", stores[0]);
+    assert_eq!(stores[0]["wire_bytes_per_record"].as_f64().map(f64::round), Some(513.0), "{}", stores[0]);
 }
