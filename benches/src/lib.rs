@@ -1,10 +1,12 @@
-//! What the benches share: batches of realistic records, and the pieces of a frame's way through a shard.
+//! What the benches share: batches of realistic records, and the pieces of a frame's way through a shard; and
+//! [`peers`], the comparison with other stores.
 //!
 //! The pieces are the same for the bench that takes times and the one that counts instructions. Each says afterwards whether
 //! it did its work, so that a piece that fails early cannot look fast.
 
 #![forbid(unsafe_code)]
 
+pub mod peers;
 pub mod pieces;
 
 use postanalytics_protocol::frames::{ANY_SHARD, Hello, PackageVersion};

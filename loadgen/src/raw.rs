@@ -18,6 +18,8 @@
 mod connection;
 mod frames;
 
+pub use connection::shake_hands;
+
 use crate::clock::{
     Schedule, WAKE_INTERVAL_NS, duration_ns, monotonic_ns, process_cpu_us, set_fine_timers, sleep_until, timespec, unix_us,
     unix_us_at,

@@ -93,24 +93,7 @@ impl Connection {
         socket.set_tcp_nodelay(true)?;
         let mut stream = TcpStream::from(socket);
         stream.set_read_timeout(Some(HANDSHAKE_TIMEOUT))?;
-        let hello = Hello {
-            protocol_min: u16::from(PROTOCOL_VERSION),
-            protocol_max: u16::from(PROTOCOL_VERSION),
-            schema_min: SCHEMA,
-            schema_max: SCHEMA,
-            package: PackageVersion::parse(env!("CARGO_PKG_VERSION")),
-            node: u128::from(session).to_be_bytes(),
-            wanted_shard,
-            replay: false,
-            nonce: [0; 32],
-            name: "loadgen --raw".to_owned(),
-        };
-        let mut bytes = Vec::new();
-        hello.encode(session, unix_us(), &mut bytes);
-        stream.write_all(&bytes)?;
-        let (mut assembler, mut body) = (Assembler::default(), AlignedVec::new());
-        let welcome = read_welcome(&mut stream, &mut assembler, &mut body)?;
-        ensure!(welcome.schema == SCHEMA, "the server chose record schema {}, which was not offered", welcome.schema);
+        let (welcome, assembler, body) = shake_hands(&mut stream, session, wanted_shard, "loadgen --raw")?;
         stream.set_nonblocking(true)?;
         Ok(Self {
             stream,
@@ -368,6 +351,34 @@ impl Outgoing {
         let body = self.frame.map_or(&[][..], |index| &frames[index].body);
         [&self.header[self.written.min(HEADER_BYTES)..], &body[self.written.saturating_sub(HEADER_BYTES)..]]
     }
+}
+
+/// Says Hello on a new blocking stream and reads Welcome, and nothing after it. The assembler and its body take what follows.
+pub fn shake_hands(
+    stream: &mut TcpStream,
+    session: u64,
+    wanted_shard: u32,
+    node_name: &str,
+) -> Result<(Welcome, Assembler, AlignedVec<16>)> {
+    let hello = Hello {
+        protocol_min: u16::from(PROTOCOL_VERSION),
+        protocol_max: u16::from(PROTOCOL_VERSION),
+        schema_min: SCHEMA,
+        schema_max: SCHEMA,
+        package: PackageVersion::parse(env!("CARGO_PKG_VERSION")),
+        node: u128::from(session).to_be_bytes(),
+        wanted_shard,
+        replay: false,
+        nonce: [0; 32],
+        name: node_name.to_owned(),
+    };
+    let mut bytes = Vec::new();
+    hello.encode(session, unix_us(), &mut bytes);
+    stream.write_all(&bytes)?;
+    let (mut assembler, mut body) = (Assembler::default(), AlignedVec::new());
+    let welcome = read_welcome(stream, &mut assembler, &mut body)?;
+    ensure!(welcome.schema == SCHEMA, "the server chose record schema {}, which was not offered", welcome.schema);
+    Ok((welcome, assembler, body))
 }
 
 fn read_welcome(stream: &mut TcpStream, assembler: &mut Assembler, body: &mut AlignedVec<16>) -> Result<Welcome> {
