@@ -2,6 +2,7 @@
 //!
 //! [`super::uring::Uring`] carries the operations to the kernel; a test can play the kernel as well.
 
+use crate::seeded::{self, Bug};
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 
@@ -225,6 +226,9 @@ impl Links {
         if slot.receive == Receive::Armed || slot.send_in_flight {
             self.operations.push(Operation::Shutdown(link));
         }
+        if seeded::is(Bug::SlotFreedEarly) {
+            (slot.receive, slot.send_in_flight) = (Receive::Idle, false);
+        }
         self.reap(link);
     }
 
@@ -355,7 +359,7 @@ impl Links {
 
     fn complete_receive(&mut self, link: u32, completion: Completion) -> Event {
         let slot = &mut self.links[link as usize];
-        let more = completion.flags & F_MORE != 0;
+        let more = completion.flags & F_MORE != 0 || seeded::is(Bug::LostMoreIgnored) && completion.result > 0;
         if !more {
             slot.receive = Receive::Idle;
         }
@@ -417,7 +421,7 @@ impl Links {
         slot.send_in_flight = false;
         let again = matches!(-result, EINTR | EAGAIN);
         if result > 0 {
-            slot.sent = slot.sending.len().min(slot.sent + result as usize);
+            slot.sent = slot.sending.len().min(slot.sent + result as usize + usize::from(seeded::is(Bug::PartialSendSkips)));
         }
         let left = slot.sent < slot.sending.len();
         match slot.phase {

@@ -18,7 +18,7 @@ pub mod thread;
 #[cfg(test)]
 mod tests;
 
-pub use thread::{ShardConfig, StartingShard, start};
+pub use thread::{Driver, ShardConfig, StartingShard, start};
 
 use crate::analytics::Analytics;
 use crate::analytics::verdicts::VerdictSet;
@@ -394,6 +394,11 @@ impl Shard {
     /// The analysis, for tests.
     pub const fn analytics(&mut self) -> &mut Analytics {
         &mut self.analytics
+    }
+
+    /// The request log, for tests and simulation.
+    pub const fn requests(&self) -> &Log {
+        &self.requests
     }
 
     /// Panics if an invariant is broken. For tests and simulation.
