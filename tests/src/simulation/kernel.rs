@@ -75,7 +75,6 @@ struct Lent {
 }
 
 /// See the module.
-#[derive(Debug)]
 pub struct SimulatedKernel {
     fate: SharedFate,
     network: SharedNetwork,
@@ -95,6 +94,17 @@ pub struct SimulatedKernel {
     asleep_until_us: u64,
     /// Whether to let time pass in [`Kernel::enter`]: nobody else does.
     pub alone: bool,
+}
+
+impl std::fmt::Debug for SimulatedKernel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let sends = |flight: &Flight| (flight.user_data, flight.connection, matches!(flight.work, Work::Send { .. }));
+        f.debug_struct("SimulatedKernel")
+            .field("in_flight", &self.in_flight.iter().map(sends).collect::<Vec<_>>())
+            .field("posted", &self.posted)
+            .field("free", &self.free.len())
+            .finish_non_exhaustive()
+    }
 }
 
 impl SimulatedKernel {

@@ -249,10 +249,15 @@ impl Network {
         }
     }
 
+    /// Whether both sides hold the connection.
+    pub fn is_open(&self, connection: usize) -> bool {
+        let connection = &self.connections[connection];
+        connection.server_open && connection.client_open && !connection.reset
+    }
+
     /// Connections that both sides hold.
     pub fn open(&self) -> Vec<usize> {
-        let open = |(_, connection): &(usize, &Connection)| connection.server_open && connection.client_open && !connection.reset;
-        self.connections.iter().enumerate().filter(open).map(|(number, _)| number).collect()
+        (0..self.connections.len()).filter(|connection| self.is_open(*connection)).collect()
     }
 
     /// When the next bytes arrive, µs.

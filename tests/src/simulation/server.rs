@@ -262,6 +262,14 @@ impl Server {
         }
     }
 
+    /// Asserts that no connection is held whose client is gone.
+    pub fn check_rest(&self) {
+        let network = self.network.get();
+        for (_, connection) in self.units.iter().flat_map(|unit| &unit.tickets) {
+            assert!(network.is_open(*connection), "connection {connection} is held though its client is long gone");
+        }
+    }
+
     /// Says Goodbye to all.
     pub fn drain(&mut self) {
         self.draining = true;
@@ -350,6 +358,15 @@ impl Server {
         units.map(|unit| unit.driver.parts().0.next_us().max(unit.starved_until_us)).min().unwrap_or(u64::MAX)
     }
 
+    /// How its shards stand, for a failure.
+    pub fn describe(&mut self) -> Vec<String> {
+        let describe = |unit: &mut Unit| {
+            let (kernel, links, core) = unit.driver.parts();
+            format!("{kernel:?} {links:?} {:?} {:?}", core.stats(), unit.waiting)
+        };
+        self.units.iter_mut().map(describe).collect()
+    }
+
     /// Adds what it did.
     pub fn add_to(&mut self, totals: &mut Totals) {
         for unit in &mut self.units {
@@ -373,7 +390,7 @@ impl Unit {
             topology: Arc::clone(topology),
             receive_buffers: [2, 4, 16][fate.below(3)],
             receive_buffer_bytes: [256, 1024, 8192][fate.below(3)],
-            connections_max: if small { 4 } else { 64 },
+            connections_max: if small { 5 } else { 64 },
             frame_deadline: Duration::from_secs(1 + fate.below(10) as u64),
             drain_deadline: DRAIN,
         };
