@@ -58,6 +58,8 @@ pub enum Event {
         link: u32,
         /// Why.
         end: LinkEnd,
+        /// A buffer that the kernel picked and did not use; give it back.
+        buffer: Option<u16>,
     },
     /// The other threads have said something.
     Wake,
@@ -373,10 +375,10 @@ impl Links {
                 if phase == Phase::Open { Event::Received { link, buffer, length } } else { Event::Discard { buffer } }
             }
             // A buffer may be picked and then not used.
-            (Some((buffer, _)), _) => {
-                self.ended(link, more, completion.result);
-                Event::Discard { buffer }
-            }
+            (Some((buffer, _)), result) => match self.ended(link, more, result) {
+                Event::Ended { link, end, .. } => Event::Ended { link, end, buffer: Some(buffer) },
+                _ => Event::Discard { buffer },
+            },
             (None, result) => self.ended(link, more, result),
         }
     }
@@ -411,8 +413,8 @@ impl Links {
                 self.close(link);
                 Event::Nothing
             }
-            (_, 0) => Event::Ended { link, end: LinkEnd::PeerClosed },
-            (_, errno) => Event::Ended { link, end: LinkEnd::Failed(errno) },
+            (_, 0) => Event::Ended { link, end: LinkEnd::PeerClosed, buffer: None },
+            (_, errno) => Event::Ended { link, end: LinkEnd::Failed(errno), buffer: None },
         }
     }
 
@@ -434,7 +436,7 @@ impl Links {
                 self.operations.push(Operation::Send(link));
                 Event::Nothing
             }
-            Phase::Open if left => Event::Ended { link, end: LinkEnd::Failed(-result) },
+            Phase::Open if left => Event::Ended { link, end: LinkEnd::Failed(-result), buffer: None },
             Phase::Open => {
                 slot.sending.clear();
                 slot.sent = 0;
@@ -532,8 +534,25 @@ mod tests {
         links.invariants();
         links.rearm_starved(1);
         assert_eq!(operations(&mut links), [Operation::Receive(link)]);
-        assert_eq!(links.complete(completion(receive, 0, 0)), Event::Ended { link, end: LinkEnd::PeerClosed });
+        let ended = Event::Ended { link, end: LinkEnd::PeerClosed, buffer: None };
+        assert_eq!(links.complete(completion(receive, 0, 0)), ended);
         assert_eq!(links.receive_starved, 1);
+    }
+
+    #[test]
+    fn an_end_that_comes_with_a_buffer_is_an_end() {
+        let mut links = Links::default();
+        let link = links.open(socket());
+        operations(&mut links);
+        let receive = links.receive_user_data(link);
+        let closed = Event::Ended { link, end: LinkEnd::PeerClosed, buffer: Some(3) };
+        assert_eq!(links.complete(completion(receive, 0, F_BUFFER | 3 << 16)), closed);
+
+        let mut links = Links::default();
+        let link = links.open(socket());
+        let failed = Event::Ended { link, end: LinkEnd::Failed(104), buffer: Some(4) };
+        let receive = links.receive_user_data(link);
+        assert_eq!(links.complete(completion(receive, -104, F_BUFFER | 4 << 16)), failed);
     }
 
     #[test]

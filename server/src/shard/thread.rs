@@ -291,8 +291,15 @@ impl<K: Kernel> Driver<K> {
             Event::Discard { .. } if seeded::is(Bug::BufferKept) => {}
             Event::Discard { buffer } => self.kernel.give_back(buffer),
             Event::Sent { link } => self.shard.sent(link),
-            Event::Ended { link, end: LinkEnd::PeerClosed } => self.shard.peer_closed(link),
-            Event::Ended { link, end: LinkEnd::Failed(_) } => self.shard.broken(link),
+            Event::Ended { link, end, buffer } => {
+                if let Some(buffer) = buffer {
+                    self.kernel.give_back(buffer);
+                }
+                match end {
+                    LinkEnd::PeerClosed => self.shard.peer_closed(link),
+                    LinkEnd::Failed(_) => self.shard.broken(link),
+                }
+            }
             Event::Wake => {
                 if Uring::watch_ended(&completion) {
                     self.kernel.watch(self.inbox.wake())?;

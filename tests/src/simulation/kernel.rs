@@ -117,7 +117,10 @@ impl SimulatedKernel {
             queued: Vec::new(),
             in_flight: Vec::new(),
             posted: Vec::new(),
-            buffers: (0..config.buffers).map(buffer).map(|of| Buffer { bytes: vec![0; config.buffer_bytes as usize], ..of }).collect(),
+            buffers: (0..config.buffers)
+                .map(buffer)
+                .map(|of| Buffer { bytes: vec![0; config.buffer_bytes as usize], ..of })
+                .collect(),
             free: (0..config.buffers).collect(),
             lent: Vec::new(),
             rests: BTreeMap::new(),

@@ -86,7 +86,11 @@ impl Naive {
     /// Asserts what must hold once all is settled.
     pub fn check_end(&self, books: &Books) {
         let (acked, stored) = books.sums(self.owner);
-        assert!(acked <= stored && stored <= acked + self.in_doubt, "acked ≤ stored ≤ acked + in doubt: {acked} {stored} {}", self.in_doubt);
+        assert!(
+            acked <= stored && stored <= acked + self.in_doubt,
+            "acked ≤ stored ≤ acked + in doubt: {acked} {stored} {}",
+            self.in_doubt
+        );
     }
 
     /// When it goes on if nothing comes, µs.
@@ -96,7 +100,12 @@ impl Naive {
 
     /// How it stands, for a failure.
     pub fn describe(&self) -> String {
-        format!("{} left, {} in flight, lane {:?}", self.records_left, self.in_flight.len(), self.lane.as_ref().map(|lane| lane.welcomed))
+        format!(
+            "{} left, {} in flight, lane {:?}",
+            self.records_left,
+            self.in_flight.len(),
+            self.lane.as_ref().map(|lane| lane.welcomed)
+        )
     }
 
     /// Reads, thinks, writes.
@@ -167,8 +176,7 @@ impl Naive {
                 Found::Bytes(available) => {
                     let bytes = self.network.get().read(lane.connection, Way::Down, available).1;
                     let mut input = bytes.as_slice();
-                    while let Some(header) =
-                        lane.assembler.collect(&mut input, &mut lane.body).expect("the server sends frames")
+                    while let Some(header) = lane.assembler.collect(&mut input, &mut lane.body).expect("the server sends frames")
                     {
                         let frame = ControlFrame::decode(&header, &lane.body).expect("the server sends frames");
                         self.hear(&mut lane, frame, server, books);

@@ -134,9 +134,16 @@ impl Node {
         let counters = self.client.counters();
         let (acked, stored) = books.sums(self.owner);
         assert_eq!((counters.acked, counters.refused_full), (acked, self.refused), "{counters:?}");
-        assert!(acked <= stored && stored <= acked + counters.in_doubt, "acked ≤ stored ≤ acked + in doubt: {counters:?}, {stored}");
+        assert!(
+            acked <= stored && stored <= acked + counters.in_doubt,
+            "acked ≤ stored ≤ acked + in doubt: {counters:?}, {stored}"
+        );
         let limited = counters.lost + counters.in_doubt;
-        assert!(self.impatient || books.forgets || limited == 0, "records are lost without need: {counters:?}, {}", self.client.last_error());
+        assert!(
+            self.impatient || books.forgets || limited == 0,
+            "records are lost without need: {counters:?}, {}",
+            self.client.last_error()
+        );
         let (open, of) = self.client.lanes();
         if open == of && of > 0 {
             for (address, listed) in server.verdicts() {
@@ -245,6 +252,7 @@ impl Node {
 
 /// Whether a server that keeps the rules may say so to a client that keeps them.
 fn is_expected(error: &str) -> bool {
-    let expected = ["replaced", "overloaded", "no_such_shard", "frame_timeout", "slab_recycled", "handshake_timeout", "peer_too_slow"];
+    let expected =
+        ["replaced", "overloaded", "no_such_shard", "frame_timeout", "slab_recycled", "handshake_timeout", "peer_too_slow"];
     expected.iter().any(|name| error.contains(name))
 }

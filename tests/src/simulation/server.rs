@@ -254,7 +254,8 @@ impl Server {
                 self.tell(shard, ToShard::SetVerdict(verdict));
             }
         } else if !std::mem::replace(&mut self.units[shard].asked, true) {
-            let source = self.fate.once_in(2).then(|| super::books::Content::new(self.fate.below(64) as u64, books.long).source());
+            let source =
+                self.fate.once_in(2).then(|| super::books::Content::new(self.fate.below(64) as u64, books.long).source());
             let cursor = self.units[shard].cursor.filter(|_| !self.fate.once_in(3));
             let limit = 1 + self.fate.below(100);
             let query = Query { id: 1, source, request_id: None, since_us: None, limit, cursor, page: QueryPage::default() };
@@ -332,7 +333,8 @@ impl Server {
 
     /// Ends the process at once.
     pub fn kill(&mut self) {
-        let connections: Vec<usize> = self.units.iter().flat_map(|unit| &unit.tickets).map(|(_, connection)| *connection).collect();
+        let connections: Vec<usize> =
+            self.units.iter().flat_map(|unit| &unit.tickets).map(|(_, connection)| *connection).collect();
         let greeting = self.greetings.drain(..).map(|greeting| greeting.connection);
         connections.into_iter().chain(greeting).for_each(|connection| self.network.get().reset(connection));
         for shard in 0..self.units.len() {
@@ -463,7 +465,8 @@ impl Unit {
                     true
                 })
             });
-            let live: u64 = self.handles.iter().filter_map(|(handle, _)| log.frame(*handle)).map(|(of, _)| u64::from(of.record_count)).sum();
+            let live: u64 =
+                self.handles.iter().filter_map(|(handle, _)| log.frame(*handle)).map(|(of, _)| u64::from(of.record_count)).sum();
             assert_eq!(live, stats.records_live, "every live record has a frame that was seen");
         }
         self.hear(server, books);
