@@ -34,6 +34,7 @@ faults! {
     BufferForNothing = "buffer picked for the end of the bytes",
     PartialSend = "send ended in the middle",
     SendRetry = "send ended by EINTR or EAGAIN",
+    SendFailed = "send ended by ENOMEM or ENOBUFS",
     EnterBusy = "enter refused with EBUSY or EAGAIN",
     EnterInterrupted = "enter interrupted",
     LateCompletion = "late completion",

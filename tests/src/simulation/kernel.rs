@@ -260,6 +260,10 @@ impl SimulatedKernel {
             let errno = if self.fate.once_in(2) { Errno::INTR } else { Errno::AGAIN };
             return Some(-errno.raw_os_error());
         }
+        if *sent == 0 && self.fate.strikes_rarely(Fault::SendFailed, 4) {
+            let errno = if self.fate.once_in(2) { Errno::NOMEM } else { Errno::NOBUFS };
+            return Some(-errno.raw_os_error());
+        }
         let mut rest = &bytes[*sent..];
         let partial = rest.len() > 1 && self.fate.strikes(Fault::PartialSend);
         if partial {
