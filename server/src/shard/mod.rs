@@ -118,6 +118,9 @@ pub struct Shard {
     /// Monotonic time at which the ack latencies are published and begun anew, and log lines are allowed again.
     interval_ends_us: u64,
     ack_latency: Histogram<u64>,
+    /// For the simulation: copies of what was committed, if it wants them. A frame may be evicted in the turn it came in.
+    #[cfg(feature = "simulation")]
+    pub committed: Option<Vec<(crate::arena::SlabHandle, crate::arena::PlaceHeader, Vec<u8>)>>,
 }
 
 impl Shard {
@@ -151,6 +154,8 @@ impl Shard {
             log_lines_left: LOG_LINES_PER_INTERVAL,
             interval_ends_us: 0,
             ack_latency: ack_latency.unwrap_or_else(|_| unreachable!("the bounds are constants that hold")),
+            #[cfg(feature = "simulation")]
+            committed: None,
         }
     }
 

@@ -3,7 +3,7 @@
 use super::connection::{Connection, Incoming, Refusal};
 use super::{Now, Shard};
 use crate::arena::place::{FLAG_QUARANTINED, FLAG_REPLAY};
-use crate::arena::{Log, OpenPlace, PlaceHeader, ReserveError};
+use crate::arena::{Log, OpenPlace, PlaceHeader, ReserveError, SlabHandle};
 use crate::seeded::{self, Bug};
 use postanalytics_protocol::schema::v1::{RECORD_BYTES, SCHEMA};
 use postanalytics_protocol::{BatchBuilder, ErrorCode, FrameHeader, Source, ValidBatch, shard_of};
@@ -124,7 +124,8 @@ impl Shard {
         match self.check_and_analyse(header, &place, stored) {
             Ok(quarantined) => {
                 let flags = stored.flags | if quarantined { FLAG_QUARANTINED } else { 0 };
-                self.requests.commit(place, PlaceHeader { flags, ..stored });
+                let handle = self.requests.commit(place, PlaceHeader { flags, ..stored });
+                self.witness(handle);
             }
             Err(refusal) => {
                 self.requests.void(place);
@@ -175,6 +176,17 @@ impl Shard {
             }
         }
     }
+
+    /// Keeps a copy of what was committed, if somebody asked for it.
+    #[cfg(feature = "simulation")]
+    fn witness(&mut self, handle: SlabHandle) {
+        if let (Some(seen), Some((header, body))) = (&mut self.committed, self.requests.frame(handle)) {
+            seen.push((handle, header, body.to_vec()));
+        }
+    }
+
+    #[cfg(not(feature = "simulation"))]
+    const fn witness(&self, _: SlabHandle) {}
 
     fn count_rejected(&mut self, connection: &Connection, records: u32) {
         self.stats.records_received += u64::from(records);
