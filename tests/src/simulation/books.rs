@@ -141,9 +141,12 @@ impl Books {
         entry.acked = true;
     }
 
-    /// (acked, stored anywhere) of one owner.
-    pub fn sums(&self, owner: usize) -> (u64, u64) {
+    /// (acked, stored by any server, stored by this one) of one owner.
+    pub fn sums(&self, owner: usize, server: u32) -> (u64, u64, u64) {
         let of = self.entries.iter().filter(|entry| entry.owner == owner);
-        of.fold((0, 0), |(acked, stored), entry| (acked + u64::from(entry.acked), stored + u64::from(entry.stored != 0)))
+        of.fold((0, 0, 0), |(acked, anywhere, here), entry| {
+            let stored = (u64::from(entry.stored != 0), entry.stored >> server & 1);
+            (acked + u64::from(entry.acked), anywhere + stored.0, here + stored.1)
+        })
     }
 }

@@ -85,9 +85,9 @@ impl Naive {
 
     /// Asserts what must hold once all is settled.
     pub fn check_end(&self, books: &Books) {
-        let (acked, stored) = books.sums(self.owner);
+        let (acked, stored, here) = books.sums(self.owner, self.server);
         assert!(
-            acked <= stored && stored <= acked + self.in_doubt,
+            acked <= stored && here <= acked + self.in_doubt,
             "acked ≤ stored ≤ acked + in doubt: {acked} {stored} {}",
             self.in_doubt
         );
