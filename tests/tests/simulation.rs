@@ -20,7 +20,7 @@ const PINNED: &[(u64, &str)] = &[
 #[test]
 fn two_thousand_worlds_hold_and_every_fault_strikes() {
     let summary = many(0..SEEDS, None, THREADS, 5);
-    println!("{summary}");
+    eprintln!("{summary}");
     let failures: Vec<String> = summary.failures.iter().map(ToString::to_string).collect();
     assert!(failures.is_empty(), "{failures:#?}");
     assert_eq!(summary.worlds, SEEDS);
@@ -53,6 +53,6 @@ fn every_bug_that_was_put_in_is_found() {
         let summary = many(0..SEEDS_TO_FIND, Some(bug), THREADS, 1);
         let found = summary.failures.first();
         let found = found.unwrap_or_else(|| panic!("{} is not found within {SEEDS_TO_FIND} seeds", bug.name()));
-        println!("{} is found by {}", bug.name(), found.to_string().lines().take(3).collect::<Vec<_>>().join(" "));
+        eprintln!("{} is found by {}", bug.name(), found.to_string().lines().take(3).collect::<Vec<_>>().join(" "));
     }
 }
