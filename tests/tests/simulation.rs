@@ -15,6 +15,8 @@ const PINNED: &[(u64, &str)] = &[
     (386, "a receive that ended with a buffer left its connection open"),
     (1138, "last words were sent after a send that had failed in the middle"),
     (1657, "a closing link that once waited for buffers broke an invariant that was too strict"),
+    (15697, "what a server stored that is gone was held against the client"),
+    (24755, "a replaced connection outlived its session, which panicked the shard"),
 ];
 
 #[test]
