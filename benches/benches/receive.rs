@@ -21,7 +21,7 @@ use futures_lite::{AsyncReadExt, AsyncWriteExt};
 use glommio::{LocalExecutorBuilder, Placement};
 use postanalytics_benches::{RECORDS, frame, shard, stamp};
 use postanalytics_protocol::HEADER_BYTES;
-use postanalytics_server::ring::{Event, Links, Uring, UringConfig};
+use postanalytics_server::ring::{Event, Kernel, Links, Uring, UringConfig};
 use postanalytics_server::shard::{Now, Shard, Usage};
 use rustix::time::{ClockId, clock_gettime};
 use std::io::{IoSlice, Read, Write};

@@ -603,7 +603,7 @@ impl Core {
     }
 
     /// Asserts what must hold after every step.
-    #[cfg(any(test, feature = "fuzzing"))]
+    #[cfg(any(test, feature = "fuzzing", feature = "simulation"))]
     pub(crate) fn invariants(&self) {
         let mut sums = (0, 0, 0);
         for slot in &self.slots {

@@ -260,7 +260,7 @@ impl Lane {
     }
 
     /// (queued, in flight, bytes), counted afresh, after checking what must always hold.
-    #[cfg(any(test, feature = "fuzzing"))]
+    #[cfg(any(test, feature = "fuzzing", feature = "simulation"))]
     pub(crate) fn invariants(&self) -> (u64, u64, usize) {
         assert!(self.on_wire <= self.in_flight.len());
         let wire: u64 = self.in_flight.iter().take(self.on_wire).map(|written| written.frame_bytes).sum();

@@ -57,6 +57,9 @@ mod lane;
 mod link;
 mod queue;
 mod request;
+#[cfg(feature = "simulation")]
+#[doc(hidden)]
+pub mod simulated;
 #[cfg(test)]
 mod simulation;
 mod stats;

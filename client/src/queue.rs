@@ -97,6 +97,9 @@ pub(crate) struct Queue {
     owner: u32,
     started: Instant,
     limit_bytes: usize,
+    /// The time, if it is simulated, else `u64::MAX`.
+    #[cfg(feature = "simulation")]
+    simulated_us: AtomicU64,
 }
 
 #[derive(Default)]
@@ -182,12 +185,25 @@ impl Queue {
             owner: std::process::id(),
             started: Instant::now(),
             limit_bytes,
+            #[cfg(feature = "simulation")]
+            simulated_us: AtomicU64::new(u64::MAX),
         })
     }
 
     /// µs since the client was built.
     pub(crate) fn clock_us(&self) -> u64 {
+        #[cfg(feature = "simulation")]
+        match self.simulated_us.load(Ordering::Relaxed) {
+            u64::MAX => {}
+            clock_us => return clock_us,
+        }
         self.started.elapsed().as_micros() as u64
+    }
+
+    /// Stops the clock, and sets it.
+    #[cfg(feature = "simulation")]
+    pub(crate) fn set_clock_us(&self, clock_us: u64) {
+        self.simulated_us.store(clock_us, Ordering::Relaxed);
     }
 
     pub(crate) const fn started(&self) -> Instant {

@@ -44,9 +44,9 @@ pub(crate) fn run(queue: Arc<Queue>, core: Core, config: Config) {
     Driver::new(queue, core, config).run();
 }
 
-struct Driver {
-    queue: Arc<Queue>,
-    core: Core,
+pub(crate) struct Driver {
+    pub(crate) queue: Arc<Queue>,
+    pub(crate) core: Core,
     config: Config,
     links: Vec<Link>,
     addresses: Addresses,
@@ -62,7 +62,7 @@ struct Driver {
 }
 
 impl Driver {
-    fn new(queue: Arc<Queue>, core: Core, config: Config) -> Self {
+    pub(crate) fn new(queue: Arc<Queue>, core: Core, config: Config) -> Self {
         Self {
             queue,
             core,
@@ -145,7 +145,7 @@ impl Driver {
         }
     }
 
-    fn take_records(&mut self, slept_us: u64, now: Now) {
+    pub(crate) fn take_records(&mut self, slept_us: u64, now: Now) {
         let routes = self.core.routes();
         let orders = self.queue.exchange(routes, &mut self.taken, &mut self.emptied);
         self.emptied.clear();
@@ -220,7 +220,7 @@ impl Driver {
     }
 
     /// Publishes the counters and returns how long to sleep.
-    fn publish(&mut self, now: Now) -> u64 {
+    pub(crate) fn publish(&mut self, now: Now) -> u64 {
         let (stats, status) = (self.core.take_stats(), self.core.take_status());
         let notice = Notice {
             ledger: self.core.ledger(),

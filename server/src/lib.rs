@@ -11,6 +11,7 @@ pub mod logging;
 pub mod process;
 pub mod queue;
 pub mod ring;
+pub mod seeded;
 pub mod serve;
 pub mod shard;
 mod sync;

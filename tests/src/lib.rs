@@ -9,6 +9,7 @@
 
 pub mod fuzz;
 pub mod server;
+pub mod simulation;
 pub mod wire;
 pub mod witness;
 

@@ -2,6 +2,7 @@
 //!
 //! [`super::uring::Uring`] carries the operations to the kernel; a test can play the kernel as well.
 
+use crate::seeded::{self, Bug};
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 
@@ -57,6 +58,8 @@ pub enum Event {
         link: u32,
         /// Why.
         end: LinkEnd,
+        /// A buffer that the kernel picked and did not use; give it back.
+        buffer: Option<u16>,
     },
     /// The other threads have said something.
     Wake,
@@ -225,6 +228,9 @@ impl Links {
         if slot.receive == Receive::Armed || slot.send_in_flight {
             self.operations.push(Operation::Shutdown(link));
         }
+        if seeded::is(Bug::SlotFreedEarly) {
+            (slot.receive, slot.send_in_flight) = (Receive::Idle, false);
+        }
         self.reap(link);
     }
 
@@ -340,7 +346,8 @@ impl Links {
                 Phase::Open | Phase::Finishing { .. } => assert!(slot.socket.is_some()),
             }
             let starved = self.starved.iter().any(|link| *link as usize == index);
-            assert!(slot.receive != Receive::Starved || starved || slot.phase == Phase::Free, "link {index} is starved for ever");
+            let waits = slot.receive == Receive::Starved && !matches!(slot.phase, Phase::Free | Phase::Closing);
+            assert!(!waits || starved, "link {index} is starved for ever");
         }
     }
 
@@ -355,7 +362,7 @@ impl Links {
 
     fn complete_receive(&mut self, link: u32, completion: Completion) -> Event {
         let slot = &mut self.links[link as usize];
-        let more = completion.flags & F_MORE != 0;
+        let more = completion.flags & F_MORE != 0 || seeded::is(Bug::LostMoreIgnored) && completion.result > 0;
         if !more {
             slot.receive = Receive::Idle;
         }
@@ -369,10 +376,10 @@ impl Links {
                 if phase == Phase::Open { Event::Received { link, buffer, length } } else { Event::Discard { buffer } }
             }
             // A buffer may be picked and then not used.
-            (Some((buffer, _)), _) => {
-                self.ended(link, more, completion.result);
-                Event::Discard { buffer }
-            }
+            (Some((buffer, _)), result) => match self.ended(link, more, result) {
+                Event::Ended { link, end, .. } => Event::Ended { link, end, buffer: Some(buffer) },
+                _ => Event::Discard { buffer },
+            },
             (None, result) => self.ended(link, more, result),
         }
     }
@@ -407,8 +414,8 @@ impl Links {
                 self.close(link);
                 Event::Nothing
             }
-            (_, 0) => Event::Ended { link, end: LinkEnd::PeerClosed },
-            (_, errno) => Event::Ended { link, end: LinkEnd::Failed(errno) },
+            (_, 0) => Event::Ended { link, end: LinkEnd::PeerClosed, buffer: None },
+            (_, errno) => Event::Ended { link, end: LinkEnd::Failed(errno), buffer: None },
         }
     }
 
@@ -417,7 +424,7 @@ impl Links {
         slot.send_in_flight = false;
         let again = matches!(-result, EINTR | EAGAIN);
         if result > 0 {
-            slot.sent = slot.sending.len().min(slot.sent + result as usize);
+            slot.sent = slot.sending.len().min(slot.sent + result as usize + usize::from(seeded::is(Bug::PartialSendSkips)));
         }
         let left = slot.sent < slot.sending.len();
         match slot.phase {
@@ -430,7 +437,11 @@ impl Links {
                 self.operations.push(Operation::Send(link));
                 Event::Nothing
             }
-            Phase::Open if left => Event::Ended { link, end: LinkEnd::Failed(-result) },
+            // Closed at once: whatever else was sent would not follow on what the peer has.
+            Phase::Open if left => {
+                self.close(link);
+                Event::Ended { link, end: LinkEnd::Failed(-result), buffer: None }
+            }
             Phase::Open => {
                 slot.sending.clear();
                 slot.sent = 0;
@@ -528,8 +539,25 @@ mod tests {
         links.invariants();
         links.rearm_starved(1);
         assert_eq!(operations(&mut links), [Operation::Receive(link)]);
-        assert_eq!(links.complete(completion(receive, 0, 0)), Event::Ended { link, end: LinkEnd::PeerClosed });
+        let ended = Event::Ended { link, end: LinkEnd::PeerClosed, buffer: None };
+        assert_eq!(links.complete(completion(receive, 0, 0)), ended);
         assert_eq!(links.receive_starved, 1);
+    }
+
+    #[test]
+    fn an_end_that_comes_with_a_buffer_is_an_end() {
+        let mut links = Links::default();
+        let link = links.open(socket());
+        operations(&mut links);
+        let receive = links.receive_user_data(link);
+        let closed = Event::Ended { link, end: LinkEnd::PeerClosed, buffer: Some(3) };
+        assert_eq!(links.complete(completion(receive, 0, F_BUFFER | 3 << 16)), closed);
+
+        let mut links = Links::default();
+        let link = links.open(socket());
+        let failed = Event::Ended { link, end: LinkEnd::Failed(104), buffer: Some(4) };
+        let receive = links.receive_user_data(link);
+        assert_eq!(links.complete(completion(receive, -104, F_BUFFER | 4 << 16)), failed);
     }
 
     #[test]
@@ -566,6 +594,26 @@ mod tests {
         assert_eq!((operations(&mut links), links.sending(link)), (vec![Operation::Send(link)], &[4][..]));
         assert_eq!(links.complete(completion(send, 1, 0)), Event::Sent { link });
         assert!(links.can_send(link));
+    }
+
+    #[test]
+    fn nothing_is_sent_after_a_send_that_failed_in_the_middle() {
+        let mut links = Links::default();
+        let link = links.open(socket());
+        links.send(link, &mut vec![1, 2, 3, 4]);
+        operations(&mut links);
+        let send = links.send_user_data(link);
+        links.complete(completion(send, 3, 0));
+        operations(&mut links);
+        let failed = Event::Ended { link, end: LinkEnd::Failed(12), buffer: None };
+        assert_eq!(links.complete(completion(send, -12, 0)), failed);
+        // The shard had something to say before it heard of the failure.
+        links.finish(link, vec![9], 1_000);
+        assert_eq!(operations(&mut links), [Operation::Shutdown(link)]);
+        let receive = links.receive_user_data(link);
+        assert_eq!(links.complete(completion(receive, 0, 0)), Event::Nothing);
+        assert_eq!(links.take_gone(), Some(link));
+        links.invariants();
     }
 
     #[test]

@@ -22,3 +22,61 @@ pub mod uring;
 pub use links::{Event, LinkEnd, Links};
 pub use probe::{RingError, RingFeatures, probe};
 pub use uring::{Uring, UringConfig};
+
+use links::Completion;
+use rustix::time::ClockId;
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+/// What the loop of a shard asks of the kernel: a ring and clocks. [`Uring`] asks the real one; the simulation of the tests
+/// stands in its place with a hostile one.
+pub trait Kernel {
+    /// Waits for the wake-up socket to become readable, from now on.
+    fn watch(&mut self, wake: &UnixStream) -> io::Result<()>;
+
+    /// Queues the operations that `links` wants. They reach the kernel with the next [`Self::enter`].
+    fn submit(&mut self, links: &mut Links) -> io::Result<()>;
+
+    /// Submits what is queued and waits for a completion, up to `timeout`. Also with a timeout of zero the kernel is
+    /// entered: deferred completions appear only then.
+    fn enter(&mut self, timeout: Duration) -> io::Result<()>;
+
+    /// Moves all completions into `into`. Errors: the kernel named a buffer that it does not have, and nothing can be
+    /// trusted any more.
+    fn completions(&mut self, into: &mut Vec<Completion>) -> io::Result<()>;
+
+    /// The bytes of a filled buffer; give it back when done. Errors: the kernel states more bytes than fit.
+    fn filled(&self, buffer: u16, length: u32) -> io::Result<&[u8]>;
+
+    /// Gives a buffer back. The kernel sees it after [`Self::publish_buffers`].
+    fn give_back(&mut self, buffer: u16);
+
+    /// Shows the kernel all buffers given back since the last call.
+    fn publish_buffers(&mut self);
+
+    /// Buffers that the kernel may fill.
+    fn buffers_free(&self) -> usize;
+
+    /// Waits and submissions that the kernel asked to repeat.
+    fn retries(&self) -> u64;
+
+    /// A clock of the system, µs.
+    fn clock_us(&self, clock: ClockId) -> u64;
+}
+
+/// A timeout is no error, and what the kernel asks to repeat is repeated by the next turn and counted.
+pub fn tolerate(entered: io::Result<usize>, retries: &mut u64) -> io::Result<()> {
+    use rustix::io::Errno;
+    match entered {
+        Ok(_) => Ok(()),
+        Err(error) => match Errno::from_io_error(&error) {
+            Some(Errno::TIME) => Ok(()),
+            Some(Errno::INTR | Errno::AGAIN | Errno::BUSY) => {
+                *retries += 1;
+                Ok(())
+            }
+            _ => Err(error),
+        },
+    }
+}

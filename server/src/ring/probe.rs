@@ -1,5 +1,6 @@
 //! The self-test at start: does this kernel, here and now, do what the data plane needs? Probing by doing, not by version.
 
+use super::Kernel;
 use super::links::{Completion, Event, LinkEnd, Links};
 use super::uring::{Uring, UringConfig};
 use std::io::{self, Write};

@@ -4,11 +4,14 @@
 
 use super::buffers::{Buffers, GROUP};
 use super::links::{Completion, Links, Operation, WAKE_USER_DATA};
+use super::{Kernel, tolerate};
 use io_uring::types::{Fd, SubmitArgs, Timespec};
 use io_uring::{IoUring, opcode, squeue};
 use rustix::net::Shutdown;
+use rustix::time::{ClockId, clock_gettime};
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 const SUBMISSIONS: u32 = 1024;
@@ -43,8 +46,7 @@ impl UringConfig {
 pub struct Uring {
     ring: IoUring,
     buffers: Buffers,
-    /// Waits and submissions that the kernel asked to repeat.
-    pub retries: u64,
+    retries: u64,
 }
 
 impl std::fmt::Debug for Uring {
@@ -91,28 +93,9 @@ impl Uring {
         all.into_iter().filter(|(_, there)| *there).map(|(name, _)| name).collect()
     }
 
-    /// Waits for the wake-up socket to become readable, from now on.
-    pub fn watch(&mut self, wake: &impl AsRawFd) -> io::Result<()> {
-        let poll = opcode::PollAdd::new(Fd(wake.as_raw_fd()), rustix::event::PollFlags::IN.bits().into()).multi(true).build();
-        self.push(poll.user_data(WAKE_USER_DATA))
-    }
-
     /// Whether the wake-up must be watched again after this completion.
     pub const fn watch_ended(completion: &Completion) -> bool {
         completion.user_data == WAKE_USER_DATA && completion.flags & 2 == 0
-    }
-
-    /// Queues the operations that `links` wants. They reach the kernel with the next [`Self::enter`].
-    pub fn submit(&mut self, links: &mut Links) -> io::Result<()> {
-        if links.operations().is_empty() {
-            return Ok(());
-        }
-        for at in 0..links.operations().len() {
-            let operation = links.operations()[at];
-            self.submit_one(links, operation)?;
-        }
-        links.drain_operations();
-        Ok(())
     }
 
     fn submit_one(&mut self, links: &Links, operation: Operation) -> io::Result<()> {
@@ -143,34 +126,46 @@ impl Uring {
         }
     }
 
-    /// Submits what is queued and waits for a completion, up to `timeout`. Also with a timeout of zero the kernel is
-    /// entered: deferred completions appear only then.
-    pub fn enter(&mut self, timeout: Duration) -> io::Result<()> {
+    fn push(&mut self, entry: squeue::Entry) -> io::Result<()> {
+        for _ in 0..100 {
+            // SAFETY: the only addresses in entries are those of `Links::sending`, which is neither changed nor freed
+            // before the completion of the send, not even when `Links` is dropped.
+            if unsafe { self.ring.submission().push(&entry) }.is_ok() {
+                return Ok(());
+            }
+            let submitted = self.ring.submit();
+            tolerate(submitted, &mut self.retries)?;
+        }
+        Err(io::Error::other("the kernel does not take submissions"))
+    }
+}
+
+impl Kernel for Uring {
+    fn watch(&mut self, wake: &UnixStream) -> io::Result<()> {
+        let poll = opcode::PollAdd::new(Fd(wake.as_raw_fd()), rustix::event::PollFlags::IN.bits().into()).multi(true).build();
+        self.push(poll.user_data(WAKE_USER_DATA))
+    }
+
+    fn submit(&mut self, links: &mut Links) -> io::Result<()> {
+        if links.operations().is_empty() {
+            return Ok(());
+        }
+        for at in 0..links.operations().len() {
+            let operation = links.operations()[at];
+            self.submit_one(links, operation)?;
+        }
+        links.drain_operations();
+        Ok(())
+    }
+
+    fn enter(&mut self, timeout: Duration) -> io::Result<()> {
         let timespec = Timespec::from(timeout);
         let args = SubmitArgs::new().timespec(&timespec);
         let entered = self.ring.submitter().submit_with_args(1, &args);
-        self.tolerate(entered)
+        tolerate(entered, &mut self.retries)
     }
 
-    /// A timeout is no error, and what the kernel asks to repeat is repeated by the next turn.
-    fn tolerate(&mut self, entered: io::Result<usize>) -> io::Result<()> {
-        use rustix::io::Errno;
-        match entered {
-            Ok(_) => Ok(()),
-            Err(error) => match Errno::from_io_error(&error) {
-                Some(Errno::TIME) => Ok(()),
-                Some(Errno::INTR | Errno::AGAIN | Errno::BUSY) => {
-                    self.retries += 1;
-                    Ok(())
-                }
-                _ => Err(error),
-            },
-        }
-    }
-
-    /// Moves all completions into `into`. Errors: the kernel named a buffer that it does not have, and nothing can be
-    /// trusted any more.
-    pub fn completions(&mut self, into: &mut Vec<Completion>) -> io::Result<()> {
+    fn completions(&mut self, into: &mut Vec<Completion>) -> io::Result<()> {
         for entry in self.ring.completion() {
             if let Some(buffer) = io_uring::cqueue::buffer_select(entry.flags())
                 && !self.buffers.named(buffer)
@@ -182,37 +177,29 @@ impl Uring {
         Ok(())
     }
 
-    /// The bytes of a filled buffer; give it back when done. Errors: the kernel states more bytes than fit.
-    pub fn filled(&self, buffer: u16, length: u32) -> io::Result<&[u8]> {
+    fn filled(&self, buffer: u16, length: u32) -> io::Result<&[u8]> {
         let impossible = || io::Error::other(format!("the kernel put {length} bytes into buffer {buffer}"));
         self.buffers.bytes(buffer, length).ok_or_else(impossible)
     }
 
-    /// Gives a buffer back. The kernel sees it after [`Self::publish_buffers`].
-    pub fn give_back(&mut self, buffer: u16) {
+    fn give_back(&mut self, buffer: u16) {
         self.buffers.give_back(buffer);
     }
 
-    /// Shows the kernel all buffers given back since the last call.
-    pub fn publish_buffers(&self) {
+    fn publish_buffers(&mut self) {
         self.buffers.publish();
     }
 
-    /// Buffers that the kernel may fill.
-    pub const fn buffers_free(&self) -> usize {
+    fn buffers_free(&self) -> usize {
         self.buffers.free() as usize
     }
 
-    fn push(&mut self, entry: squeue::Entry) -> io::Result<()> {
-        for _ in 0..100 {
-            // SAFETY: the only addresses in entries are those of `Links::sending`, which is neither changed nor freed
-            // before the completion of the send, not even when `Links` is dropped.
-            if unsafe { self.ring.submission().push(&entry) }.is_ok() {
-                return Ok(());
-            }
-            let submitted = self.ring.submit();
-            self.tolerate(submitted)?;
-        }
-        Err(io::Error::other("the kernel does not take submissions"))
+    fn retries(&self) -> u64 {
+        self.retries
+    }
+
+    fn clock_us(&self, clock: ClockId) -> u64 {
+        let time = clock_gettime(clock);
+        time.tv_sec.cast_unsigned() * 1_000_000 + time.tv_nsec.cast_unsigned() / 1_000
     }
 }

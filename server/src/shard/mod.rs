@@ -18,7 +18,7 @@ pub mod thread;
 #[cfg(test)]
 mod tests;
 
-pub use thread::{ShardConfig, StartingShard, start};
+pub use thread::{Driver, ShardConfig, StartingShard, start};
 
 use crate::analytics::Analytics;
 use crate::analytics::verdicts::VerdictSet;
@@ -118,6 +118,9 @@ pub struct Shard {
     /// Monotonic time at which the ack latencies are published and begun anew, and log lines are allowed again.
     interval_ends_us: u64,
     ack_latency: Histogram<u64>,
+    /// For the simulation: copies of what was committed, if it wants them. A frame may be evicted in the turn it came in.
+    #[cfg(feature = "simulation")]
+    pub committed: Option<Vec<(crate::arena::SlabHandle, crate::arena::PlaceHeader, Vec<u8>)>>,
 }
 
 impl Shard {
@@ -151,6 +154,8 @@ impl Shard {
             log_lines_left: LOG_LINES_PER_INTERVAL,
             interval_ends_us: 0,
             ack_latency: ack_latency.unwrap_or_else(|_| unreachable!("the bounds are constants that hold")),
+            #[cfg(feature = "simulation")]
+            committed: None,
         }
     }
 
@@ -172,7 +177,9 @@ impl Shard {
             let text = "a newer connection of the same node, session and shard took over";
             self.refuse(older, &Refusal::of_connection(ErrorCode::Replaced, text), now);
         }
-        self.sessions.at(position).link = Some(link);
+        let session = self.sessions.at(position);
+        session.link = Some(link);
+        session.connections += 1;
         let mut connection = Connection::new(ticket, position, hello.replay, max_body_bytes, now.monotonic_us);
         self.welcome(&key, position, &mut connection, now);
         self.snapshots.push(link);
@@ -244,9 +251,10 @@ impl Shard {
         self.connection_count -= 1;
         if connection.session != u32::MAX {
             let session = self.sessions.at(connection.session);
+            session.connections -= 1;
+            session.idle_since_us = now.monotonic_us;
             if session.link == Some(link) {
                 session.link = None;
-                session.idle_since_us = now.monotonic_us;
             }
         }
     }
@@ -394,6 +402,11 @@ impl Shard {
     /// The analysis, for tests.
     pub const fn analytics(&mut self) -> &mut Analytics {
         &mut self.analytics
+    }
+
+    /// The request log, for tests and simulation.
+    pub const fn requests(&self) -> &Log {
+        &self.requests
     }
 
     /// Panics if an invariant is broken. For tests and simulation.

@@ -3,7 +3,8 @@
 use super::connection::{Connection, Incoming, Refusal};
 use super::{Now, Shard};
 use crate::arena::place::{FLAG_QUARANTINED, FLAG_REPLAY};
-use crate::arena::{Log, OpenPlace, PlaceHeader, ReserveError};
+use crate::arena::{Log, OpenPlace, PlaceHeader, ReserveError, SlabHandle};
+use crate::seeded::{self, Bug};
 use postanalytics_protocol::schema::v1::{RECORD_BYTES, SCHEMA};
 use postanalytics_protocol::{BatchBuilder, ErrorCode, FrameHeader, Source, ValidBatch, shard_of};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -22,13 +23,18 @@ impl Shard {
             let text = format!("the header states {} records, its body has room for {most}", header.record_count);
             return Err(Refusal::of_batch(ErrorCode::RecordCountMismatch, header.sequence, text));
         }
-        if (1..=highest).contains(&header.sequence) {
+        if (1..=highest).contains(&header.sequence) && !seeded::is(Bug::LostDedup) {
             connection.incoming = Incoming::Duplicate(header);
             return Ok(());
         }
         let reserved = self.reserve(&header, highest, now);
         match reserved {
             Ok(place) => {
+                if seeded::is(Bug::AckBeforeCommit) {
+                    self.sessions.at(connection.session).highest = header.sequence;
+                    connection.ack_due = true;
+                    self.replies.extend(self.sessions.at(connection.session).link);
+                }
                 connection.incoming = Incoming::Batch(header, place);
                 Ok(())
             }
@@ -41,7 +47,7 @@ impl Shard {
 
     fn reserve(&mut self, header: &FrameHeader, highest: u64, now: Now) -> Result<OpenPlace, Refusal> {
         let sequence = header.sequence;
-        if sequence != highest + 1 {
+        if sequence != highest + 1 && !(seeded::is(Bug::LostDedup) && (1..=highest).contains(&sequence)) {
             let text = format!("sequence {sequence} came, {} was expected", highest + 1);
             return Err(Refusal::of_batch(ErrorCode::SequenceGap, highest + 1, text));
         }
@@ -118,7 +124,8 @@ impl Shard {
         match self.check_and_analyse(header, &place, stored) {
             Ok(quarantined) => {
                 let flags = stored.flags | if quarantined { FLAG_QUARANTINED } else { 0 };
-                self.requests.commit(place, PlaceHeader { flags, ..stored });
+                let handle = self.requests.commit(place, PlaceHeader { flags, ..stored });
+                self.witness(handle);
             }
             Err(refusal) => {
                 self.requests.void(place);
@@ -169,6 +176,17 @@ impl Shard {
             }
         }
     }
+
+    /// Keeps a copy of what was committed, if somebody asked for it.
+    #[cfg(feature = "simulation")]
+    fn witness(&mut self, handle: SlabHandle) {
+        if let (Some(seen), Some((header, body))) = (&mut self.committed, self.requests.frame(handle)) {
+            seen.push((handle, header, body.to_vec()));
+        }
+    }
+
+    #[cfg(not(feature = "simulation"))]
+    const fn witness(&self, _: SlabHandle) {}
 
     fn count_rejected(&mut self, connection: &Connection, records: u32) {
         self.stats.records_received += u64::from(records);

@@ -570,3 +570,23 @@ fn hoarders_of_memory_yield_to_others_after_a_while() {
     assert_eq!(acks_of(&world.turn(3)), [1]);
     assert!(world.finished.contains(&0), "the one that began first yields");
 }
+
+#[test]
+fn a_replaced_connection_that_closes_late_finds_its_session() {
+    let mut world = World::new(1);
+    world.connect(0, 1, SESSION);
+    world.turn(0);
+    world.connect(1, 1, SESSION);
+    world.turn(0);
+    // The newer one is gone first. Then the machine sleeps longer than sessions without connection are kept.
+    world.shard.link_gone(1, world.now);
+    world.now.monotonic_us += 2 * SESSION_IDLE_US_MIN;
+    world.shard.tick(world.now);
+    world.connect(2, 2, SESSION + 1);
+    world.shard.link_gone(0, world.now);
+    assert_eq!(world.shard.stats().sessions, 2, "a session stays while any connection refers to it");
+    world.now.monotonic_us += 2 * SESSION_IDLE_US_MIN;
+    world.shard.tick(world.now);
+    assert_eq!(world.shard.stats().sessions, 1);
+    world.shard.invariants();
+}

@@ -10,9 +10,10 @@ use crate::arena::Log;
 use crate::process::ResidentMemory;
 use crate::queue::{Receiver, Sender, queue};
 use crate::ring::links::Completion;
-use crate::ring::{Event, LinkEnd, Links, Uring, UringConfig};
+use crate::ring::{Event, Kernel, LinkEnd, Links, Uring, UringConfig};
+use crate::seeded::{self, Bug};
 use anyhow::{Context, anyhow, bail};
-use rustix::time::{ClockId, clock_gettime};
+use rustix::time::ClockId;
 use std::io::Read;
 use std::sync::Arc;
 use std::sync::mpsc;
@@ -51,6 +52,13 @@ pub struct ShardConfig {
     pub drain_deadline: Duration,
 }
 
+impl ShardConfig {
+    /// Size of its ring.
+    pub const fn ring(&self) -> UringConfig {
+        UringConfig { buffers: self.receive_buffers, buffer_bytes: self.receive_buffer_bytes, links_max: self.connections_max }
+    }
+}
+
 /// A shard whose memory is being prefaulted.
 #[derive(Debug)]
 pub struct StartingShard {
@@ -78,7 +86,7 @@ pub fn start(config: ShardConfig) -> anyhow::Result<StartingShard> {
         .spawn({
             let (config, page) = (config.clone(), Arc::clone(&page));
             move || {
-                let (driver, huge_page_bytes) = Driver::new(config, page, inbox, answers_in)?;
+                let (driver, huge_page_bytes) = pinned(config, page, inbox, answers_in)?;
                 let _ = ready_in.send(Ready { huge_page_bytes });
                 driver.run()
             }
@@ -109,8 +117,34 @@ impl StartingShard {
     }
 }
 
-struct Driver {
-    ring: Uring,
+/// Pins this thread, maps and prefaults the memory, sets the ring up. Returns also the bytes on huge pages.
+fn pinned(
+    config: ShardConfig,
+    page: Arc<StatsPage>,
+    inbox: Receiver<ToShard>,
+    answers: Sender<Box<Query>>,
+) -> anyhow::Result<(Driver<Uring>, u64)> {
+    if let Some(cpu) = config.cpu
+        && !core_affinity::set_for_current(core_affinity::CoreId { id: cpu })
+    {
+        bail!("cannot pin to CPU {cpu}: it is not allowed to this process. Remedy: fewer --shards, or --no-pin");
+    }
+    let megabytes = config.arena_bytes >> 20;
+    let (mut requests, mut attacks) =
+        Log::pair(config.arena_bytes).with_context(|| format!("cannot map {megabytes} MiB for records"))?;
+    for log in [&mut requests, &mut attacks] {
+        let memory = log.memory();
+        memory.prefault().with_context(|| format!("cannot get {megabytes} MiB of memory. Remedy: a smaller --arena"))?;
+    }
+    let huge_page_bytes = requests.memory().huge_page_bytes() + attacks.memory().huge_page_bytes();
+    let kernel = Uring::new(config.ring()).context("cannot set up io_uring")?;
+    Ok((Driver::new(kernel, (requests, attacks), config, page, inbox, answers)?, huge_page_bytes))
+}
+
+/// The loop of a shard over the kernel, or over a simulated one: static dispatch, the same code.
+#[derive(Debug)]
+pub struct Driver<K> {
+    kernel: K,
     links: Links,
     shard: Shard,
     config: ShardConfig,
@@ -118,6 +152,7 @@ struct Driver {
     answers: Sender<Box<Query>>,
     page: Arc<StatsPage>,
     clock: Clock,
+    now: Now,
     completions: Vec<Completion>,
     tick_at_us: u64,
     drain_until_us: Option<u64>,
@@ -125,50 +160,34 @@ struct Driver {
     memory: ResidentMemory,
 }
 
-impl Driver {
-    fn new(
+impl<K: Kernel> Driver<K> {
+    /// A shard over the request log and the attack log, not turned yet.
+    pub fn new(
+        mut kernel: K,
+        (requests, attacks): (Log, Log),
         config: ShardConfig,
         page: Arc<StatsPage>,
         inbox: Receiver<ToShard>,
         answers: Sender<Box<Query>>,
-    ) -> anyhow::Result<(Self, u64)> {
-        if let Some(cpu) = config.cpu
-            && !core_affinity::set_for_current(core_affinity::CoreId { id: cpu })
-        {
-            bail!("cannot pin to CPU {cpu}: it is not allowed to this process. Remedy: fewer --shards, or --no-pin");
-        }
-        let megabytes = config.arena_bytes >> 20;
-        let (mut requests, mut attacks) =
-            Log::pair(config.arena_bytes).with_context(|| format!("cannot map {megabytes} MiB for records"))?;
-        for log in [&mut requests, &mut attacks] {
-            let memory = log.memory();
-            memory.prefault().with_context(|| format!("cannot get {megabytes} MiB of memory. Remedy: a smaller --arena"))?;
-        }
-        let huge_page_bytes = requests.memory().huge_page_bytes() + attacks.memory().huge_page_bytes();
-        let size = UringConfig {
-            buffers: config.receive_buffers,
-            buffer_bytes: config.receive_buffer_bytes,
-            links_max: config.connections_max,
-        };
-        let mut ring = Uring::new(size).context("cannot set up io_uring")?;
-        ring.watch(inbox.wake())?;
-        let shard = Shard::new(config.shard, Arc::clone(&config.topology), config.frame_deadline, requests, attacks);
-        let driver = Self {
-            ring,
+    ) -> anyhow::Result<Self> {
+        kernel.watch(inbox.wake())?;
+        let mut clock = Clock::new();
+        Ok(Self {
             links: Links::default(),
-            shard,
+            shard: Shard::new(config.shard, Arc::clone(&config.topology), config.frame_deadline, requests, attacks),
             inbox,
             answers,
             page,
-            clock: Clock::new(),
-            completions: Vec::with_capacity(size.completions().min(65_536) as usize),
+            now: clock.now(&kernel),
+            clock,
+            completions: Vec::with_capacity(config.ring().completions().min(65_536) as usize),
             tick_at_us: 0,
             drain_until_us: None,
             thread_cpu_us: 0,
             memory: ResidentMemory::new(),
+            kernel,
             config,
-        };
-        Ok((driver, huge_page_bytes))
+        })
     }
 
     /// Turns until drained. Whatever is left then is cut.
@@ -179,45 +198,64 @@ impl Driver {
     }
 
     /// Ends every operation that is in flight.
-    fn cut(&mut self) -> anyhow::Result<()> {
+    pub fn cut(&mut self) -> anyhow::Result<()> {
         self.links.close_all();
         for _ in 0..CUT_TURNS_MAX {
             if self.links.in_use() == 0 {
                 break;
             }
-            self.ring.submit(&mut self.links)?;
-            self.ring.enter(Duration::from_millis(10))?;
-            let now = self.clock.now();
+            self.kernel.submit(&mut self.links)?;
+            self.kernel.enter(Duration::from_millis(10))?;
+            let now = self.clock.now(&self.kernel);
             self.turn(now)?;
         }
         Ok(())
     }
 
     fn run_turns(&mut self) -> anyhow::Result<()> {
-        let mut now = self.clock.now();
         loop {
-            self.ring.submit(&mut self.links)?;
-            let wait = self.wait(now);
-            self.ring.enter(wait)?;
-            now = self.clock.now();
-            self.turn(now)?;
-            if self.shard.is_drained() && self.links.in_use() == 0 {
-                return Ok(());
-            }
-            if self.drain_until_us.is_some_and(|until_us| until_us <= now.monotonic_us) {
-                tracing::warn!(
-                    shard = self.config.shard,
-                    connections = self.links.in_use(),
-                    "drain deadline passed, connections cut"
-                );
+            self.sleep()?;
+            if self.wake()? {
                 return Ok(());
             }
         }
     }
 
+    /// First half of a turn: hands the operations to the kernel and waits for it.
+    pub fn sleep(&mut self) -> anyhow::Result<()> {
+        self.kernel.submit(&mut self.links)?;
+        let wait = self.wait(self.now);
+        Ok(self.kernel.enter(wait)?)
+    }
+
+    /// Second half: reads the clock once and does all that there is to do. Returns whether the shard is drained, or its time
+    /// for that is over.
+    pub fn wake(&mut self) -> anyhow::Result<bool> {
+        let now = self.clock.now(&self.kernel);
+        self.now = now;
+        self.turn(now)?;
+        if self.shard.is_drained() && self.links.in_use() == 0 {
+            return Ok(true);
+        }
+        let over = self.drain_until_us.is_some_and(|until_us| until_us <= now.monotonic_us);
+        if over {
+            tracing::warn!(
+                shard = self.config.shard,
+                connections = self.links.in_use(),
+                "drain deadline passed, connections cut"
+            );
+        }
+        Ok(over)
+    }
+
+    /// What it drives, for tests and simulation.
+    pub const fn parts(&mut self) -> (&mut K, &Links, &mut Shard) {
+        (&mut self.kernel, &self.links, &mut self.shard)
+    }
+
     fn turn(&mut self, now: Now) -> anyhow::Result<()> {
         let mut completions = std::mem::take(&mut self.completions);
-        self.ring.completions(&mut completions)?;
+        self.kernel.completions(&mut completions)?;
         for completion in completions.drain(..) {
             self.complete(completion, now)?;
         }
@@ -232,13 +270,13 @@ impl Driver {
         let usage = if self.shard.wants_usage() { self.usage(now) } else { Usage::default() };
         let acks = self.shard.end_turn(usage, now);
         self.carry_out(now);
-        self.ring.publish_buffers();
+        self.kernel.publish_buffers();
         if self.links.has_starved() {
-            self.links.rearm_starved(self.ring.buffers_free());
+            self.links.rearm_starved(self.kernel.buffers_free());
         }
         self.publish();
         if acks > 0 {
-            let took_us = self.clock.now().monotonic_us - now.monotonic_us;
+            let took_us = self.clock.now(&self.kernel).monotonic_us - now.monotonic_us;
             self.shard.acked(acks, took_us * 1000);
         }
         Ok(())
@@ -247,16 +285,24 @@ impl Driver {
     fn complete(&mut self, completion: Completion, now: Now) -> anyhow::Result<()> {
         match self.links.complete(completion) {
             Event::Received { link, buffer, length } => {
-                self.shard.received(link, self.ring.filled(buffer, length)?, now);
-                self.ring.give_back(buffer);
+                self.shard.received(link, self.kernel.filled(buffer, length)?, now);
+                self.kernel.give_back(buffer);
             }
-            Event::Discard { buffer } => self.ring.give_back(buffer),
+            Event::Discard { .. } if seeded::is(Bug::BufferKept) => {}
+            Event::Discard { buffer } => self.kernel.give_back(buffer),
             Event::Sent { link } => self.shard.sent(link),
-            Event::Ended { link, end: LinkEnd::PeerClosed } => self.shard.peer_closed(link),
-            Event::Ended { link, end: LinkEnd::Failed(_) } => self.shard.broken(link),
+            Event::Ended { link, end, buffer } => {
+                if let Some(buffer) = buffer {
+                    self.kernel.give_back(buffer);
+                }
+                match end {
+                    LinkEnd::PeerClosed => self.shard.peer_closed(link),
+                    LinkEnd::Failed(_) => self.shard.broken(link),
+                }
+            }
             Event::Wake => {
                 if Uring::watch_ended(&completion) {
-                    self.ring.watch(self.inbox.wake())?;
+                    self.kernel.watch(self.inbox.wake())?;
                 }
                 self.hear(now);
             }
@@ -326,7 +372,7 @@ impl Driver {
     fn tick(&mut self, now: Now) {
         self.shard.tick(now);
         self.links.tick(now.monotonic_us);
-        self.thread_cpu_us = micros(ClockId::ThreadCPUTime);
+        self.thread_cpu_us = self.kernel.clock_us(ClockId::ThreadCPUTime);
         self.tick_at_us = now.monotonic_us + TICK_IDLE_US;
     }
 
@@ -344,9 +390,9 @@ impl Driver {
     }
 
     fn usage(&mut self, now: Now) -> Usage {
-        self.thread_cpu_us = micros(ClockId::ThreadCPUTime);
+        self.thread_cpu_us = self.kernel.clock_us(ClockId::ThreadCPUTime);
         Usage {
-            process_cpu_us: micros(ClockId::ProcessCPUTime),
+            process_cpu_us: self.kernel.clock_us(ClockId::ProcessCPUTime),
             process_rss_bytes: self.memory.bytes(now.monotonic_us),
             thread_cpu_us: self.thread_cpu_us,
             uptime_us: crate::process::uptime().as_micros() as u64,
@@ -358,7 +404,7 @@ impl Driver {
         stats.cpu_us = self.thread_cpu_us;
         stats.receive_starved = self.links.receive_starved;
         stats.completions_stale = self.links.completions_stale;
-        stats.ring_retries = self.ring.retries;
+        stats.ring_retries = self.kernel.retries();
         self.page.publish(&stats);
     }
 }
@@ -380,10 +426,10 @@ impl Clock {
         Self { offset_us: 0, anchored_us: 0, wall_us: 0 }
     }
 
-    fn now(&mut self) -> Now {
-        let monotonic_us = micros(ClockId::Boottime);
+    fn now(&mut self, kernel: &impl Kernel) -> Now {
+        let monotonic_us = kernel.clock_us(ClockId::Boottime);
         if monotonic_us - self.anchored_us >= ANCHOR_US {
-            self.anchor(monotonic_us, micros(ClockId::Realtime));
+            self.anchor(monotonic_us, kernel.clock_us(ClockId::Realtime));
         }
         self.at(monotonic_us)
     }
@@ -398,11 +444,6 @@ impl Clock {
         self.offset_us = system_us.saturating_sub(monotonic_us).max(self.offset_us.saturating_sub(back_us_max));
         self.anchored_us = monotonic_us;
     }
-}
-
-fn micros(clock: ClockId) -> u64 {
-    let time = clock_gettime(clock);
-    time.tv_sec.cast_unsigned() * 1_000_000 + time.tv_nsec.cast_unsigned() / 1_000
 }
 
 #[cfg(test)]

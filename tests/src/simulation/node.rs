@@ -1,0 +1,259 @@
+//! A filtering node: the real client, with its queue, core and background turn, on simulated sockets.
+
+use super::books::Books;
+use super::fate::{Fault, SharedFate};
+use super::network::{Found, SharedNetwork, Way};
+use super::server::Server;
+use postanalytics_client::SendError;
+use postanalytics_client::simulated::{Settings, SimulatedClient, SocketEnd};
+
+/// Servers remember a session for at least so long.
+const FORGET_US: u64 = 900_000_000;
+/// Bytes read at once, and how often in one turn.
+const READ_BYTES: usize = 64 * 1024;
+const READS_PER_TURN: usize = 8;
+
+#[derive(Debug)]
+struct Socket {
+    link: u64,
+    /// `None` until it is connected, or refused, which happens at this time.
+    connection: Option<usize>,
+    connects_us: u64,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Node {
+    fate: SharedFate,
+    network: SharedNetwork,
+    owner: usize,
+    client: SimulatedClient,
+    born_us: u64,
+    sockets: Vec<Socket>,
+    /// It neither reads nor writes until then.
+    pub stalled_until_us: u64,
+    awake_us: u64,
+    /// Records that it is still to send.
+    pub records_left: u64,
+    refused: u64,
+    /// Records are given up before a stall or a break is over.
+    impatient: bool,
+}
+
+impl Node {
+    /// A node whose records belong to `owner` in the books.
+    pub fn new(fate: &SharedFate, network: &SharedNetwork, owner: usize, records: u64) -> Self {
+        let settings = Settings {
+            node: [owner as u8 + 1; 16],
+            seed: fate.number(),
+            queue_bytes: [3_000, 30_000, 3_000_000, 100_000_000][fate.below(4)],
+            batch_bytes: [1_000, 4_000, 60_000][fate.below(3)],
+            record_time_limit_us: [900_000_000, 900_000_000, 20_000_000][fate.below(3)],
+        };
+        let impatient = settings.record_time_limit_us < FORGET_US;
+        Self {
+            impatient,
+            fate: fate.clone(),
+            network: network.clone(),
+            owner,
+            client: SimulatedClient::new(&settings),
+            born_us: fate.now_us(),
+            sockets: Vec::new(),
+            stalled_until_us: 0,
+            awake_us: 0,
+            records_left: records,
+            refused: 0,
+        }
+    }
+
+    /// The site offers some records.
+    pub fn offer(&mut self, count: u64, books: &mut Books) {
+        self.set_time();
+        for _ in 0..count.min(self.records_left) {
+            self.records_left -= 1;
+            let content = books.next(self.owner);
+            match self.client.try_send(&content.request()) {
+                Ok(()) => {}
+                Err(SendError::QueueFull { .. }) => {
+                    self.refused += 1;
+                    self.fate.happened(Fault::ClientQueueFull);
+                }
+                Err(error) => panic!("a record is refused: {error}"),
+            }
+        }
+        if self.fate.once_in(40) {
+            self.client.ask_stats(self.fate.now_us());
+        }
+        self.client.invariants();
+    }
+
+    /// A turn of the background thread, if something wakes it.
+    pub fn turn(&mut self, server: Option<&mut Server>, books: &mut Books) {
+        let now_us = self.fate.now_us();
+        if self.stalled_until_us > now_us || !(self.awake_us <= now_us || self.client.woken() || self.is_ready()) {
+            return;
+        }
+        self.fate.note(0x100 + self.owner as u64, self.sockets.len() as u64);
+        self.set_time();
+        self.serve(server);
+        self.client.take();
+        self.open_and_close();
+        self.write();
+        self.awake_us = now_us.saturating_add(self.client.publish());
+        self.check(books);
+    }
+
+    /// When it wakes if nothing comes, µs.
+    pub fn next_us(&self) -> u64 {
+        let connects = self.sockets.iter().filter(|socket| socket.connection.is_none()).map(|socket| socket.connects_us).min();
+        self.awake_us.min(connects.unwrap_or(u64::MAX)).max(self.stalled_until_us)
+    }
+
+    /// Asserts what must hold at all times.
+    fn check(&mut self, books: &mut Books) {
+        self.client.invariants();
+        for number in self.client.take_acked() {
+            books.acked(self.owner, number);
+        }
+        let error = self.client.last_error();
+        for nonsense in ["no frame", "frame of session", "which may not come now", "never sent to it", "not to"] {
+            let shutting = error.contains("frame, which may not come now");
+            assert!(!error.contains(nonsense) && !shutting, "a server that keeps the rules is accused: {error}");
+        }
+        assert!(!error.contains("refused: ") || is_expected(&error), "{error}");
+    }
+
+    /// Whether all records are settled.
+    pub fn is_settled(&self) -> bool {
+        let counters = self.client.counters();
+        self.records_left == 0 && counters.queued + counters.in_flight == 0
+    }
+
+    /// Asserts what must hold once all is settled. What a server stored that is gone is gone with it: records that were to be
+    /// sent again to the next one and were given up before count as lost.
+    pub fn check_end(&self, server: &Server, books: &Books) {
+        let counters = self.client.counters();
+        let (acked, stored, here) = books.sums(self.owner, server.number);
+        assert_eq!((counters.acked, counters.refused_full), (acked, self.refused), "{counters:?}");
+        assert!(
+            acked <= stored && here <= acked + counters.in_doubt,
+            "acked ≤ stored ≤ acked + in doubt: {counters:?}, {stored}, {here} of them here"
+        );
+        let limited = counters.lost + counters.in_doubt;
+        assert!(
+            self.impatient || books.forgets || limited == 0,
+            "records are lost without need: {counters:?}, {}",
+            self.client.last_error()
+        );
+        let (open, of) = self.client.lanes();
+        if open == of && of > 0 {
+            for (address, listed) in server.verdicts() {
+                assert_eq!(self.client.denylist().contains(*address), *listed, "the verdict on {address}");
+            }
+        }
+    }
+
+    /// How it stands, for a failure.
+    pub fn describe(&self) -> String {
+        format!("{:?}, sockets {:?}, {}", self.client.counters(), self.sockets, self.client.last_error())
+    }
+
+    fn set_time(&mut self) {
+        self.client.set_time(self.fate.now_us() - self.born_us, self.fate.wall_us());
+    }
+
+    fn is_ready(&self) -> bool {
+        let now_us = self.fate.now_us();
+        self.sockets.iter().any(|socket| match socket.connection {
+            None => socket.connects_us <= now_us,
+            Some(connection) => {
+                let mut network = self.network.get();
+                network.look(connection, Way::Down) != Found::Nothing
+                    || !self.client.unwritten(socket.link).is_empty() && network.takes(connection, Way::Up)
+            }
+        })
+    }
+
+    fn serve(&mut self, mut server: Option<&mut Server>) {
+        for at in 0..self.sockets.len() {
+            let Socket { link, connection, connects_us } = self.sockets[at];
+            if let Some(connection) = connection {
+                self.read(link, connection);
+            } else if connects_us <= self.fate.now_us() {
+                match server.as_mut().filter(|_| !self.fate.strikes(Fault::Refused)) {
+                    None => self.client.ended(link, SocketEnd::Refused),
+                    Some(server) => {
+                        let connection = self.network.get().connect();
+                        server.accept(connection);
+                        self.sockets[at].connection = Some(connection);
+                        self.client.connected(link);
+                    }
+                }
+            }
+        }
+    }
+
+    fn read(&mut self, link: u64, connection: usize) {
+        for _ in 0..READS_PER_TURN {
+            let found = self.network.get().look(connection, Way::Down);
+            match found {
+                Found::Nothing => return,
+                Found::End => return self.client.ended(link, SocketEnd::Closed),
+                Found::Reset => return self.client.ended(link, SocketEnd::Reset),
+                Found::Bytes(available) => {
+                    let mut count = available.min(READ_BYTES);
+                    if self.fate.is_hostile() && self.fate.once_in(4) {
+                        count = 1 + self.fate.below(count);
+                    }
+                    let (_, bytes) = self.network.get().read(connection, Way::Down, count.min(available));
+                    self.client.received(link, &bytes);
+                }
+            }
+        }
+    }
+
+    fn open_and_close(&mut self) {
+        let wanted = self.client.wanted_links();
+        for socket in self.sockets.extract_if(.., |socket| !wanted.contains(&socket.link)) {
+            if let Some(connection) = socket.connection {
+                self.network.get().close_client(connection);
+            }
+        }
+        for link in wanted {
+            if self.sockets.iter().all(|socket| socket.link != link) {
+                let connects_us = self.fate.now_us() + self.fate.below(2_000) as u64;
+                self.sockets.push(Socket { link, connection: None, connects_us });
+                self.client.connecting(link);
+            }
+        }
+    }
+
+    fn write(&mut self) {
+        for _ in 0..16 {
+            for at in 0..self.sockets.len() {
+                let Socket { link, connection: Some(connection), .. } = self.sockets[at] else { continue };
+                while !self.client.unwritten(link).is_empty() {
+                    let written = self.network.get().write(connection, Way::Up, self.client.unwritten(link));
+                    match written {
+                        Ok(0) => break,
+                        Ok(count) => self.client.wrote(link, count),
+                        Err(_) => {
+                            self.read(link, connection);
+                            self.client.ended(link, SocketEnd::Reset);
+                        }
+                    }
+                }
+            }
+            if !self.client.fill() {
+                return;
+            }
+        }
+    }
+}
+
+/// Whether a server that keeps the rules may say so to a client that keeps them.
+fn is_expected(error: &str) -> bool {
+    let expected =
+        ["replaced", "overloaded", "no_such_shard", "frame_timeout", "slab_recycled", "handshake_timeout", "peer_too_slow"];
+    expected.iter().any(|name| error.contains(name))
+}
