@@ -61,6 +61,7 @@ mod request;
 mod simulation;
 mod stats;
 mod status;
+mod sync;
 mod thread;
 mod topology;
 
