@@ -172,7 +172,9 @@ impl Shard {
             let text = "a newer connection of the same node, session and shard took over";
             self.refuse(older, &Refusal::of_connection(ErrorCode::Replaced, text), now);
         }
-        self.sessions.at(position).link = Some(link);
+        let session = self.sessions.at(position);
+        session.link = Some(link);
+        session.connections += 1;
         let mut connection = Connection::new(ticket, position, hello.replay, max_body_bytes, now.monotonic_us);
         self.welcome(&key, position, &mut connection, now);
         self.snapshots.push(link);
@@ -244,6 +246,7 @@ impl Shard {
         self.connection_count -= 1;
         if connection.session != u32::MAX {
             let session = self.sessions.at(connection.session);
+            session.connections -= 1;
             if session.link == Some(link) {
                 session.link = None;
                 session.idle_since_us = now.monotonic_us;

@@ -25,6 +25,8 @@ pub struct Session {
     pub highest: u64,
     /// Link of its connection, if it has one.
     pub link: Option<u32>,
+    /// Connections that know its position: that one, and older ones that were replaced and still close.
+    pub connections: u32,
     /// Monotonic time of its last connection's end.
     pub idle_since_us: u64,
     /// Records stored.
@@ -71,6 +73,7 @@ impl Sessions {
             key,
             highest: 0,
             link: None,
+            connections: 0,
             idle_since_us: 0,
             records_stored: 0,
             records_duplicate: 0,
@@ -93,7 +96,7 @@ impl Sessions {
         let end = (self.sweep_at + SWEEP).min(self.entries.len());
         for position in self.sweep_at..end {
             if let Some(session) = self.entries[position]
-                && session.link.is_none()
+                && session.connections == 0
                 && session.idle_since_us < idle_before_us
             {
                 self.positions.remove(&session.key);
@@ -119,7 +122,7 @@ mod tests {
         let first = sessions.open(key(1)).expect("room");
         sessions.at(first).highest = 9;
         let second = sessions.open(key(2)).expect("room");
-        sessions.at(second).link = Some(4);
+        sessions.at(second).connections = 1;
         assert_eq!(sessions.open(key(1)), Some(first));
         sessions.at(first).idle_since_us = 100;
         sessions.sweep(100);
