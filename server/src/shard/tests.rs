@@ -200,6 +200,7 @@ fn a_session_is_known_until_the_last_replaced_connection_is_gone() {
     world.now.monotonic_us += 2 * SESSION_IDLE_US_MIN;
     world.shard.tick(world.now);
     world.connect(1, 2, SESSION);
+    assert_eq!(world.shard.stats().sessions, 2, "the first one's place is not given away");
     world.shard.link_gone(0, world.now);
     world.shard.link_gone(1, world.now);
     world.now.monotonic_us += 2 * SESSION_IDLE_US_MIN;
