@@ -2,6 +2,7 @@
 
 use crate::ack::AckHook;
 use crate::{AckedRecord, Client};
+use std::net::Ipv6Addr;
 use std::time::Duration;
 use thiserror::Error;
 
@@ -224,12 +225,18 @@ fn micros(setting: &'static str, value: Duration, min: u64, max: u64, range: &'s
     if (min..=max).contains(&us) { Ok(us) } else { Err(BuildError::OutOfRange { setting, value: format!("{value:?}"), range }) }
 }
 
-fn split_address(address: &str) -> Result<(String, u16), BuildError> {
+pub(crate) fn split_address(address: &str) -> Result<(String, u16), BuildError> {
     let bad = |what| BuildError::BadAddress { address: address.to_owned(), what };
     let (host, port) = address.rsplit_once(':').ok_or_else(|| bad("no port"))?;
     let port = port.parse().ok().filter(|&port| port != 0).ok_or_else(|| bad("the port is no number from 1 to 65535"))?;
     let host = match host.strip_prefix('[') {
-        Some(rest) => rest.strip_suffix(']').ok_or_else(|| bad("a bracket is not closed"))?,
+        Some(rest) => {
+            let inside = rest.strip_suffix(']').ok_or_else(|| bad("a bracket is not closed"))?;
+            // A zone may follow, as in fe80::1%eth0.
+            let address = inside.split_once('%').map_or(inside, |(address, _)| address);
+            address.parse::<Ipv6Addr>().map_err(|_| bad("the brackets hold no IPv6 address"))?;
+            inside
+        }
         None if host.contains(':') => return Err(bad("an IPv6 address needs brackets")),
         None => host,
     };
@@ -242,12 +249,17 @@ mod tests {
 
     #[test]
     fn addresses() {
-        for (address, host, port) in
-            [("127.0.0.1:3313", "127.0.0.1", 3313), ("[::1]:1", "::1", 1), ("name.example:65535", "name.example", 65535)]
-        {
+        for (address, host, port) in [
+            ("127.0.0.1:3313", "127.0.0.1", 3313),
+            ("[::1]:1", "::1", 1),
+            ("[fe80::1%eth0]:1", "fe80::1%eth0", 1),
+            ("name.example:65535", "name.example", 65535),
+        ] {
             assert_eq!(split_address(address).expect("good"), (host.to_owned(), port));
         }
-        for address in ["", "127.0.0.1", "::1", "::1:3313", "[::1:3313", "host:0", "host:66000", ":3313", "host:"] {
+        for address in
+            ["", "127.0.0.1", "::1", "::1:3313", "[::1:3313", "[[]:1", "[name]:1", "host:0", "host:66000", ":3313", "host:"]
+        {
             let error = split_address(address).expect_err("bad").to_string();
             assert!(error.contains(&format!("{address:?}")) && error.contains("127.0.0.1:3313"), "{error}");
         }

@@ -11,10 +11,10 @@
 
 use crate::bundle::{Bundle, Item, Meta, RECORD_COST_BYTES};
 use crate::request::Request;
+use crate::sync::rtrb::{Consumer, Producer, RingBuffer};
+use crate::sync::{Ordering, fence, thread_local};
 use postanalytics_protocol::schema::v1::Record;
-use rtrb::{Consumer, Producer, RingBuffer};
 use std::cell::RefCell;
-use std::sync::atomic::{Ordering, fence};
 
 /// Records that fit into a thread's rings.
 pub(crate) const RECORDS: usize = 256;

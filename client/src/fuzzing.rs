@@ -1,11 +1,11 @@
-//! What fuzzing drives of the client: see `tests/src/fuzz` of the workspace.
+//! What fuzzing drives of the client: see `tests/src/fuzz` of the workspace. Beside it, [`server_address`].
 //!
 //! A script plays the server: any bytes, frames that hold but say anything at any time, connections that come and go, and the
 //! clock. After every step the core's invariants and the law of the counters hold, and what the client writes is a stream of
 //! good frames that no strict server would refuse.
 
 use crate::bundle::Bundle;
-use crate::config::Config;
+use crate::config::{BuildError, Config, split_address};
 use crate::connection::Break;
 use crate::core::{Core, Now};
 use crate::denylist::Denylist;
@@ -56,6 +56,23 @@ impl<'a> Script<'a> {
         let (taken, rest) = self.0.split_at(length.min(self.0.len()));
         self.0 = rest;
         taken
+    }
+}
+
+/// The server's address: what is taken can be written so that it reads the same, what is not is named with the remedy.
+pub fn server_address(data: &[u8]) {
+    let text = &*String::from_utf8_lossy(data);
+    match split_address(text) {
+        Ok((host, port)) => {
+            assert!(port != 0 && !host.is_empty());
+            let again = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
+            assert_eq!(split_address(&again).ok(), Some((host, port)));
+        }
+        Err(error @ BuildError::BadAddress { .. }) => {
+            let message = error.to_string();
+            assert!(message.contains(&format!("{text:?}")) && message.contains("127.0.0.1:3313") && !message.contains('\n'));
+        }
+        Err(error) => panic!("{error}"),
     }
 }
 

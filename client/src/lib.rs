@@ -64,6 +64,7 @@ pub mod simulated;
 mod simulation;
 mod stats;
 mod status;
+mod sync;
 mod thread;
 mod topology;
 

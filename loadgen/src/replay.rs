@@ -174,6 +174,20 @@ mod tests {
     }
 
     #[test]
+    fn a_line_takes_no_more_memory_than_its_bound() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("bomb.gz");
+        let mut encoder = GzEncoder::new(File::create(&file).expect("created"), Compression::fast());
+        (0..8).for_each(|_| encoder.write_all(&vec![b'x'; LINE_BYTES_MAX]).expect("encoded"));
+        writeln!(encoder, "\n{LINE}").expect("encoded");
+        encoder.finish().expect("encoded");
+        let mut reader = LogReader::new(&[file]).expect("the file is there");
+        assert_eq!(reader.next_line().expect("readable").expect("the second line").path, b"/n");
+        assert_eq!((reader.lines, reader.lines_unparsable), (2, 1));
+        assert!(reader.line.capacity() <= 2 * LINE_BYTES_MAX, "{} bytes", reader.line.capacity());
+    }
+
+    #[test]
     fn the_clock_of_a_log_survives_what_logs_hold() {
         let (mut clock, second) = (LogClock::default(), 1_000_000);
         let start = 1_431_857_103 * second;

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 pub fn binary(name: &str) -> PathBuf {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     let folder = BUILT.get_or_init(|| {
-        // .../target/PROFILE/deps/test-0123
+        // .../target[/TRIPLE]/PROFILE/deps/test-0123
         let test = std::env::current_exe().unwrap();
         let folder = test.parent().unwrap().parent().unwrap().to_path_buf();
         let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
@@ -21,7 +21,13 @@ pub fn binary(name: &str) -> PathBuf {
         build
             .args(["build", "--quiet", "--locked", "--workspace", "--bins"])
             .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
-        build.arg("--target-dir").arg(folder.parent().unwrap());
+        let mut target = folder.parent().unwrap();
+        // `tests/full asan` names a target, so that only what runs there is instrumented, not the compiler's plugins.
+        if let Some(triple) = std::env::var_os("CARGO_BUILD_TARGET").filter(|triple| target.ends_with(triple)) {
+            target = target.parent().unwrap();
+            build.arg("--target").arg(triple);
+        }
+        build.arg("--target-dir").arg(target);
         if folder.ends_with("release") {
             build.arg("--release");
         }

@@ -1,5 +1,9 @@
 //! What this process may use of the machine: CPUs (affinity mask, cgroup quota) and memory (machine, cgroup). Read once at start.
 
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
+
 use std::path::{Path, PathBuf};
 
 /// See the module.
@@ -63,6 +67,10 @@ pub(crate) fn cgroup_folders(proc_self_cgroup: &str, controller: &str) -> Vec<Pa
     for line in proc_self_cgroup.lines() {
         let mut parts = line.splitn(3, ':').skip(1);
         let (Some(controllers), Some(path)) = (parts.next(), parts.next()) else { continue };
+        // A path would lead out of the folder of all groups; no controller has such a name.
+        if controllers.contains('/') {
+            continue;
+        }
         if controllers.is_empty() || controllers.split(',').any(|one| one == controller) {
             let root = Path::new("/sys/fs/cgroup").join(controllers);
             let own = root.join(path.trim_start_matches('/'));
@@ -109,6 +117,7 @@ mod tests {
         let folders = cgroup_folders("9:name=systemd:/s\n4:memory:/a/b\n3:cpu,cpuacct:/c\n", "memory");
         let wanted = ["/sys/fs/cgroup", "/sys/fs/cgroup/memory/a/b", "/sys/fs/cgroup/memory/a", "/sys/fs/cgroup/memory"];
         assert_eq!(folders, wanted.map(PathBuf::from));
+        assert_eq!(cgroup_folders("3:/etc,cpu:/a\n", "cpu").len(), 1, "nothing outside of the groups is asked");
         assert!(cgroup_folders("3:cpu,cpuacct:/c\n", "cpu").contains(&PathBuf::from("/sys/fs/cgroup/cpu,cpuacct/c")));
     }
 

@@ -190,6 +190,25 @@ fn a_newer_connection_of_a_session_replaces_the_older_one() {
 }
 
 #[test]
+fn a_session_is_known_until_the_last_replaced_connection_is_gone() {
+    let mut world = World::new(1);
+    world.connect(0, 1, SESSION);
+    world.connect(1, 1, SESSION);
+    world.turn(0);
+    world.shard.link_gone(1, world.now);
+    // The older one takes its time to close: meanwhile the session is idle for longer than it is kept, and others come.
+    world.now.monotonic_us += 2 * SESSION_IDLE_US_MIN;
+    world.shard.tick(world.now);
+    world.connect(1, 2, SESSION);
+    assert_eq!(world.shard.stats().sessions, 2, "the first one's place is not given away");
+    world.shard.link_gone(0, world.now);
+    world.shard.link_gone(1, world.now);
+    world.now.monotonic_us += 2 * SESSION_IDLE_US_MIN;
+    world.shard.tick(world.now);
+    assert_eq!(world.shard.stats().sessions, 0, "and no longer");
+}
+
+#[test]
 fn every_refusal_is_named_and_harms_nobody_else() {
     let damaged = |change: &dyn Fn(&mut Vec<u8>)| {
         let mut bytes = frame(1, &["/a", "/b"]);

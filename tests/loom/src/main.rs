@@ -1,15 +1,26 @@
-//! Every order in which two threads can meet in the files of the server that share memory between threads without a lock:
-//! the statistics page, and the wake-up of the queues.
+//! Every order in which two threads can meet in the files of server and client that share memory between threads without a
+//! lock: the statistics page, the wake-up of the queues, and the rings of a site's thread.
 //!
-//! The files are those of the server, compiled here once more; what they take from `crate::sync` is loom's here, or a stand-in
-//! with no more guarantees than the original gives. A model that fails panics with the order that it found.
+//! The files are those of server and client, compiled here once more; what they take from `crate::sync` is loom's here, or a
+//! stand-in with no more guarantees than the original gives. A model that fails panics with the order that it found.
 
+#[path = "../../../client/src/bundle.rs"]
+#[allow(dead_code)]
+mod bundle;
+#[path = "../../../client/src/front.rs"]
+#[allow(dead_code)]
+mod front;
+mod fronts;
 #[path = "../../../server/src/shard/page.rs"]
 #[allow(dead_code)]
 mod page;
+mod queue;
+#[path = "../../../client/src/request.rs"]
+#[allow(dead_code)]
+mod request;
 #[path = "../../../server/src/queue.rs"]
 #[allow(dead_code)]
-mod queue;
+mod server_queue;
 mod sync;
 
 use loom::sync::Arc;
@@ -17,12 +28,16 @@ use page::SequenceLock;
 use std::io::Read;
 
 fn main() {
-    let models: [(&str, fn()); 5] = [
+    let models: [(&str, fn()); 9] = [
         ("statistics page: a reading is of one instant", page_is_of_one_instant),
         ("statistics page: no reading is older than the one before", page_never_goes_back),
         ("statistics page: what was published before is in a reading", page_keeps_what_was_announced),
         ("queue: every message wakes the receiver, or it is awake", queue_wakes),
         ("queue: a full queue gives back, and nothing is lost or changes its place", queue_keeps_order_when_full),
+        ("rings of a thread: nobody forgets rings that hold a record", fronts::done_is_empty),
+        ("rings of a thread: with a record come its strings, in order and whole", fronts::strings_come_with_their_record),
+        ("rings of a thread: full rings give no part of a record", fronts::full_rings_refuse_whole_records),
+        ("rings of a thread: a count has the strings of all its records", fronts::counts_have_all_strings),
     ];
     for (what, model) in models {
         let mut builder = loom::model::Builder::new();
@@ -35,6 +50,7 @@ fn main() {
             count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
             model();
         });
+        assert!(fronts::came_to_the_end(), "{what}: no order came to what is asked");
         println!("{what}: holds in {} orders", orders.load(std::sync::atomic::Ordering::Relaxed));
     }
 }
@@ -78,7 +94,7 @@ fn page_keeps_what_was_announced() {
 }
 
 /// The receiver does as the shard does: sleeps until the wake-up is readable, reads it empty, then drains the queue.
-fn receive_all(mut receiver: queue::Receiver<u64>, messages: u64) {
+fn receive_all(mut receiver: server_queue::Receiver<u64>, messages: u64) {
     let mut next = 0;
     while next < messages {
         receiver.wake().wait_readable();
@@ -92,7 +108,7 @@ fn receive_all(mut receiver: queue::Receiver<u64>, messages: u64) {
 }
 
 fn queue_wakes() {
-    let (mut sender, receiver) = queue::queue::<u64>(2).expect("a stand-in");
+    let (mut sender, receiver) = server_queue::queue::<u64>(2).expect("a stand-in");
     let thread = loom::thread::spawn(move || receive_all(receiver, 2));
     for message in 0..2 {
         sender.send(message).expect("room for both");
@@ -101,7 +117,7 @@ fn queue_wakes() {
 }
 
 fn queue_keeps_order_when_full() {
-    let (mut sender, receiver) = queue::queue::<u64>(1).expect("a stand-in");
+    let (mut sender, receiver) = server_queue::queue::<u64>(1).expect("a stand-in");
     let thread = loom::thread::spawn(move || receive_all(receiver, 2));
     for message in 0..2 {
         while let Err(back) = sender.send(message) {

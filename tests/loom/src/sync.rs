@@ -1,13 +1,23 @@
-//! What `server/src/sync.rs` names, for the model checker.
+//! What `server/src/sync.rs` and `client/src/sync.rs` name, for the model checker.
 //!
-//! The ring has rtrb's guarantees and no more: a push is seen by a pop that sees its tail, by release and acquire. The socket
+//! The ring has the guarantees that rtrb's documentation gives and no more: a push is seen by a pop that sees its tail, by
+//! release and acquire; whether the other end is gone is told without ordering anything. The socket
 //! is the kernel's: bytes under a lock, a buffer that may be full (here after one byte, so that it often is), and somebody who
 //! waits for it to be readable.
 
-pub(crate) use loom::sync::atomic::{AtomicU64, Ordering, fence};
+pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
 use loom::sync::{Arc, Condvar, Mutex};
 use std::io::{self, ErrorKind, Read, Write};
+
+/// loom's own takes no `const` block.
+macro_rules! thread_local_of_loom {
+    ($(#[$attribute:meta])* static $name:ident: $type:ty = const $value:block;) => {
+        loom::thread_local! { $(#[$attribute])* static $name: $type = $value; }
+    };
+}
+
+pub(crate) use thread_local_of_loom as thread_local;
 
 /// A thread that spins lets others run.
 pub(crate) fn spin_loop() {
@@ -18,19 +28,58 @@ pub(crate) fn spin_loop() {
 const SOCKET_BYTES: usize = 1;
 
 pub(crate) mod rtrb {
-    use super::{Arc, AtomicU64, Mutex, Ordering};
+    use super::{Arc, AtomicBool, AtomicU64, Ordering};
+    use loom::cell::UnsafeCell;
+    use std::cell::{Cell, RefCell};
+
+    /// Slots of a ring at the most: a small one is full, and goes round, soon.
+    pub(crate) const SLOTS_MAX: usize = 4;
 
     #[derive(Debug)]
-    struct Shared<T> {
-        slots: Vec<Mutex<Option<T>>>,
-        head: AtomicU64,
-        tail: AtomicU64,
+    struct Slot<T> {
+        value: RefCell<Option<T>>,
+        /// Touched with the value: loom says if two threads do so with nothing that orders them.
+        touched: UnsafeCell<()>,
     }
 
     #[derive(Debug)]
-    pub(crate) struct Producer<T>(Arc<Shared<T>>);
+    struct Shared<T> {
+        slots: Vec<Slot<T>>,
+        head: AtomicU64,
+        tail: AtomicU64,
+        abandoned: AtomicBool,
+    }
+
+    impl<T> Shared<T> {
+        fn put(&self, number: u64, value: T) {
+            let slot = &self.slots[number as usize % self.slots.len()];
+            slot.touched.with_mut(|_| *slot.value.borrow_mut() = Some(value));
+        }
+
+        fn take(&self, number: u64) -> T {
+            let slot = &self.slots[number as usize % self.slots.len()];
+            slot.touched.with_mut(|_| slot.value.borrow_mut().take()).expect("what is before the tail was put there")
+        }
+
+        /// How many of `count` slots from `number` on lie before the end of the memory.
+        fn before_wrap(&self, number: u64, count: usize) -> usize {
+            count.min(self.slots.len() - number as usize % self.slots.len())
+        }
+    }
+
+    /// An end knows its own index, as with rtrb. To load it would also hide orders: loom remembers the last access to an
+    /// atomic only, and looks for another order with that one.
     #[derive(Debug)]
-    pub(crate) struct Consumer<T>(Arc<Shared<T>>);
+    pub(crate) struct Producer<T> {
+        shared: Arc<Shared<T>>,
+        tail: u64,
+        head_seen: Cell<u64>,
+    }
+    #[derive(Debug)]
+    pub(crate) struct Consumer<T> {
+        shared: Arc<Shared<T>>,
+        head: u64,
+    }
     pub(crate) struct RingBuffer;
     #[derive(Debug)]
     pub(crate) enum PushError<T> {
@@ -39,33 +88,122 @@ pub(crate) mod rtrb {
 
     impl RingBuffer {
         pub(crate) fn new<T>(capacity: usize) -> (Producer<T>, Consumer<T>) {
-            let slots = (0..capacity).map(|_| Mutex::new(None)).collect();
-            let shared = Arc::new(Shared { slots, head: AtomicU64::new(0), tail: AtomicU64::new(0) });
-            (Producer(Arc::clone(&shared)), Consumer(shared))
+            let slot = |_| Slot { value: RefCell::new(None), touched: UnsafeCell::new(()) };
+            let slots = (0..capacity.min(SLOTS_MAX)).map(slot).collect();
+            let (head, tail, abandoned) = (AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(false));
+            let shared = Arc::new(Shared { slots, head, tail, abandoned });
+            (Producer { shared: Arc::clone(&shared), tail: 0, head_seen: Cell::new(0) }, Consumer { shared, head: 0 })
         }
     }
 
     impl<T> Producer<T> {
         pub(crate) fn push(&mut self, value: T) -> Result<(), PushError<T>> {
-            let tail = self.0.tail.load(Ordering::Relaxed);
-            if tail - self.0.head.load(Ordering::Acquire) == self.0.slots.len() as u64 {
+            if self.slots() == 0 {
                 return Err(PushError::Full(value));
             }
-            *self.0.slots[tail as usize % self.0.slots.len()].try_lock().expect("the slot is ours") = Some(value);
-            self.0.tail.store(tail + 1, Ordering::Release);
+            self.shared.put(self.tail, value);
+            self.tail += 1;
+            self.shared.tail.store(self.tail, Ordering::Release);
             Ok(())
+        }
+
+        pub(crate) fn slots(&self) -> usize {
+            self.head_seen.set(self.shared.head.load(Ordering::Acquire));
+            self.cached_slots()
+        }
+
+        pub(crate) fn cached_slots(&self) -> usize {
+            self.shared.slots.len() - (self.tail - self.head_seen.get()) as usize
+        }
+
+        /// Whether the other end is gone. Never here: a model's queue outlives its threads' work.
+        pub(crate) fn is_abandoned(&self) -> bool {
+            false
+        }
+    }
+
+    impl<T: Copy + Default> Producer<T> {
+        pub(crate) fn write_chunk(&mut self, count: usize) -> Result<WriteChunk<'_, T>, ()> {
+            if self.slots() < count { Err(()) } else { Ok(WriteChunk { values: vec![T::default(); count], producer: self }) }
+        }
+    }
+
+    impl<T> Drop for Producer<T> {
+        fn drop(&mut self) {
+            self.shared.abandoned.store(true, Ordering::Release);
+        }
+    }
+
+    /// Slots that are written and not yet seen.
+    pub(crate) struct WriteChunk<'a, T> {
+        values: Vec<T>,
+        producer: &'a mut Producer<T>,
+    }
+
+    impl<T: Copy> WriteChunk<'_, T> {
+        pub(crate) fn as_mut_slices(&mut self) -> (&mut [T], &mut [T]) {
+            let before = self.producer.shared.before_wrap(self.producer.tail, self.values.len());
+            self.values.split_at_mut(before)
+        }
+
+        pub(crate) fn commit_all(self) {
+            let Producer { shared, tail, .. } = self.producer;
+            (*tail..).zip(&self.values).for_each(|(number, value)| shared.put(number, *value));
+            *tail += self.values.len() as u64;
+            shared.tail.store(*tail, Ordering::Release);
         }
     }
 
     impl<T> Consumer<T> {
         pub(crate) fn pop(&mut self) -> Result<T, ()> {
-            let head = self.0.head.load(Ordering::Relaxed);
-            if head == self.0.tail.load(Ordering::Acquire) {
+            if self.is_empty() {
                 return Err(());
             }
-            let value = self.0.slots[head as usize % self.0.slots.len()].try_lock().expect("the slot is ours").take();
-            self.0.head.store(head + 1, Ordering::Release);
-            value.ok_or(())
+            let value = self.shared.take(self.head);
+            self.head += 1;
+            self.shared.head.store(self.head, Ordering::Release);
+            Ok(value)
+        }
+
+        pub(crate) fn slots(&self) -> usize {
+            (self.shared.tail.load(Ordering::Acquire) - self.head) as usize
+        }
+
+        pub(crate) fn is_empty(&self) -> bool {
+            self.slots() == 0
+        }
+
+        /// Whether the other end is gone: what is said of it promises no more than that.
+        pub(crate) fn is_abandoned(&self) -> bool {
+            self.shared.abandoned.load(Ordering::Relaxed)
+        }
+    }
+
+    impl<T: Copy> Consumer<T> {
+        pub(crate) fn read_chunk(&mut self, count: usize) -> Result<ReadChunk<'_, T>, ()> {
+            if self.slots() < count {
+                return Err(());
+            }
+            let values = (self.head..).take(count).map(|number| self.shared.take(number)).collect();
+            Ok(ReadChunk { values, consumer: self })
+        }
+    }
+
+    /// Slots that are read and not yet given back.
+    pub(crate) struct ReadChunk<'a, T> {
+        values: Vec<T>,
+        consumer: &'a mut Consumer<T>,
+    }
+
+    impl<T> ReadChunk<'_, T> {
+        pub(crate) fn as_slices(&self) -> (&[T], &[T]) {
+            self.values.split_at(self.consumer.shared.before_wrap(self.consumer.head, self.values.len()))
+        }
+
+        pub(crate) fn commit_all(self) {
+            let Consumer { shared, head } = self.consumer;
+            *head += self.values.len() as u64;
+            shared.head.store(*head, Ordering::Release);
         }
     }
 }

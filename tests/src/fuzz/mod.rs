@@ -6,12 +6,15 @@
 
 mod batch;
 mod frames;
+mod logs;
 mod shard;
 mod texts;
 
 pub use batch::batch;
 pub use frames::{assembler, frames};
-pub use postanalytics_client::fuzzing::client;
+pub use logs::log_reader;
+pub use postanalytics_client::fuzzing::{client, server_address};
+pub use postanalytics_server::config::machine::fuzzing::machine;
 pub use postanalytics_server::control::http::fuzzing::http;
 pub use shard::shard;
 pub use texts::{access_log, env_file, node_yaml, values};
@@ -20,14 +23,17 @@ pub use texts::{access_log, env_file, node_yaml, values};
 pub type Body = fn(&[u8]);
 
 /// Name and body of every target; `tests/fuzz/corpus/NAME` is its corpus.
-pub const TARGETS: [(&str, Body); 10] = [
+pub const TARGETS: [(&str, Body); 13] = [
     ("frames", frames),
     ("assembler", assembler),
     ("batch", batch),
     ("env_file", env_file),
     ("node_yaml", node_yaml),
     ("values", values),
+    ("machine", machine),
+    ("server_address", server_address),
     ("access_log", access_log),
+    ("log_reader", log_reader),
     ("http", http),
     ("client", client),
     ("shard", shard),
