@@ -3,7 +3,7 @@
 //! What criterion shows as time is **CPU time of the receiving thread**, so its elements a second are records per
 //! server-CPU-second. A sender on another CPU writes pre-built frames as fast as they are taken and reads the Acks; a batch of
 //! frames is over when the shard has stored the last of them. Both receivers run the same `Shard` (check, store, analyse, ack):
-//! - *ours*: the server's ring, links and buffers (multishot receive into 128 buffers of 64 KiB as by default, and into 16),
+//! - *ours*: the server's ring, links and buffers (multishot receive into 16 buffers of 512 KiB as by default, and into 128 of 64 KiB),
 //!   turned as its thread does;
 //! - *glommio*: `TcpStream::read` into one buffer, of 64 KiB and of 1 MiB, then the shard, then `write_all` of what it answers.
 //!
@@ -140,9 +140,9 @@ fn took(start_ns: u64, turns: u64) -> Took {
 }
 
 /// The server's own ring, turned as the thread of a shard does.
-fn ours(buffers: u16, address: SocketAddr, targets: Receiver<u64>, answers: Sender<Took>) {
+fn ours(buffers: u16, buffer_bytes: u32, address: SocketAddr, targets: Receiver<u64>, answers: Sender<Took>) {
     let mut shard = shard(now()).expect("memory for a shard");
-    let mut ring = Uring::new(UringConfig { buffers, buffer_bytes: 64 << 10, links_max: 64 }).unwrap();
+    let mut ring = Uring::new(UringConfig { buffers, buffer_bytes, links_max: 64 }).unwrap();
     let mut links = Links::default();
     let stream = TcpStream::connect(address).unwrap();
     stream.set_nodelay(true).unwrap();
@@ -244,10 +244,10 @@ fn receive(criterion: &mut Criterion) {
         let (frames, turns) = (receiving.frames as f64, receiving.turns.max(1) as f64);
         eprintln!("{name}: {:.1} frames a turn\n", frames / turns);
     };
-    let ours_with = |buffers| move |address, targets, answers| ours(buffers, address, targets, answers);
+    let ours_with = |buffers, bytes| move |address, targets, answers| ours(buffers, bytes, address, targets, answers);
     for round in ["first", "second"] {
-        bench(&format!("{round}: ours, 128 buffers of 64 KiB"), Receiving::start(cpus, ours_with(128)));
-        bench(&format!("{round}: ours, 16 buffers of 64 KiB"), Receiving::start(cpus, ours_with(16)));
+        bench(&format!("{round}: ours, 16 buffers of 512 KiB"), Receiving::start(cpus, ours_with(16, 512 << 10)));
+        bench(&format!("{round}: ours, 128 buffers of 64 KiB"), Receiving::start(cpus, ours_with(128, 64 << 10)));
         bench(&format!("{round}: glommio, reads of 64 KiB"), Receiving::start(cpus, glommio(64 << 10)));
         bench(&format!("{round}: glommio, reads of 1 MiB"), Receiving::start(cpus, glommio(1 << 20)));
     }

@@ -1,7 +1,7 @@
 //! The command `peers`: postanalytics, Tarantool, Redis and receive-and-discard side by side. docs/performance.md says how to
 //! run it and what is equal.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
 use postanalytics_benches::peers::install::Programs;
 use postanalytics_benches::peers::plan::{Arguments, Plan};
@@ -59,6 +59,11 @@ fn compare(arguments: &Arguments) -> Result<ExitCode> {
     let mut plan = Plan::from_arguments(arguments)?;
     let programs = Programs::find_or_fetch(plan.install && plan.needs_programs())?;
     let missing = plan.leave_out_missing(&programs);
+    ensure!(
+        !plan.systems.is_empty(),
+        "nothing is left to measure: {} is not here; install it, or give other --system",
+        missing.join(", ")
+    );
     let machine = report::machine();
     let findings = run::run(&plan, &programs)?;
     let report = Report::new(&plan, &machine, &findings);

@@ -63,9 +63,11 @@ fn main() -> Result<()> {
     let rate = format!("{}/s", (records_per_second / 2.0) as u64);
     let stop = AtomicBool::new(false);
     let result = std::thread::scope(|scope| {
-        scope.spawn(|| bench.send_many(records_per_second / 2000.0, &stop));
+        let many = scope.spawn(|| bench.send_many(records_per_second / 2000.0, &stop));
         let measured = bench.phases(&rate, arguments.seconds);
         stop.store(true, Ordering::Relaxed);
+        // Without its records the source with many would be one with none.
+        many.join().unwrap_or_else(|_| bail!("the thread of the source with many records panicked"))?;
         measured
     });
     let (without, idle, (with, under_load)) = result?;
@@ -116,6 +118,7 @@ impl Bench {
         let folder = tempfile::tempdir()?;
         let mut command = Command::new(&program);
         command.args(["--listen", &ingest.to_string(), "--status", &status.to_string(), "--shards", "1"]);
+        command.args(["--env-file", "/dev/null", "--node-yaml", "/dev/null"]);
         command.args(["--arena", &arguments.arena.to_string(), "--log-file"]).arg(folder.path().join("server.log"));
         let server = command
             .stdin(Stdio::null())
@@ -256,7 +259,9 @@ fn get(address: SocketAddr, path: &str) -> Result<String> {
     write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
-    let (_, body) = answer.split_once("\r\n\r\n").with_context(|| format!("no HTTP answer: {answer:?}"))?;
+    let (head, body) = answer.split_once("\r\n\r\n").with_context(|| format!("no HTTP answer: {answer:?}"))?;
+    // A refusal would be a fast query.
+    ensure!(head.split(' ').nth(1) == Some("200"), "GET {path} was answered {head:?}: {body}");
     Ok(body.to_owned())
 }
 

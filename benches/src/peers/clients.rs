@@ -145,7 +145,7 @@ impl Clients {
             seconds: (after.at_ns - before.at_ns) as f64 / 1e9,
             records: after.records - before.records,
             messages: after.batches - before.batches,
-            server_cpu_seconds: (after.server_ns - before.server_ns) as f64 / 1e9,
+            server_cpu_seconds: after.server_ns.saturating_sub(before.server_ns) as f64 / 1e9,
             own_cpu_seconds: (after.own_us - before.own_us) as f64 / 1e6,
             latency: acked.latency.clone(),
         })

@@ -151,7 +151,7 @@ impl Generator {
         window.seconds = (after.at_ns - before.at_ns) as f64 / 1e9;
         window.records = after.records - before.records;
         window.messages = after.messages - before.messages;
-        window.server_cpu_seconds = (after.server_ns - before.server_ns) as f64 / 1e9;
+        window.server_cpu_seconds = after.server_ns.saturating_sub(before.server_ns) as f64 / 1e9;
         window.own_cpu_seconds = (after.own_us - before.own_us) as f64 / 1e6;
         Ok(window)
     }

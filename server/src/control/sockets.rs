@@ -12,6 +12,8 @@ use std::time::Duration;
 
 /// Connections that the kernel keeps ready while we are busy.
 pub(crate) const BACKLOG: i32 = 1024;
+/// How a port that somebody else has is told.
+pub(crate) const IN_USE: &str = "Address already in use";
 /// A peer that is silent this long is asked for a sign of life.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 /// Time between such questions.
@@ -45,7 +47,7 @@ fn open(address: SocketAddr) -> std::io::Result<(TcpListener, SocketAddr)> {
 
 fn explain(error: &std::io::Error, address: SocketAddr) -> ConfigError {
     let cause = match error.kind() {
-        ErrorKind::AddrInUse => "Address already in use".to_owned(),
+        ErrorKind::AddrInUse => IN_USE.to_owned(),
         ErrorKind::AddrNotAvailable => "Cannot assign requested address".to_owned(),
         ErrorKind::PermissionDenied => "Permission denied".to_owned(),
         _ => error.to_string(),

@@ -155,9 +155,10 @@ fn ports(config: &Config) -> Vec<PortFact> {
     // Closed before anybody is looked for: our own socket is not a holder.
     drop(opened);
     let fact = |((flag, address), bound): ((&'static str, Address), Result<SocketAddr, ConfigError>)| {
-        let mut holders = if bound.is_err() { holders_of(address.port) } else { Vec::new() };
-        if bound.is_err() && holders.is_empty() && config.status.as_ref().is_some_and(|status| status.port == config.listen.port)
-        {
+        // An address that this machine does not have, or a port that needs a capability, is held by nobody.
+        let is_taken = bound.as_ref().is_err_and(|error| error.text.contains(sockets::IN_USE));
+        let mut holders = if is_taken { holders_of(address.port) } else { Vec::new() };
+        if is_taken && holders.is_empty() && config.status.as_ref().is_some_and(|status| status.port == config.listen.port) {
             holders.push("--listen of this very configuration".to_owned());
         }
         PortFact { flag, address, bound: bound.map_err(|error| error.text), holders }
@@ -247,6 +248,26 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
         let holders = holders_of(listener.local_addr().expect("an address").port());
         assert!(holders.iter().any(|holder| holder.contains(&format!("(pid {})", std::process::id()))), "{holders:?}");
+    }
+
+    #[test]
+    fn a_holder_is_named_only_where_one_is_the_cause() {
+        use crate::config::flags::ServeFlags;
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let port = listener.local_addr().expect("an address").port();
+        let flags = |listen: String| ServeFlags {
+            listen: Some(listen),
+            status: Some("none".to_owned()),
+            env_file: Some("/dev/null".to_owned()),
+            node_yaml: Some("/dev/null".to_owned()),
+            ..ServeFlags::default()
+        };
+        let of = |listen: String| ports(&Config::resolve(&flags(listen), &|_| None).expect("a good configuration")).remove(0);
+        let taken = of(format!("127.0.0.1:{port}"));
+        assert!(taken.bound.is_err() && !taken.holders.is_empty(), "{taken:?}");
+        // An address for documentation, which no machine has.
+        let elsewhere = of(format!("203.0.113.1:{port}"));
+        assert!(elsewhere.bound.is_err() && elsewhere.holders.is_empty(), "{elsewhere:?}");
     }
 
     #[test]

@@ -29,8 +29,8 @@ use std::time::{Duration, Instant};
 
 /// The hidden subcommand that runs the server.
 pub const SUBCOMMAND: &str = "postanalytics-server";
-/// Where the first place of a slab stands.
-const FIRST_PLACE: usize = 64;
+/// Where the first place of a slab stands: behind a header and the filter of its sources. A test holds it against a log.
+const FIRST_PLACE: usize = 64 + (16 << 10);
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
 /// Bytes of the smallest record, to bound how many fit.
 const RECORD_BYTES_MIN: u64 = 512;
@@ -43,7 +43,11 @@ pub(super) fn command(at: &Start<'_>) -> Result<Command> {
     let connections = (at.connections + 100).to_string();
     command.args(["--connections-max", &connections, "--connections-per-address-max", &connections]);
     command.arg("--log-file").arg(at.folder.join("server.log"));
+    // The defaults are measured, whatever the environment says.
     for name in ["HOST", "PORT", "ALLOW", "SLAB_ALLOC_ARENA", "TARANTOOL_MEMORY_GB"] {
+        command.env_remove(name);
+    }
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"POSTANALYTICS_")) {
         command.env_remove(name);
     }
     command.stderr(File::create(at.folder.join("stderr.log"))?);
@@ -182,4 +186,32 @@ fn get(address: SocketAddr, path: &str) -> Result<(u16, String)> {
     let Some((head, body)) = answer.split_once("\r\n\r\n") else { bail!("no HTTP answer: {answer:?}") };
     let code = head.split(' ').nth(1).and_then(|code| code.parse().ok()).context("no code in an HTTP answer")?;
     Ok((code, body.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::peers::records::Corpus;
+    use postanalytics_server::arena::Log;
+
+    /// Without any peer at hand: the layout that is read here is the one that the server writes.
+    #[test]
+    fn what_a_log_stores_is_found_in_its_slab() {
+        let corpus = Corpus::new();
+        let mut log = Log::new(16).expect("memory");
+        let mut expected = Stored::default();
+        for frame in 0..3 {
+            let numbers = frame * 64..(frame + 1) * 64;
+            let mut body = Vec::new();
+            let header = encode(&corpus.records[numbers.clone()], &mut body).expect("encoded").expect("a header");
+            let mut place = log.reserve(body.len() as u32).expect("room");
+            log.fill(&mut place, &body);
+            let (record_count, schema) = (header.record_count, header.schema);
+            log.commit(place, PlaceHeader { record_count, schema, arrival_us: 1, ..PlaceHeader::default() });
+            numbers.for_each(|number| expected.add(corpus.hash(number)));
+        }
+        let mut found = Stored::default();
+        records_of_slab(&log.memory()[..SLAB_BYTES as usize], &mut found).expect("valid");
+        assert_eq!(found, expected);
+    }
 }
