@@ -15,6 +15,7 @@ use crate::sync::rtrb::{Consumer, Producer, RingBuffer};
 use crate::sync::{Ordering, fence, thread_local};
 use postanalytics_protocol::schema::v1::Record;
 use std::cell::RefCell;
+use std::sync::atomic::AtomicU64;
 
 /// Records that fit into a thread's rings.
 pub(crate) const RECORDS: usize = 256;
@@ -28,12 +29,20 @@ pub(crate) const COST_BYTES_MAX: usize = RECORDS * RECORD_COST_BYTES + STRING_BY
 /// itself: whatever goes through the rings was announced by traffic that it has seen.
 pub(crate) const PAUSE_US: u64 = 500_000;
 
+/// Clients that a thread may use by turns and still get rings for each.
+const FRONTS_MAX: usize = 16;
+
+/// How many rings there have been in this process.
+static OPENED: AtomicU64 = AtomicU64::new(0);
+
 /// A site thread's end.
 struct Front {
     queue: u64,
     /// When this thread last handed a record over, on whatever way.
     last_us: u64,
     rings: Option<(Producer<Entry>, Producer<u8>)>,
+    /// Tells its rings from those of other threads.
+    number: u64,
     /// Where a request with hits or extensions is made flat.
     scratch: Bundle,
 }
@@ -81,6 +90,7 @@ pub(crate) fn push(queue: u64, request: &Request<'_>, now_us: u64, urgent: bool,
             put(item.identity);
             Entry { record: *item.record, meta: *item.meta }
         };
+        debug_assert!(one.is_empty() && two.is_empty(), "the strings have the length that was said");
         // The record last: when it can be seen, so can its strings.
         chunk.commit_all();
         entry_ring.push(entry).is_ok()
@@ -100,8 +110,8 @@ fn has_room<T>(ring: &Producer<T>, slots: usize) -> bool {
     ring.cached_slots() >= slots || ring.slots() >= slots
 }
 
-/// Notes that this thread hands a record over on the locked way. Returns whether it does so often enough for rings of its own
-/// and has none.
+/// Notes that the queue has accepted a record of this thread on the locked way; one that was refused announces nothing.
+/// Returns whether that happens often enough for rings of its own, and it has none.
 pub(crate) fn took_the_locked_way(queue: u64, now_us: u64) -> bool {
     with(|fronts| match fronts.iter_mut().find(|front| front.queue == queue) {
         Some(front) => {
@@ -109,12 +119,23 @@ pub(crate) fn took_the_locked_way(queue: u64, now_us: u64) -> bool {
             front.rings.is_none() && now_us.saturating_sub(before_us) < PAUSE_US
         }
         None => {
-            fronts.retain(|front| front.rings.as_ref().is_some_and(|(entries, _)| !entries.is_abandoned()));
-            fronts.push(Front { queue, last_us: now_us, rings: None, scratch: Bundle::default() });
+            fronts.retain(|front| front.rings.as_ref().is_none_or(|(entries, _)| !entries.is_abandoned()));
+            // A thread that uses more clients than that by turns gets no rings for some of them.
+            if fronts.len() >= FRONTS_MAX
+                && let Some(oldest) = fronts.iter().position(|front| front.rings.is_none())
+            {
+                fronts.remove(oldest);
+            }
+            fronts.push(Front { queue, last_us: now_us, rings: None, number: 0, scratch: Bundle::default() });
             false
         }
     })
     .unwrap_or(false)
+}
+
+/// What tells this thread's rings from others', if it has any.
+pub(crate) fn number(queue: u64) -> Option<u64> {
+    with(|fronts| fronts.iter().find(|front| front.queue == queue && front.rings.is_some()).map(|front| front.number))?
 }
 
 /// Makes rings for this thread.
@@ -124,7 +145,8 @@ pub(crate) fn open(queue: u64) -> Option<Back> {
         let (entry_producer, entries) = RingBuffer::new(RECORDS);
         let (string_producer, strings) = RingBuffer::new(STRING_BYTES);
         front.rings = Some((entry_producer, string_producer));
-        Some(Back { entries, strings, wrapped: Vec::new() })
+        front.number = OPENED.fetch_add(1, Ordering::Relaxed);
+        Some(Back { number: front.number, entries, strings, wrapped: Vec::new() })
     })?
 }
 
@@ -135,6 +157,8 @@ fn with<T>(body: impl FnOnce(&mut Vec<Front>) -> T) -> Option<T> {
 
 /// The queue's end, for whoever holds its lock.
 pub(crate) struct Back {
+    /// What [`number`] says on its thread.
+    pub(crate) number: u64,
     entries: Consumer<Entry>,
     strings: Consumer<u8>,
     /// The strings of a record that lie around the end of the ring.
@@ -151,7 +175,7 @@ impl Back {
     /// Whether nothing is in it and nothing will be: its thread has ended.
     pub(crate) fn is_done(&self) -> bool {
         let abandoned = self.entries.is_abandoned();
-        // What the thread wrote before it ended is seen by now: `is_abandoned` promises that only with this.
+        // What the thread wrote before it ended has to be seen by now; rtrb's documentation promises no such order.
         fence(Ordering::Acquire);
         abandoned && self.entries.is_empty()
     }

@@ -6,7 +6,7 @@
 //! same lock, so that the laws of [`Counters`] hold in every snapshot.
 //!
 //! A `try_send` makes no system call unless the background thread asked to be woken: it wakes by itself while there is
-//! traffic, so only an urgent record, or more bytes than a few batches hold, or the first record after a quiet
+//! traffic, at least every 20 ms, and finds what is in the rings. So only an urgent record, or more bytes than a few batches hold beyond the rings, or the first record after a quiet
 //! second writes the eventfd, at most once per sleep.
 //!
 //! Bound: `queue_bytes`, counted over everything accepted and not yet settled, in flight included; the last quarter is kept
@@ -237,12 +237,14 @@ impl Queue {
             }
             return Ok(());
         }
-        let wants_rings = front::took_the_locked_way(self.id, accepted_us);
-
         let mut state = self.lock();
-        state.drain_fronts();
+        // What this thread sent before comes before this.
+        state.drain_own(self.id);
         let accepted = self.accept(&mut state, request, checked, accepted_us, urgent);
-        if wants_rings && accepted.is_ok() && self.limit_bytes / 4 >= (state.fronts.len() + 1) * FRONT_BYTES {
+        if accepted.is_ok()
+            && front::took_the_locked_way(self.id, accepted_us)
+            && self.limit_bytes / 4 >= (state.fronts.len() + 1) * FRONT_BYTES
+        {
             state.fronts.extend(front::open(self.id));
         }
         let waiting_bytes = state.waiting_bytes;
@@ -299,7 +301,7 @@ impl Queue {
         let string_bytes = blob + request.identity_bytes();
         let cost = RECORD_COST_BYTES + string_bytes;
         let limit = if request.hits.is_empty() { self.limit_bytes - self.limit_bytes / 4 } else { self.limit_bytes };
-        let queue_bytes = state.waiting_bytes + state.ledger.bytes;
+        let queue_bytes = state.waiting_bytes + state.ledger.bytes + state.in_fronts().1;
         if queue_bytes + cost > limit {
             state.refused_full += 1;
             return Err(SendError::QueueFull { queue_bytes, limit });
@@ -380,6 +382,10 @@ impl Queue {
         let mut state = self.lock();
         state.wake_on = WakeOn::default();
         let orders = state.orders;
+        if route {
+            // Before the rings are emptied, one after the other: a record that comes meanwhile sets it again.
+            state.urgent_waiting = false;
+        }
         // What was accepted before these orders is in the rings or beyond. One thread's rings at a time: nobody waits long.
         for number in 0..state.fronts.len() {
             state.drain_front(number);
@@ -388,7 +394,6 @@ impl Queue {
         }
         state.fronts.retain(|front| !front.is_done());
         if route {
-            state.urgent_waiting = false;
             std::mem::swap(&mut state.chunks, taken);
             if !state.current.is_empty() {
                 taken.push_back(std::mem::replace(&mut state.current, emptied.pop().unwrap_or_default()));
@@ -432,7 +437,8 @@ impl Queue {
         state.verdicts_skipped = notice.verdicts_skipped;
         if let Some(oldest_us) = notice.oldest_us {
             state.drain_fronts();
-            let waiting_us = state.chunks.front().unwrap_or(&state.current).oldest_us();
+            // Rings are emptied one after the other, so chunks are not in the order of time.
+            let waiting_us = state.chunks.iter().chain([&state.current]).filter_map(Bundle::oldest_us).min();
             // What is accepted from now on may carry a time as early as this.
             state.settled_until_us = oldest_us.min(waiting_us.unwrap_or(u64::MAX)).min(self.clock_us());
             state.orders.flush_us = state.orders.flush_us.filter(|until_us| *until_us >= state.settled_until_us);
@@ -442,6 +448,10 @@ impl Queue {
         }
         if let Some((status, key)) = notice.status {
             (state.status, state.identity_key) = (status, key);
+        }
+        if wake_on.any {
+            // Before a long sleep: nothing that nobody announced lies in a ring.
+            state.drain_fronts();
         }
         debug_assert!(state.counters().laws_hold(), "{:?}", state.ledger);
         self.set_gate(&state);
@@ -519,6 +529,21 @@ impl State {
         }
     }
 
+    /// The same for this thread's.
+    fn drain_own(&mut self, queue: u64) {
+        if let Some(own) = front::number(queue)
+            && let Some(number) = self.fronts.iter().position(|front| front.number == own)
+        {
+            self.drain_front(number);
+        }
+    }
+
+    /// Records in the threads' rings, and what they cost.
+    fn in_fronts(&self) -> (u64, usize) {
+        let fronts = self.fronts.iter().map(Back::records_and_cost);
+        fronts.fold((0, 0), |sum, front| (sum.0 + front.0, sum.1 + front.1))
+    }
+
     fn drain_front(&mut self, number: usize) {
         let Some(front) = self.fronts.get_mut(number) else { return };
         let (mut records, mut bytes, mut urgent) = (0, 0, false);
@@ -561,8 +586,7 @@ impl State {
             self.give_up_all();
         }
         let ledger = &self.ledger;
-        let fronts = self.fronts.iter().map(Back::records_and_cost);
-        let (in_fronts, in_fronts_bytes) = fronts.fold((0, 0), |sum, front| (sum.0 + front.0, sum.1 + front.1));
+        let (in_fronts, in_fronts_bytes) = self.in_fronts();
         Counters {
             offered: self.offered + in_fronts,
             accepted: self.accepted + in_fronts,

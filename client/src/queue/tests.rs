@@ -277,3 +277,74 @@ fn a_record_after_a_pause_wakes_the_thread_that_sleeps_for_long() {
     queue.try_send(&plain()).expect("room");
     assert!(rustix::io::read(&queue.wake, &mut [0u8; 8]).is_ok());
 }
+
+#[test]
+fn a_refused_record_announces_nothing() {
+    let queue = queue(10_000_000);
+    (0..5).for_each(|_| queue.try_send(&plain()).expect("room"));
+    let mut ledger = Ledger::default();
+    take(&queue, &mut ledger, |_, _| {});
+    std::thread::sleep(Duration::from_micros(2 * front::PAUSE_US + 1000));
+    let all = WakeOn { any: true, urgent: true, bytes: true };
+    assert_eq!(publish(&queue, &ledger, all), Sleep::Nothing);
+    let body = vec![0; crate::RECORD_BYTES_MAX];
+    assert!(queue.try_send(&Request { raw_body: &body, ..plain() }).is_err());
+    // Whether that woke the thread or not: it finds nothing and sleeps again.
+    let _ = rustix::io::read(&queue.wake, &mut [0u8; 8]);
+    take(&queue, &mut ledger, |_, _| panic!("nothing was accepted"));
+    assert_eq!(publish(&queue, &ledger, all), Sleep::Nothing);
+    queue.try_send(&plain()).expect("room");
+    assert!(rustix::io::read(&queue.wake, &mut [0u8; 8]).is_ok(), "the thread sleeps for long and has to be woken");
+}
+
+#[test]
+fn what_lies_in_a_ring_keeps_the_thread_from_a_long_sleep() {
+    let queue = queue(10_000_000);
+    let mut ledger = Ledger::default();
+    (0..5).for_each(|_| queue.try_send(&plain()).expect("room"));
+    take(&queue, &mut ledger, |_, _| {});
+    queue.try_send(&plain()).expect("room");
+    assert_eq!(publish(&queue, &ledger, WakeOn { any: true, ..WakeOn::default() }), Sleep::No);
+}
+
+#[test]
+fn a_thread_with_two_clients_gets_rings_for_both() {
+    let (one, two) = (queue(100_000_000), queue(100_000_000));
+    for _ in 0..100 {
+        one.try_send(&plain()).expect("room");
+        two.try_send(&plain()).expect("room");
+    }
+    assert_eq!((one.lock().fronts.len(), two.lock().fronts.len()), (1, 1));
+}
+
+#[test]
+fn a_flush_waits_for_the_oldest_of_all_threads() {
+    let queue = queue(100_000_000);
+    let [rings, older, newer] = [0; 3].map(|_| std::sync::Barrier::new(2));
+    let three = || (0..3).for_each(|_| queue.try_send(&plain()).expect("room"));
+    std::thread::scope(|scope| {
+        // The first rings, which are emptied first, hold what is newer, and enough of it to fill a chunk.
+        three();
+        scope.spawn(|| {
+            three();
+            rings.wait();
+            older.wait();
+            queue.try_send(&plain()).expect("room");
+            newer.wait();
+        });
+        rings.wait();
+        take(&queue, &mut Ledger::default(), |_, _| {});
+        older.wait();
+        newer.wait();
+        let until_us = queue.clock_us();
+        while queue.clock_us() == until_us {}
+        (0..256).for_each(|_| queue.try_send(&Request { path: b"/", ..plain() }).expect("room"));
+        let mut ledger = Ledger::default();
+        ledger.take(6, 0);
+        let notice = Notice { ledger: &ledger, verdicts_skipped: 0, oldest_us: Some(u64::MAX), stats: None, status: None };
+        queue.publish(notice, true, WakeOn::default());
+        let state = queue.lock();
+        assert!(!state.chunks.is_empty(), "more than one chunk");
+        assert!(state.settled_until_us <= until_us, "{} is not settled: {until_us} waits", state.settled_until_us);
+    });
+}
