@@ -1,7 +1,7 @@
 //! The names under which [`crate::queue`] and [`crate::shard::page`] know what they build their sharing between threads on.
 //!
 //! `tests/loom` compiles those two files with loom's atomics and stand-ins for the rest under the same names, and goes through
-//! every order in which two threads can meet there. So what these files share between threads they take from here.
+//! the orders in which two threads can meet there with two preemptions at most. So what these files share between threads they take from here.
 
 pub(crate) use std::hint::spin_loop;
 pub(crate) use std::os::unix::net::UnixStream;

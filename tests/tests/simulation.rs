@@ -10,10 +10,11 @@ const SEEDS: u64 = 2_000;
 /// Seeds within which each bug must be found.
 const SEEDS_TO_FIND: u64 = 400;
 
-/// Seeds that once failed and why.
+/// Seeds that fail when the repair that they stand for is undone, and why. Whatever changes the order of random draws makes
+/// another world of a seed: the unit tests beside the repaired code are the guards that stay.
 const PINNED: &[(u64, &str)] = &[
-    (386, "a receive that ended with a buffer left its connection open"),
-    (1138, "last words were sent after a send that had failed in the middle"),
+    (709, "a receive that ended with a buffer left its connection open"),
+    (941, "last words were sent after a send that had failed in the middle"),
     (1657, "a closing link that once waited for buffers broke an invariant that was too strict"),
     (15697, "what a server stored that is gone was held against the client"),
     (24755, "a replaced connection outlived its session, which panicked the shard"),
