@@ -10,7 +10,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use postanalytics_benches::frame;
 use postanalytics_protocol::frames::{ANY_SHARD, Hello, PackageVersion};
 use postanalytics_protocol::{AlignedVec, Assembler, FrameHeader, HEADER_BYTES, ValidBatch, shard_of};
-use postanalytics_server::analytics::Analytics;
+use postanalytics_server::analytics::{Analytics, Timing};
 use postanalytics_server::arena::{Log, PlaceHeader};
 use postanalytics_server::shard::messages::{ConnectionTicket, Topology};
 use postanalytics_server::shard::{Now, Shard, Usage};
@@ -43,7 +43,7 @@ fn pieces(criterion: &mut Criterion) {
         let batch = ValidBatch::parse(1, RECORDS, &body);
         let (mut analytics, mut scratch) = (Analytics::default(), Bump::new());
         bencher.iter(|| {
-            batch.iter().for_each(|batch| drop(black_box(analytics.observe(batch, &scratch))));
+            batch.iter().for_each(|batch| drop(black_box(analytics.observe(batch, Timing::default(), &[], &scratch))));
             scratch.reset();
         });
     });

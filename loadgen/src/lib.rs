@@ -1,7 +1,7 @@
 //! Load generator of postanalytics, as a library so that tests can use its parts.
 //!
 //! Rooms: [`plan`] (command line to checked plan) → [`traffic`] or [`replay`] (where records come from) → [`run`] through the
-//! client library, or [`raw`] past it → [`report`]. Beside them [`access_log`] (the parser), [`assertion`], [`clock`],
+//! client library, or [`raw`] past it → [`report`]. Beside them [`assertion`], [`clock`],
 //! [`machine`], [`measure`].
 //!
 //! What it measures: latency from the *intended* send time (corrected), so that a stalled server cannot hide the requests it
@@ -9,7 +9,6 @@
 //! acknowledged or counted as an error, and the server stored exactly what it acknowledged.
 #![forbid(unsafe_code)]
 
-pub mod access_log;
 pub mod assertion;
 pub mod clock;
 pub mod machine;

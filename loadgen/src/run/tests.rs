@@ -1,7 +1,7 @@
 //! Runs through the client library against a server in this process.
 
 use super::*;
-use crate::access_log::parse_line;
+use postanalytics_client::access_log::parse_line;
 use crate::plan::Arguments;
 use crate::report::Report;
 use crate::test_server::{Fault, TestServer, serve};

@@ -3,6 +3,7 @@
 //! Flags win over the environment, that over the env file, that over defaults; node.yaml gives the address only, and may not
 //! contradict HOST and PORT. Everything is read once, before any thread starts. It does not look at the network.
 
+pub mod detection;
 pub mod env_file;
 pub mod flags;
 mod layers;
