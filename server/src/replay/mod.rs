@@ -27,6 +27,7 @@ use bumpalo::Bump;
 use lines::Lines;
 use postanalytics_protocol::schema::v1::SCHEMA;
 use postanalytics_protocol::{AlignedVec, BatchBuilder, Source, ValidBatch, shard_of};
+use rustix::event::{PollFd, PollFlags, poll};
 use std::io::{BufWriter, IsTerminal, Read, Write};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -207,8 +208,11 @@ fn wait<T>(receiver: &mut Receiver<T>) -> Option<T> {
             return None;
         }
         let mut wakes = [0; 64];
-        // Blocks until something was sent; 0: the other end is closed, but something may have come just before.
-        is_over = matches!(receiver.wake().read(&mut wakes), Ok(0) | Err(_));
+        let mut readable = [PollFd::new(receiver.wake(), PollFlags::IN)];
+        // An interrupted wait is tried again: the queue is looked at in any case.
+        let _ = poll(&mut readable, None);
+        // 0: the other end is closed, but something may have come just before.
+        is_over = matches!(receiver.wake().read(&mut wakes), Ok(0));
     }
 }
 
