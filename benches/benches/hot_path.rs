@@ -90,7 +90,7 @@ fn shard(criterion: &mut Criterion) {
     if requests.memory().prefault().is_err() {
         return;
     }
-    let mut shard = Shard::new(0, Arc::new(topology), Duration::from_secs(10), requests, attacks);
+    let mut shard = Shard::new(0, Arc::new(topology), Duration::from_secs(10), requests, attacks, Analytics::default());
     let ticket = ConnectionTicket {
         node: [1; 16],
         name: "bench".to_owned(),

@@ -97,9 +97,10 @@ impl Magnitude {
                 return Some(self.values.len() as u64);
             }
             self.registers.resize(Self::REGISTERS, 0);
-            for known in std::mem::take(&mut self.values) {
-                self.note(known);
+            for position in 0..self.values.len() {
+                self.note(self.values[position]);
             }
+            self.values.clear();
         }
         self.note(value);
         let count = Self::REGISTERS as f64;

@@ -72,6 +72,24 @@ impl Default for Room {
     }
 }
 
+/// How to make the analysis of a shard: its memory is touched first by the thread that will use it.
+#[derive(Clone, Debug)]
+pub struct AnalyticsPlan {
+    /// What detectors count.
+    pub settings: Arc<Settings>,
+    /// What there is room for.
+    pub room: Room,
+    /// Keys the fingerprints.
+    pub seed: u64,
+}
+
+impl AnalyticsPlan {
+    /// Makes it.
+    pub fn build(&self) -> Analytics {
+        Analytics::new(Arc::clone(&self.settings), self.room, self.seed)
+    }
+}
+
 /// What the analysis of one shard keeps.
 #[derive(Debug)]
 pub struct Analytics {
@@ -275,8 +293,7 @@ impl Analytics {
         let key = self.prints.pair(observation.source_fingerprint, observation.endpoint_fingerprint).max(1);
         let ways = &mut self.refusals[(key >> 32) as usize % REFUSALS];
         let known = ways.iter().position(|way| way.0 == key);
-        let was_refused =
-            known.is_some_and(|way| observation.time_us < ways[way].1.saturating_add(self.settings.refusal_us));
+        let was_refused = known.is_some_and(|way| observation.time_us < ways[way].1.saturating_add(self.settings.refusal_us));
         if matches!(observation.status, 401 | 403) && !observation.is_listed {
             let way = known.unwrap_or(ways.len() - 1);
             let latest_us = if ways[way].0 == key { ways[way].1.max(observation.time_us) } else { observation.time_us };
@@ -318,3 +335,6 @@ fn describe(alert: &mut Alert, detector: Detector, observation: &Observation<'_>
         Alert::set_text(&mut alert.endpoint, &[observation.method, blank, observation.template]);
     }
 }
+
+#[cfg(test)]
+mod tests;

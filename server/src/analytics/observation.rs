@@ -93,7 +93,8 @@ impl<'a> Observation<'a> {
     /// Works a record out. What is remembered of earlier ones ([`Self::attempt`], [`Self::is_attack_tool`]) is left open.
     pub fn of(record: &RecordView<'a>, timing: Timing, settings: &Settings, prints: &Fingerprints, scratch: &'a Bump) -> Self {
         let flags = record.flags();
-        let (mut method, mut source_text) = (Method::from_wire(record.method()).map_or(&b""[..], |known| known.name().as_bytes()), &b""[..]);
+        let (mut method, mut source_text) =
+            (Method::from_wire(record.method()).map_or(&b""[..], |known| known.name().as_bytes()), &b""[..]);
         for extension in record.extensions() {
             match extension.tag {
                 TAG_METHOD if method.is_empty() => method = extension.value,

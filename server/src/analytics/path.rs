@@ -158,9 +158,9 @@ fn is_uuid(segment: &[u8]) -> bool {
 }
 
 const STATIC_EXTENSIONS: &[&[u8]] = &[
-    b"jpg", b"jpeg", b"png", b"gif", b"svg", b"webp", b"avif", b"ico", b"bmp", b"tif", b"tiff", b"woff", b"woff2", b"ttf", b"otf",
-    b"eot", b"css", b"js", b"mjs", b"map", b"mp3", b"mp4", b"m4a", b"m4v", b"webm", b"ogg", b"ogv", b"oga", b"avi", b"mov", b"wav",
-    b"flac", b"txt", b"xml", b"json", b"html", b"htm",
+    b"jpg", b"jpeg", b"png", b"gif", b"svg", b"webp", b"avif", b"ico", b"bmp", b"tif", b"tiff", b"woff", b"woff2", b"ttf",
+    b"otf", b"eot", b"css", b"js", b"mjs", b"map", b"mp3", b"mp4", b"m4a", b"m4v", b"webm", b"ogg", b"ogv", b"oga", b"avi",
+    b"mov", b"wav", b"flac", b"txt", b"xml", b"json", b"html", b"htm",
 ];
 
 /// Whether the path is one of a file that does not change.

@@ -7,8 +7,22 @@ use aho_corasick::AhoCorasick;
 
 /// What login endpoints end in.
 const LOGIN_ENDINGS: &[&str] = &[
-    "/login", "/login.php", "/signin", "/sign-in", "/auth", "/oauth/token", "/token", "/session", "/sessions", "/wp-login.php",
-    "/xmlrpc.php", "/administrator/index.php", "/user/login", "/users/sign_in", "/account/login", "/admin/login",
+    "/login",
+    "/login.php",
+    "/signin",
+    "/sign-in",
+    "/auth",
+    "/oauth/token",
+    "/token",
+    "/session",
+    "/sessions",
+    "/wp-login.php",
+    "/xmlrpc.php",
+    "/administrator/index.php",
+    "/user/login",
+    "/users/sign_in",
+    "/account/login",
+    "/admin/login",
 ];
 
 /// The names that are built in, one a line, lines with `#` apart.
@@ -135,7 +149,8 @@ mod tests {
         let text = "[[overrides]]\nhost='b'\ndetectors.crawl.events=1\n[[overrides]]\npath='/o/'\ndetectors.scanner.events=1\n\
                     detectors.crawl.events=2\n[[overrides]]\napplication=3\ndetectors.crawl.events=3\n";
         let settings = Settings::new(&DetectionConfig::parse(text).expect("it is right")).expect("built");
-        let rank = |application, host: &str, path: &str| settings.rank(Detector::Crawl, application, host.as_bytes(), path.as_bytes());
+        let rank =
+            |application, host: &str, path: &str| settings.rank(Detector::Crawl, application, host.as_bytes(), path.as_bytes());
         assert_eq!([rank(0, "b", "/o/x"), rank(3, "c", "/o/x"), rank(3, "c", "/o"), rank(0, "", "/")], [1, 2, 3, 0]);
         assert_eq!(settings.rank(Detector::Scanner, 3, b"b", b"/o/x"), 2);
         assert_eq!(settings.numbers(Detector::Crawl.plan(3)).crawl.events, 3);

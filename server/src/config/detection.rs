@@ -393,7 +393,11 @@ impl DetectionConfig {
                 return Err((span, text.to_owned()));
             }
             if given.detectors.named().is_empty() {
-                return Err((span, "an override that names no detector does nothing: add a table such as overrides.detectors.brute_force".to_owned()));
+                return Err((
+                    span,
+                    "an override that names no detector does nothing: add a table such as overrides.detectors.brute_force"
+                        .to_owned(),
+                ));
             }
             config.overrides.push(Override {
                 application: given.application,
@@ -421,13 +425,23 @@ fn check(numbers: &Numbers) -> Result<(), String> {
             "credential_stuffing",
             "shared_window_us",
             "burst_leak_us",
-            window_events_max(stuffing.shared_window_us, stuffing.burst_events, stuffing.burst_leak_us, stuffing.burst_distinct_last),
+            window_events_max(
+                stuffing.shared_window_us,
+                stuffing.burst_events,
+                stuffing.burst_leak_us,
+                stuffing.burst_distinct_last,
+            ),
         ),
         (
             "bola",
             "range_window_us",
             "leak_us",
-            window_events_max(numbers.bola.range_window_us, numbers.bola.events, numbers.bola.leak_us, numbers.bola.distinct_last),
+            window_events_max(
+                numbers.bola.range_window_us,
+                numbers.bola.events,
+                numbers.bola.leak_us,
+                numbers.bola.distinct_last,
+            ),
         ),
     ];
     for (detector, window, leak, events) in held {

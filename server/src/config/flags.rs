@@ -136,6 +136,9 @@ pub struct ServeFlags {
     /// Id of this server; random if not given [env: POSTANALYTICS_SERVER_ID]
     #[arg(long, value_name = "UUID")]
     pub server_id: Option<String>,
+    /// Numbers and actions of the detectors, TOML; the defaults without [env: POSTANALYTICS_CONFIG]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<String>,
     /// Log as text or json [env: POSTANALYTICS_LOG] [default: text]
     #[arg(long, value_name = "FORMAT")]
     pub log: Option<String>,

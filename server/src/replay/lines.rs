@@ -24,8 +24,11 @@ impl Lines {
         let context = || format!("cannot open {name}: check the name and that this user may read it");
         let mut reader = BufReader::with_capacity(BUFFER_BYTES, File::open(path).with_context(context)?);
         let is_gzip = reader.fill_buf().with_context(context)?.starts_with(&[0x1f, 0x8b]);
-        let reader: Box<dyn BufRead> =
-            if is_gzip { Box::new(BufReader::with_capacity(BUFFER_BYTES, MultiGzDecoder::new(reader))) } else { Box::new(reader) };
+        let reader: Box<dyn BufRead> = if is_gzip {
+            Box::new(BufReader::with_capacity(BUFFER_BYTES, MultiGzDecoder::new(reader)))
+        } else {
+            Box::new(reader)
+        };
         Ok(Self { reader, line: Vec::new(), name })
     }
 

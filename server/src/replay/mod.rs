@@ -285,7 +285,8 @@ impl Reader {
             batch.encode_body(&mut body);
             batch.clear();
             let piece = Piece { orders: std::mem::take(orders), body };
-            send(sender, piece).map_err(|()| anyhow::anyhow!("a shard of the replay ended early, see above: this is a defect"))?;
+            send(sender, piece)
+                .map_err(|()| anyhow::anyhow!("a shard of the replay ended early, see above: this is a defect"))?;
         }
         self.in_round = 0;
         self.progress.show(&self.summary);

@@ -133,7 +133,8 @@ impl HashText<'_> {
 
 fn read_json<T>(line: &[u8], take: impl FnOnce(&RecordFields<'_>) -> T) -> Option<T> {
     let record: JsonRecord<'_> = serde_json::from_slice(line).ok()?;
-    let text = |field: &'_ Option<Cow<'_, str>>| -> Vec<u8> { field.as_ref().map_or(Vec::new(), |text| text.as_bytes().to_vec()) };
+    let text =
+        |field: &'_ Option<Cow<'_, str>>| -> Vec<u8> { field.as_ref().map_or(Vec::new(), |text| text.as_bytes().to_vec()) };
     let event_us = match (record.event_us, &record.time) {
         (Some(event_us), _) => event_us,
         (None, time) => time.as_ref()?.parse::<jiff::Timestamp>().ok()?.as_microsecond(),

@@ -2,9 +2,9 @@
 
 use super::connection::{Connection, Incoming, Refusal};
 use super::{Now, Shard};
+use crate::analytics::Timing;
 use crate::arena::place::{FLAG_QUARANTINED, FLAG_REPLAY};
 use crate::arena::{Log, OpenPlace, PlaceHeader, ReserveError};
-use crate::analytics::Timing;
 use postanalytics_protocol::schema::v1::{RECORD_BYTES, SCHEMA};
 use postanalytics_protocol::{BatchBuilder, ErrorCode, FrameHeader, ValidBatch, shard_of};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -151,11 +151,8 @@ impl Shard {
             }
         }
         let (analytics, scratch) = (&mut self.analytics, &self.scratch);
-        let timing = Timing {
-            arrival_us: stored.arrival_us,
-            sent_us: stored.sent_us,
-            is_replay: stored.flags & FLAG_REPLAY != 0,
-        };
+        let timing =
+            Timing { arrival_us: stored.arrival_us, sent_us: stored.sent_us, is_replay: stored.flags & FLAG_REPLAY != 0 };
         match catch_unwind(AssertUnwindSafe(|| analytics.observe(&batch, timing, &[], scratch))) {
             Ok(with_hits) => {
                 self.verdict_inbox.append(&mut analytics.listed);

@@ -37,8 +37,14 @@ pub(super) fn decide(numbers: &Bola, state: &mut State<'_>, event: &Event, time_
 }
 
 pub(super) fn progress(numbers: &Bola, cell: &Cell, pool: &Pool, now_us: u64) -> i64 {
-    leaky_progress(cell, now_us, numbers.events, numbers.leak_us)
-        .max(window_progress(cell, pool, WINDOW, now_us, numbers.range_events, numbers.range_window_us))
+    leaky_progress(cell, now_us, numbers.events, numbers.leak_us).max(window_progress(
+        cell,
+        pool,
+        WINDOW,
+        now_us,
+        numbers.range_events,
+        numbers.range_window_us,
+    ))
 }
 
 pub(super) const fn may_fire_at_once(numbers: &Bola) -> bool {

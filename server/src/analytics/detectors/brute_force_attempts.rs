@@ -34,8 +34,14 @@ pub(super) fn decide(numbers: &BruteForceAttempts, state: &mut State<'_>, event:
 }
 
 pub(super) fn progress(numbers: &BruteForceAttempts, cell: &Cell, pool: &Pool, now_us: u64) -> i64 {
-    window_progress(cell, pool, WINDOW, now_us, numbers.fast_events, numbers.fast_window_us)
-        .max(window_progress(cell, pool, WINDOW, now_us, numbers.slow_events, numbers.slow_window_us))
+    window_progress(cell, pool, WINDOW, now_us, numbers.fast_events, numbers.fast_window_us).max(window_progress(
+        cell,
+        pool,
+        WINDOW,
+        now_us,
+        numbers.slow_events,
+        numbers.slow_window_us,
+    ))
 }
 
 pub(super) const fn may_fire_at_once(numbers: &BruteForceAttempts) -> bool {

@@ -52,7 +52,8 @@ pub(super) fn decide(
     if is_new_to_burst && state.overflows(numbers.burst_events, numbers.burst_leak_us) {
         return Some(state.firing(state.cell.lists[0].words() as u32));
     }
-    let firing = is_new_to_window.then(|| state.fires(WINDOW, time_us, numbers.shared_events, numbers.shared_window_us, 0)).flatten();
+    let firing =
+        is_new_to_window.then(|| state.fires(WINDOW, time_us, numbers.shared_events, numbers.shared_window_us, 0)).flatten();
     firing.filter(|_| has_failed_enough(numbers, state, time_us))
 }
 
@@ -65,8 +66,14 @@ fn has_failed_enough(numbers: &CredentialStuffing, state: &State<'_>, time_us: u
 }
 
 pub(super) fn progress(numbers: &CredentialStuffing, cell: &Cell, pool: &Pool, now_us: u64) -> i64 {
-    leaky_progress(cell, now_us, numbers.burst_events, numbers.burst_leak_us)
-        .max(window_progress(cell, pool, WINDOW, now_us, numbers.shared_events, numbers.shared_window_us))
+    leaky_progress(cell, now_us, numbers.burst_events, numbers.burst_leak_us).max(window_progress(
+        cell,
+        pool,
+        WINDOW,
+        now_us,
+        numbers.shared_events,
+        numbers.shared_window_us,
+    ))
 }
 
 pub(super) const fn may_fire_at_once(numbers: &CredentialStuffing) -> bool {

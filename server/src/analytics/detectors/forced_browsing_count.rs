@@ -12,7 +12,13 @@ pub(super) fn look(observation: &Observation<'_>) -> Option<Look> {
     (is_failure && weighs).then_some(Look { value: observation.template_fingerprint, number: 0, kind: COUNTED })
 }
 
-pub(super) fn decide(numbers: &ForcedBrowsingCount, state: &mut State<'_>, event: &Event, time_us: u64, elapsed_us: u64) -> Option<Firing> {
+pub(super) fn decide(
+    numbers: &ForcedBrowsingCount,
+    state: &mut State<'_>,
+    event: &Event,
+    time_us: u64,
+    elapsed_us: u64,
+) -> Option<Firing> {
     let rule = (numbers.events, numbers.leak_us, numbers.distinct_last);
     decide_leaky_distinct(rule, state, event, time_us, elapsed_us)
 }
