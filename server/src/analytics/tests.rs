@@ -66,7 +66,7 @@ fn a_flood_of_single_use_sources_hides_no_attacker() {
         let engine = &subject.engine;
         assert!(engine.table.live() <= engine.table.capacity());
         let lost = engine.table.probation_overwritten + engine.counters.keys_evicted;
-        assert_eq!(lost > 0, flood >= 100, "{flood}: what is lost is counted, {lost}");
+        assert_eq!(lost > 0, flood > 0, "{flood}: what is lost is counted, {lost}");
         assert_eq!(engine.table.pool.shortages(), 0);
     }
 }
