@@ -73,7 +73,7 @@ impl Default for Room {
 }
 
 /// How to make the analysis of a shard: its memory is touched first by the thread that will use it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct AnalyticsPlan {
     /// What detectors count.
     pub settings: Arc<Settings>,

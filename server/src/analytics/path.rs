@@ -88,9 +88,7 @@ fn remove_dots(path: &mut BumpVec<'_, u8>) {
         let rest = &path[read..];
         if rest.starts_with(b"../") {
             read += 3;
-        } else if rest.starts_with(b"./") {
-            read += 2;
-        } else if rest.starts_with(b"/./") {
+        } else if rest.starts_with(b"./") || rest.starts_with(b"/./") {
             read += 2;
         } else if rest == b"/." {
             path[read + 1] = b'/';

@@ -151,7 +151,7 @@ fn start(flags: &ReplayFlags, settings: &Arc<Settings>, ahead_us: u64) -> Result
         };
         shards.push(std::thread::Builder::new().name(format!("replay-{shard}")).spawn(run).context("cannot start a thread")?);
     }
-    let users = Users::new(Arc::clone(settings), flags.keys, Alerts::unbounded(), SEED);
+    let users = Users::new(Arc::clone(settings), (flags.keys / 4).max(1024), Alerts::unbounded(), SEED);
     let run = move || correlate(users, failures);
     let correlator = std::thread::Builder::new().name("correlator".to_owned()).spawn(run).context("cannot start a thread")?;
     let shard_count = senders.len();
