@@ -11,6 +11,7 @@ pub mod pieces;
 
 use postanalytics_protocol::frames::{ANY_SHARD, Hello, PackageVersion};
 use postanalytics_protocol::{AlignedVec, BatchBuilder, FrameHeader, HEADER_BYTES, Hit, RecordFields};
+use postanalytics_server::analytics::Analytics;
 use postanalytics_server::arena::Log;
 use postanalytics_server::shard::messages::{ConnectionTicket, Topology};
 use postanalytics_server::shard::{Now, Shard};
@@ -82,7 +83,7 @@ pub fn shard(now: Now) -> Option<Shard> {
     };
     let (mut requests, attacks) = (Log::new(64).ok()?, Log::new(4).ok()?);
     requests.memory().prefault().ok()?;
-    let mut shard = Shard::new(0, Arc::new(topology), Duration::from_secs(10), requests, attacks);
+    let mut shard = Shard::new(0, Arc::new(topology), Duration::from_secs(10), requests, attacks, Analytics::default());
     let name = "bench".to_owned();
     let peer = ([127, 0, 0, 1], 1).into();
     let ticket = ConnectionTicket { node: [1; 16], name: name.clone(), session: 1, peer, package, shard: 0 };

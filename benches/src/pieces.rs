@@ -6,7 +6,7 @@
 use crate::{RECORDS, aligned_body, frame, shard, stamp};
 use bumpalo::Bump;
 use postanalytics_protocol::{Assembler, HEADER_BYTES, ValidBatch, shard_of};
-use postanalytics_server::analytics::Analytics;
+use postanalytics_server::analytics::{Analytics, Timing};
 use postanalytics_server::arena::{Log, PlaceHeader};
 use postanalytics_server::shard::{Now, Usage};
 use std::hint::black_box;
@@ -61,8 +61,9 @@ fn route() -> Piece {
 fn analyse() -> Piece {
     let batch = valid_batch();
     let (mut analytics, mut scratch) = (Analytics::default(), Bump::new());
+    let timing = Timing { arrival_us: 1_700_000_000_000_000, ..Timing::default() };
     let run = move || {
-        let hits = black_box(analytics.observe(black_box(&batch), &scratch)).len();
+        let hits = black_box(analytics.observe(black_box(&batch), timing, &[], &scratch)).len();
         scratch.reset();
         if hits == 0 { RECORDS } else { 0 }
     };

@@ -41,6 +41,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod access_log;
 mod ack;
 mod batcher;
 mod bundle;

@@ -2,7 +2,7 @@
 //!
 //! Rooms: [`plan`] (command line to checked plan) → [`traffic`] or [`replay`] (where records come from) → [`run`] through the
 //! client library, or [`raw`] past it → [`report`]; [`find_max`] makes many
-//! runs, [`merge`] one report of several. Beside them [`access_log`] (the parser), [`assertion`], [`clock`],
+//! runs, [`merge`] one report of several. Beside them [`assertion`], [`clock`],
 //! [`machine`], [`measure`].
 //!
 //! What it measures: latency from the *intended* send time (corrected), so that a stalled server cannot hide the requests it
@@ -10,7 +10,6 @@
 //! acknowledged or counted as an error, and the server stored exactly what it acknowledged.
 #![forbid(unsafe_code)]
 
-pub mod access_log;
 pub mod assertion;
 pub mod clock;
 pub mod find_max;

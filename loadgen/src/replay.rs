@@ -1,9 +1,9 @@
 //! Access logs as a stream of lines: plain or gzip, file after file, lines of any length within a bound; and the log's clock,
 //! which says when a line is due.
 
-use crate::access_log::{LogLine, parse_line};
 use anyhow::{Context, Result};
 use flate2::read::MultiGzDecoder;
+use postanalytics_client::access_log::{LogLine, parse_line};
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};

@@ -10,6 +10,7 @@ pub mod doctor;
 pub mod logging;
 pub mod process;
 pub mod queue;
+pub mod replay;
 pub mod ring;
 pub mod seeded;
 pub mod serve;
@@ -38,6 +39,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let result = match line.command {
         None => serve_with(&line.serve),
         Some(Command::Serve(flags)) => serve_with(&flags),
+        Some(Command::Replay(flags)) => replay::replay(&flags),
         Some(Command::Completions { shell }) => {
             let mut text = Vec::new();
             clap_complete::generate(shell, &mut CommandLine::command(), "postanalytics", &mut text);

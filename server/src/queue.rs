@@ -37,6 +37,11 @@ impl<T> Sender<T> {
         let _ = self.wake.write(&[1]);
         Ok(())
     }
+
+    /// Whether the receiver is gone.
+    pub fn is_abandoned(&self) -> bool {
+        self.queue.is_abandoned()
+    }
 }
 
 impl<T> Receiver<T> {

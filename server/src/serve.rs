@@ -4,6 +4,8 @@
 //! plane (status pages answer, not ready) → shards map and prefault in parallel → connections are taken. Down: first signal
 //! drains, second ends at once. The main thread starts things, then waits.
 
+use crate::analytics::settings::Settings;
+use crate::analytics::{AnalyticsPlan, Room};
 use crate::config::machine::Machine;
 use crate::config::plan::Plan;
 use crate::config::{Config, ConfigError};
@@ -195,15 +197,26 @@ fn random<const N: usize>() -> anyhow::Result<[u8; N]> {
     Ok(bytes)
 }
 
+/// Keys of a shard's detectors: one for each KiB of its arena, so that their state takes about a seventh as much.
+fn keys_of(arena_bytes: u64) -> usize {
+    (arena_bytes >> 10).clamp(1 << 14, 1 << 22) as usize
+}
+
 /// Starts all, then waits for all, so that they prefault side by side.
 fn start_shards(config: &Config, plan: &Plan, topology: &Arc<Topology>) -> anyhow::Result<Vec<ShardHandle>> {
     let begun = Instant::now();
+    let settings = Arc::new(Settings::new(&config.detection).context("the names under attack_tools cannot be searched for")?);
     let mut starting = Vec::new();
     for (shard, cpu) in (0..).zip(&plan.cpus) {
         starting.push(shard::start(ShardConfig {
             shard,
             cpu: *cpu,
             arena_bytes: plan.arena_bytes_per_shard,
+            analytics: AnalyticsPlan {
+                settings: Arc::clone(&settings),
+                room: Room { keys: keys_of(plan.arena_bytes_per_shard), ..Room::default() },
+                seed: u64::from_le_bytes(random()?),
+            },
             topology: Arc::clone(topology),
             receive_buffers: config.receive_buffers,
             receive_buffer_bytes: config.receive_buffer_bytes,

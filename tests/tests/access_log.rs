@@ -2,8 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+use postanalytics_client::access_log::{LogLine, parse_line};
 use postanalytics_client::{Client, Request};
-use postanalytics_loadgen::access_log::{LogLine, parse_line};
 use postanalytics_server::control::http::unescape;
 use postanalytics_tests::{Server, ServerOptions, skipped};
 use serde_json::Value;

@@ -7,6 +7,7 @@ use postanalytics_client::{Action, Client};
 use postanalytics_protocol::frames::{ControlFrame, PackageVersion, Subject, Verdict};
 use postanalytics_protocol::routing::address_bytes;
 use postanalytics_protocol::{AlignedVec, Assembler, DEFAULT_MAX_BODY_BYTES};
+use postanalytics_server::analytics::AnalyticsPlan;
 use postanalytics_server::queue::Sender;
 use postanalytics_server::shard::messages::{ConnectionTicket, Handover, ShardHandle, ToShard, Topology};
 use postanalytics_server::shard::page::StatsPage;
@@ -52,6 +53,7 @@ impl RunningShard {
             max_body_bytes: DEFAULT_MAX_BODY_BYTES,
         };
         let config = ShardConfig {
+            analytics: AnalyticsPlan::default(),
             shard: 0,
             cpu: None,
             arena_bytes: 64 << 20,

@@ -1,11 +1,11 @@
 //! Runs through the client library against a server in this process.
 
 use super::*;
-use crate::access_log::parse_line;
 use crate::plan::Arguments;
 use crate::report::Report;
 use crate::test_server::{Fault, TestServer, serve};
 use clap::Parser;
+use postanalytics_client::access_log::parse_line;
 
 fn run_against(server: &TestServer, options: &[&str]) -> (Outcome, Report, Vec<String>) {
     let target = server.address.to_string();

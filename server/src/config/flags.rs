@@ -45,6 +45,9 @@ pub enum Command {
     /// Run the server (the default).
     #[command(after_help = EXAMPLES)]
     Serve(Box<ServeFlags>),
+    /// Run the detectors over access logs or records, and print their alerts as JSON lines
+    #[command(after_help = REPLAY_EXAMPLES)]
+    Replay(ReplayFlags),
     /// Print the completions of a shell, for example: postanalytics completions bash > /etc/bash_completion.d/postanalytics
     Completions {
         /// The shell.
@@ -72,6 +75,41 @@ pub struct DoctorFlags {
     /// Flags of `serve`.
     #[command(flatten)]
     pub serve: ServeFlags,
+}
+
+const REPLAY_EXAMPLES: &str = "\
+Examples:
+  postanalytics replay /var/log/nginx/access.log
+  postanalytics replay --config rules.toml access.log.2.gz access.log.1 access.log > alerts.jsonl
+  postanalytics replay --format jsonl --shards 4 records.jsonl";
+
+/// What the lines of a replay are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum LineFormat {
+    /// Access log of NGINX or Apache, combined or common, with or without syslog prefix and virtual host.
+    Combined,
+    /// Records as JSON, one a line.
+    Jsonl,
+}
+
+/// Flags of `replay`.
+#[derive(Clone, Debug, Args)]
+pub struct ReplayFlags {
+    /// What the lines are
+    #[arg(long, value_enum, default_value = "combined")]
+    pub format: LineFormat,
+    /// Numbers of the detectors and overrides, TOML; the defaults without
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<std::path::PathBuf>,
+    /// Threads that share the sources; the alerts are the same with any number
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub shards: u32,
+    /// Keys that have room in the state, about 150 bytes each; more than are live keep every alert exact
+    #[arg(long, value_name = "N", default_value_t = 1 << 20)]
+    pub keys: usize,
+    /// Files, plain or gzip, read one after the other
+    #[arg(value_name = "FILE", required = true)]
+    pub files: Vec<std::path::PathBuf>,
 }
 
 /// Flags of `serve`.
@@ -131,6 +169,9 @@ pub struct ServeFlags {
     /// Id of this server; random if not given [env: POSTANALYTICS_SERVER_ID]
     #[arg(long, value_name = "UUID")]
     pub server_id: Option<String>,
+    /// Numbers and actions of the detectors, TOML; the defaults without [env: POSTANALYTICS_CONFIG]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<String>,
     /// Log as text or json [env: POSTANALYTICS_LOG] [default: text]
     #[arg(long, value_name = "FORMAT")]
     pub log: Option<String>,

@@ -3,6 +3,7 @@
 //! Flags win over the environment, that over the env file, that over defaults; node.yaml gives the address only, and may not
 //! contradict HOST and PORT. Everything is read once, before any thread starts. It does not look at the network.
 
+pub mod detection;
 pub mod env_file;
 pub mod flags;
 mod layers;
@@ -13,6 +14,7 @@ pub mod values;
 
 pub use layers::{Setting, Source};
 
+use detection::DetectionConfig;
 use env_file::{Chosen, EnvFile};
 use flags::ServeFlags;
 use ipnet::IpNet;
@@ -97,6 +99,8 @@ pub struct Config {
     pub drain_deadline: Duration,
     /// Id of this server; `None`: random.
     pub server_id: Option<[u8; 16]>,
+    /// What the detectors count, and what follows.
+    pub detection: DetectionConfig,
     /// Format of the log.
     pub log_format: LogFormat,
     /// Log to this file.
@@ -134,10 +138,11 @@ const RECEIVE_BUFFER_BYTES: Key =
 const FRAME_DEADLINE: Key = Key { flag: "frame-deadline", names: &["POSTANALYTICS_FRAME_DEADLINE"], default: "10s" };
 const DRAIN_DEADLINE: Key = Key { flag: "drain-deadline", names: &["POSTANALYTICS_DRAIN_DEADLINE"], default: "10s" };
 const SERVER_ID: Key = Key { flag: "server-id", names: &["POSTANALYTICS_SERVER_ID"], default: "" };
+const CONFIG: Key = Key { flag: "config", names: &["POSTANALYTICS_CONFIG"], default: "" };
 const LOG: Key = Key { flag: "log", names: &["POSTANALYTICS_LOG"], default: "text" };
 const LOG_FILE: Key = Key { flag: "log-file", names: &["POSTANALYTICS_LOG_FILE"], default: "" };
 const LABELS: Key = Key { flag: "labels", names: &["WALLARM_LABELS"], default: "" };
-const ALL_KEYS: [&Key; 20] = [
+const ALL_KEYS: [&Key; 21] = [
     &STATUS,
     &STATUS_HOST,
     &STATUS_TOKEN_FILE,
@@ -155,6 +160,7 @@ const ALL_KEYS: [&Key; 20] = [
     &FRAME_DEADLINE,
     &DRAIN_DEADLINE,
     &SERVER_ID,
+    &CONFIG,
     &LOG,
     &LOG_FILE,
     &LABELS,
@@ -188,6 +194,7 @@ impl Config {
         })?;
         let token_file = layers.text(&STATUS_TOKEN_FILE, flags.status_token_file.as_deref())?;
         let (labels, _) = layers.text(&LABELS, None)?;
+        let (detection_file, _) = layers.text(&CONFIG, flags.config.as_deref())?;
         let (log_file, _) = layers.text(&LOG_FILE, flags.log_file.as_deref())?;
         let config = Self {
             listen,
@@ -214,6 +221,11 @@ impl Config {
             drain_deadline: layers
                 .parse(&DRAIN_DEADLINE, flags.drain_deadline.as_deref(), |text| values::duration_of_seconds(text, 0..=600))?,
             server_id: layers.parse(&SERVER_ID, flags.server_id.as_deref(), server_id)?,
+            detection: if detection_file.is_empty() {
+                DetectionConfig::default()
+            } else {
+                read_detection(Path::new(&detection_file))?
+            },
             log_format: layers.parse(&LOG, flags.log.as_deref(), |text| match text {
                 "text" => Ok(LogFormat::Text),
                 "json" => Ok(LogFormat::Json),
@@ -316,6 +328,12 @@ fn words(text: &str) -> Vec<String> {
 fn unknown_keys(file: Option<&EnvFile>) -> Vec<String> {
     let known: Vec<&str> = ALL_KEYS.iter().flat_map(|key| key.names).copied().chain(OTHER_NAMES).collect();
     file.map(|file| file.unknown_keys(&known).into_iter().map(str::to_owned).collect()).unwrap_or_default()
+}
+
+/// Reads what the detectors count; the error names the line.
+fn read_detection(path: &Path) -> Result<DetectionConfig, ConfigError> {
+    let text = read_small_file(path, 1 << 20).map_err(ConfigError::start)?;
+    DetectionConfig::parse(&text).map_err(|error| ConfigError::start(format!("{}: {error}", path.display())))
 }
 
 fn read_token(path: &Path) -> Result<String, ConfigError> {

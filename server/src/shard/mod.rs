@@ -125,7 +125,14 @@ pub struct Shard {
 
 impl Shard {
     /// A shard over two mapped logs.
-    pub fn new(id: u32, topology: Arc<Topology>, frame_deadline: Duration, requests: Log, attacks: Log) -> Self {
+    pub fn new(
+        id: u32,
+        topology: Arc<Topology>,
+        frame_deadline: Duration,
+        requests: Log,
+        attacks: Log,
+        analytics: Analytics,
+    ) -> Self {
         let scratch = Bump::with_capacity(256 << 10);
         scratch.set_allocation_limit(Some(SCRATCH_BYTES_MAX));
         let ack_latency = Histogram::new_with_bounds(100, 60_000_000_000, 3);
@@ -136,7 +143,7 @@ impl Shard {
             requests,
             attacks,
             attack_batch: BatchBuilder::with_capacity(1024, 1 << 20),
-            analytics: Analytics::default(),
+            analytics,
             verdicts: VerdictSet::default(),
             sessions: Sessions::default(),
             connections: Vec::new(),
@@ -305,6 +312,7 @@ impl Shard {
             }
         }
         self.verdicts.expire(now.wall_us);
+        self.analytics.engine.alerts.sweep(now.wall_us);
         let idle_us = SESSION_IDLE_US_MIN.max(self.stats().timeframe_us());
         self.sessions.sweep(now.monotonic_us.saturating_sub(idle_us));
         if now.monotonic_us >= self.interval_ends_us {
@@ -377,7 +385,16 @@ impl Shard {
     /// The counters now, but for those that only the driver knows.
     pub fn stats(&self) -> ShardStats {
         let (requests, attacks) = (self.requests.usage(), self.attacks.usage());
+        let engine = &self.analytics.engine;
         ShardStats {
+            alerts_raised: engine.counters.fired.iter().sum(),
+            alerts_cut_short: engine.alerts.cut_short,
+            events_late: engine.counters.late.iter().sum(),
+            keys_live: engine.table.live() as u64,
+            keys_max: engine.table.capacity() as u64,
+            keys_evicted: engine.counters.keys_evicted,
+            keys_evicted_hot: engine.counters.keys_evicted_hot,
+            keys_overwritten: engine.table.probation_overwritten,
             connections: self.connection_count,
             records_stored: requests.records_stored,
             bytes_stored: requests.bytes_stored,

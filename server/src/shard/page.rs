@@ -74,6 +74,22 @@ shard_stats! {
     verdicts_live,
     /// Verdicts that yielded to later ones because the set was full.
     verdicts_displaced,
+    /// Alerts raised.
+    alerts_raised,
+    /// Alerts that were final before their hold ended, for want of room.
+    alerts_cut_short,
+    /// Events that came too late for the key's clock.
+    events_late,
+    /// Keys that detectors have state of now.
+    keys_live,
+    /// Keys that they have room for.
+    keys_max,
+    /// Keys that yielded to others.
+    keys_evicted,
+    /// Of them, those that were over half of a threshold.
+    keys_evicted_hot,
+    /// New keys lost before their second event, because the table was full.
+    keys_overwritten,
     /// Largest scratch memory of a turn, bytes.
     scratch_bytes_peak,
     /// Bytes of the request log's and attack log's slabs together.

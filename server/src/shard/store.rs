@@ -2,6 +2,7 @@
 
 use super::connection::{Connection, Incoming, Refusal};
 use super::{Now, Shard};
+use crate::analytics::Timing;
 use crate::arena::place::{FLAG_QUARANTINED, FLAG_REPLAY};
 use crate::arena::{Log, OpenPlace, PlaceHeader, ReserveError, SlabHandle};
 use crate::seeded::{self, Bug};
@@ -159,14 +160,17 @@ impl Shard {
         }
         batch.records().for_each(|record| filter.insert(record.source()));
         let (analytics, scratch) = (&mut self.analytics, &self.scratch);
-        match catch_unwind(AssertUnwindSafe(|| analytics.observe(&batch, scratch))) {
+        let timing =
+            Timing { arrival_us: stored.arrival_us, sent_us: stored.sent_us, is_replay: stored.flags & FLAG_REPLAY != 0 };
+        match catch_unwind(AssertUnwindSafe(|| analytics.observe(&batch, timing, &[], scratch))) {
             Ok(with_hits) => {
+                self.verdict_inbox.append(&mut analytics.listed);
                 keep_attacks(&mut self.attacks, &mut self.attack_batch, &batch, &with_hits, stored);
                 Ok(false)
             }
             Err(_) => {
                 self.stats.frames_quarantined += 1;
-                self.analytics = crate::analytics::Analytics::default();
+                self.analytics = self.analytics.afresh();
                 tracing::error!(
                     commit_index = stored.commit_index,
                     sequence = stored.sequence,

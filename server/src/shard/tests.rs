@@ -51,7 +51,7 @@ impl World {
 
     pub(super) fn with_slabs(shard_count: u32, slabs: u64) -> Self {
         let logs = (Log::new(slabs).expect("memory"), Log::new(2).expect("memory"));
-        let shard = Shard::new(0, topology(shard_count), Duration::from_secs(10), logs.0, logs.1);
+        let shard = Shard::new(0, topology(shard_count), Duration::from_secs(10), logs.0, logs.1, Analytics::default());
         let now = Now { monotonic_us: 1_000_000, wall_us: 1_700_000_000_000_000 };
         Self { shard, now, assemblers: Vec::new(), finished: Vec::new() }
     }
@@ -608,4 +608,61 @@ fn a_replaced_connection_that_closes_late_finds_its_session() {
     world.shard.tick(world.now);
     assert_eq!(world.shard.stats().sessions, 1);
     world.shard.invariants();
+}
+
+/// A world whose detectors have these numbers and actions.
+fn world_with(configuration: &str) -> World {
+    use crate::analytics::settings::Settings;
+    use crate::analytics::{AnalyticsPlan, Room};
+    let config = crate::config::detection::DetectionConfig::parse(configuration).expect("a configuration");
+    let settings = Arc::new(Settings::new(&config).expect("settings"));
+    let mut world = World::new(1);
+    *world.shard.analytics() = AnalyticsPlan { settings, room: Room::default(), seed: 1 }.build();
+    world
+}
+
+fn not_found(sequence: u64, path: &str, sent_us: u64, event_us: u64) -> Vec<u8> {
+    let mut batch = BatchBuilder::default();
+    let client_ip = "::ffff:192.0.2.1".parse::<std::net::Ipv6Addr>().expect("an address").octets();
+    let fields = RecordFields { client_ip, event_us, method: 1, status: 404, path: path.as_bytes(), ..RecordFields::default() };
+    batch.push(&fields, 1 << 20).expect("fits");
+    let mut bytes = Vec::new();
+    batch.encode_frame(SESSION, sequence, sent_us, &mut bytes);
+    bytes
+}
+
+#[test]
+fn the_deciding_record_lists_its_source_in_the_same_turn() {
+    let mut world = world_with("[detectors.forced_browsing]\naction = 'denylist'\naction_s = 600\n");
+    world.connect(0, 1, SESSION);
+    world.turn(0);
+    let listed = |frames: Vec<ControlFrame>| {
+        frames.into_iter().find_map(|frame| match frame {
+            ControlFrame::Verdicts(verdicts) => verdicts.verdicts.first().copied(),
+            _ => None,
+        })
+    };
+    // The node's clock is half a century behind and jumps about by less than two minutes: neither matters.
+    for (sequence, path) in (1..).zip(["/a", "/b", "/c"]) {
+        world.send(0, &not_found(sequence, path, 90_000_000 - sequence * 20_000_000, 1));
+        assert_eq!(listed(world.turn(0)), None);
+    }
+    world.send(0, &not_found(4, "/d", 90_000_000, 80_000_000));
+    let until_us = world.now.wall_us + 600_000_000;
+    let verdict = listed(world.turn(0)).expect("a verdict in this turn");
+    let client_ip = "::ffff:192.0.2.1".parse::<std::net::Ipv6Addr>().expect("an address").octets();
+    assert_eq!((verdict.subject, verdict.application), (Subject::Source(client_ip), Some(-1)));
+    assert_eq!((verdict.action, verdict.until_us, verdict.detector), (Some(Action::Denylist), until_us, 6));
+    assert_eq!(world.shard.stats().alerts_raised, 1);
+}
+
+#[test]
+fn by_default_alerts_list_nobody() {
+    let mut world = World::new(1);
+    world.connect(0, 1, SESSION);
+    for (sequence, path) in (1..).zip(["/a", "/b", "/c", "/d"]) {
+        world.send(0, &not_found(sequence, path, 0, 0));
+    }
+    world.turn(0);
+    assert_eq!((world.shard.stats().alerts_raised, world.shard.stats().verdicts_live), (1, 0));
 }

@@ -6,6 +6,7 @@
 use super::messages::{MESSAGES_MAX, Query, ShardHandle, ToShard, Topology};
 use super::page::StatsPage;
 use super::{Command, Now, Shard, Usage};
+use crate::analytics::AnalyticsPlan;
 use crate::arena::Log;
 use crate::process::ResidentMemory;
 use crate::queue::{Receiver, Sender, queue};
@@ -38,6 +39,8 @@ pub struct ShardConfig {
     pub cpu: Option<usize>,
     /// Its part of the arena, bytes.
     pub arena_bytes: u64,
+    /// Its analysis, of which nothing is known yet.
+    pub analytics: AnalyticsPlan,
     /// What all shards have in common.
     pub topology: Arc<Topology>,
     /// Receive buffers, a power of two.
@@ -174,7 +177,14 @@ impl<K: Kernel> Driver<K> {
         let mut clock = Clock::new();
         Ok(Self {
             links: Links::default(),
-            shard: Shard::new(config.shard, Arc::clone(&config.topology), config.frame_deadline, requests, attacks),
+            shard: Shard::new(
+                config.shard,
+                Arc::clone(&config.topology),
+                config.frame_deadline,
+                requests,
+                attacks,
+                config.analytics.build(),
+            ),
             inbox,
             answers,
             page,

@@ -3,7 +3,7 @@
 use super::Script;
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use postanalytics_loadgen::access_log::parse_line;
+use postanalytics_client::access_log::parse_line;
 use postanalytics_loadgen::replay::{LINE_BYTES_MAX, LogReader};
 use std::io::Write;
 

@@ -6,6 +6,7 @@
 use super::Script;
 use postanalytics_protocol::frames::{ANY_SHARD, Action, ControlFrame, Hello, PackageVersion, Subject, Verdict};
 use postanalytics_protocol::{AlignedVec, Assembler, BatchBuilder, FrameHeader, FrameKind, Hit, RecordFields};
+use postanalytics_server::analytics::Analytics;
 use postanalytics_server::arena::Log;
 use postanalytics_server::shard::messages::{ConnectionTicket, Topology};
 use postanalytics_server::shard::{Command, Now, Shard, Usage};
@@ -65,7 +66,7 @@ impl World {
             max_body_bytes: 1 << 20,
         };
         let log = || Log::new(2).expect("memory for two slabs");
-        let shard = Shard::new(0, Arc::new(topology), Duration::from_secs(10), log(), log());
+        let shard = Shard::new(0, Arc::new(topology), Duration::from_secs(10), log(), log(), Analytics::default());
         Self { shard, now: Now { monotonic_us: 1_000_000, wall_us: 1_700_000_000_000_000 }, peers: Default::default() }
     }
 

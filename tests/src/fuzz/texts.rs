@@ -1,7 +1,7 @@
 //! Texts that people and programs write: env files, node.yaml, single values, access logs.
 
 use super::Script;
-use postanalytics_loadgen::access_log::{client_ip, parse_line};
+use postanalytics_client::access_log::{client_ip, parse_line};
 use postanalytics_loadgen::assertion::Assertion;
 use postanalytics_loadgen::plan;
 use postanalytics_loadgen::replay::LogClock;

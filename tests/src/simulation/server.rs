@@ -7,6 +7,7 @@ use super::network::{Found, SharedNetwork, Way};
 use postanalytics_protocol::frames::{ANY_SHARD, Action, ErrorFrame, Hello, PackageVersion, Subject, Verdict};
 use postanalytics_protocol::routing::address_bytes;
 use postanalytics_protocol::{AlignedVec, Assembler, ErrorCode, HEADER_BYTES, Source, ValidBatch, shard_of};
+use postanalytics_server::analytics::{AnalyticsPlan, Room};
 use postanalytics_server::arena::{Log, SlabHandle};
 use postanalytics_server::queue::{Receiver, Sender, queue};
 use postanalytics_server::shard::messages::{ConnectionTicket, Cursor, Handover, Query, QueryPage, ToShard, Topology};
@@ -386,6 +387,7 @@ impl Server {
 impl Unit {
     fn new(fate: &SharedFate, network: &SharedNetwork, shard: u32, topology: &Arc<Topology>, small: bool) -> Self {
         let config = ShardConfig {
+            analytics: AnalyticsPlan { room: Room { keys: 256, ..Room::default() }, ..AnalyticsPlan::default() },
             shard,
             cpu: None,
             arena_bytes: 0,

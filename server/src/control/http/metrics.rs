@@ -48,7 +48,7 @@ impl Collector for Snapshot {
 /// A value of a shard: metric, help, and how to get it from the page.
 type ShardFamily = (&'static str, &'static str, fn(&ShardStats) -> f64);
 
-const SHARD_FAMILIES: [ShardFamily; 34] = [
+const SHARD_FAMILIES: [ShardFamily; 42] = [
     ("postanalytics_connections", "Connections open now", |s| s.connections as f64),
     ("postanalytics_connections_adopted_total", "Connections that shards took over", |s| s.connections_adopted as f64),
     ("postanalytics_connections_shed_total", "Connections closed for frames that stayed unfinished", |s| {
@@ -75,6 +75,16 @@ const SHARD_FAMILIES: [ShardFamily; 34] = [
     ("postanalytics_sessions", "Sessions known", |s| s.sessions as f64),
     ("postanalytics_verdicts_live", "Verdicts in force", |s| s.verdicts_live as f64),
     ("postanalytics_verdicts_displaced_total", "Verdicts that yielded because the set was full", |s| s.verdicts_displaced as f64),
+    ("postanalytics_alerts_raised_total", "Alerts raised", |s| s.alerts_raised as f64),
+    ("postanalytics_alerts_cut_short_total", "Alerts final before their hold ended, for want of room", |s| {
+        s.alerts_cut_short as f64
+    }),
+    ("postanalytics_events_late_total", "Events that came too late for the key's clock", |s| s.events_late as f64),
+    ("postanalytics_keys_live", "Keys that detectors have state of", |s| s.keys_live as f64),
+    ("postanalytics_keys_max", "Keys that detectors have room for", |s| s.keys_max as f64),
+    ("postanalytics_keys_evicted_total", "Keys that yielded to others", |s| s.keys_evicted as f64),
+    ("postanalytics_keys_evicted_hot_total", "Keys over half of a threshold that yielded", |s| s.keys_evicted_hot as f64),
+    ("postanalytics_keys_overwritten_total", "New keys lost before their second event", |s| s.keys_overwritten as f64),
     ("postanalytics_scratch_peak_bytes", "Largest scratch memory of a turn", |s| s.scratch_bytes_peak as f64),
     ("postanalytics_arena_bytes", "Bytes of the arena", |s| s.arena_bytes_total as f64),
     ("postanalytics_arena_used_bytes", "Bytes of slabs that hold records", |s| s.arena_bytes_used as f64),

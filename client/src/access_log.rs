@@ -13,7 +13,7 @@
 //!
 //! Pure functions on borrowed bytes; nothing here reads files, allocates or keeps state.
 
-use postanalytics_client::Request;
+use crate::Request;
 use postanalytics_protocol::Extension;
 use postanalytics_protocol::schema::v1::{FLAG_CREDENTIALS, Method, TAG_METHOD};
 use std::net::{IpAddr, Ipv6Addr};
@@ -21,6 +21,8 @@ use std::net::{IpAddr, Ipv6Addr};
 /// One line, its fields borrowed from it. A field that the log writes as `-` is empty or 0.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogLine<'a> {
+    /// The leading virtual-host field as written, empty if the log has none.
+    pub host_field: &'a [u8],
     /// Leading virtual host without its port, empty if the log has none.
     pub virtual_host: &'a [u8],
     /// Port of the virtual host, 0 if not given.
@@ -31,6 +33,8 @@ pub struct LogLine<'a> {
     pub user: &'a [u8],
     /// Time of the request, Unix µs; `None` if the field holds no time.
     pub time_us: Option<u64>,
+    /// The request line as written.
+    pub request_line: &'a [u8],
     /// The method's text, empty if the request line is no request.
     pub method: &'a [u8],
     /// Path up to the first `?`, or the whole request line if that is no request.
@@ -89,6 +93,8 @@ pub fn parse_line(line: &[u8]) -> Option<LogLine<'_>> {
     let (user_agent, _) = quoted_field(rest);
     let unknown_method = !request.method.is_empty() && method_number(request.method) == 0;
     Some(LogLine {
+        host_field: head.host_field,
+        request_line,
         virtual_host: head.virtual_host,
         server_port: head.server_port,
         address: head.address,
@@ -123,6 +129,7 @@ pub fn client_ip(address: &[u8]) -> IpAddr {
 
 /// What stands before the time.
 struct Head<'a> {
+    host_field: &'a [u8],
     virtual_host: &'a [u8],
     server_port: u16,
     address: &'a [u8],
@@ -143,8 +150,9 @@ impl<'a> Head<'a> {
         let (virtual_host, address, rest) =
             if has_virtual_host { (first, second, after_second) } else { (&b""[..], first, after_first) };
         let (_ident, user) = next_token(rest);
-        let (virtual_host, server_port) = split_port(dash_is_empty(virtual_host));
-        Some(Self { virtual_host, server_port, address, user: user.trim_ascii() })
+        let host_field = dash_is_empty(virtual_host);
+        let (virtual_host, server_port) = split_port(host_field);
+        Some(Self { host_field, virtual_host, server_port, address, user: user.trim_ascii() })
     }
 }
 
@@ -214,57 +222,79 @@ fn split_at_time(line: &[u8]) -> Option<(&[u8], Option<u64>, &[u8])> {
     fallback.map(|(head, rest)| (head, None, rest))
 }
 
-/// `17/May/2015:10:05:03 +0000`, or RFC 3339.
+/// `17/May/2015:10:05:03 +0000`, or RFC 3339 with any number of decimals, in Unix µs.
 fn parse_time(text: &[u8]) -> Option<u64> {
-    let timestamp = match text {
-        [
-            d1,
-            d2,
-            b'/',
-            month @ ..,
-            b'/',
-            y1,
-            y2,
-            y3,
-            y4,
-            b':',
-            h1,
-            h2,
-            b':',
-            m1,
-            m2,
-            b':',
-            s1,
-            s2,
-            b' ',
-            sign,
-            o1,
-            o2,
-            o3,
-            o4,
-        ] => {
-            let two = |high: &u8, low: &u8| Some(digit(*high)? * 10 + digit(*low)?);
-            let year = i16::from(two(y1, y2)?) * 100 + i16::from(two(y3, y4)?);
-            // Second 60 is a leap second; logs write it, the calendar has none.
-            let second = two(s1, s2)?.min(59);
-            let civil =
-                jiff::civil::DateTime::new(year, month_number(month)?, two(d1, d2)?, two(h1, h2)?, two(m1, m2)?, second, 0);
-            let offset_seconds = i32::from(two(o1, o2)?) * 3600 + i32::from(two(o3, o4)?) * 60;
-            let signed = if *sign == b'-' { -offset_seconds } else { offset_seconds };
-            jiff::tz::Offset::from_seconds(signed).ok()?.to_timestamp(civil.ok()?).ok()?
+    let two = |at: usize| Some(digit(*text.get(at)?)? * 10 + digit(*text.get(at + 1)?)?);
+    let year_at = |at: usize| Some(two(at)? * 100 + two(at + 2)?);
+    let is = |at: usize, byte: u8| text.get(at) == Some(&byte);
+    if is(2, b'/') && is(6, b'/') && is(11, b':') && is(14, b':') && is(17, b':') && is(20, b' ') && text.len() == 26 {
+        let date = days_of(year_at(7)?, month_number(&text[3..6])?, two(0)?)?;
+        return time_of(date, (two(12)?, two(15)?, two(18)?), 0, offset_minutes(&text[21..])?);
+    }
+    let has_date = is(4, b'-') && is(7, b'-') && is(13, b':') && is(16, b':');
+    if !has_date || !matches!(text.get(10)?, b'T' | b't' | b' ') {
+        return None;
+    }
+    let date = days_of(year_at(0)?, two(5)?, two(8)?)?;
+    let mut rest = &text[19..];
+    let mut micros = 0;
+    if let Some(decimals) = rest.strip_prefix(b".") {
+        let count = decimals.iter().take_while(|byte| byte.is_ascii_digit()).count();
+        for place in 0..6 {
+            micros = micros * 10 + decimals[..count].get(place).map_or(0, |byte| i64::from(byte - b'0'));
         }
-        _ => std::str::from_utf8(text).ok()?.parse().ok()?,
+        rest = &decimals[count..];
+    }
+    let offset = if matches!(rest, b"Z" | b"z") { 0 } else { offset_minutes(rest)? };
+    time_of(date, (two(11)?, two(14)?, two(17)?), micros, offset)
+}
+
+/// Days from 1970-01-01 to a date; `None` if there is no such date. (Hinnant's algorithm: years begin in March.)
+fn days_of(year: i64, month: i64, day: i64) -> Option<i64> {
+    let is_leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let days = match month {
+        2 => 28 + i64::from(is_leap),
+        4 | 6 | 9 | 11 => 30,
+        1..=12 => 31,
+        _ => return None,
     };
-    u64::try_from(timestamp.as_microsecond()).ok()
+    if !(1..=days).contains(&day) {
+        return None;
+    }
+    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+    let (era, year_of_era) = (year.div_euclid(400), year.rem_euclid(400));
+    let day_of_year = (153 * month + 2) / 5 + day - 1;
+    Some(era * 146_097 + year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year - 719_468)
 }
 
-fn month_number(text: &[u8]) -> Option<i8> {
+/// Second 60 is a leap second: logs write it, Unix time has none and takes it for the next one.
+fn time_of(days: i64, (hour, minute, second): (i64, i64, i64), micros: i64, offset_minutes: i64) -> Option<u64> {
+    if hour > 23 || minute > 59 || second > 60 {
+        return None;
+    }
+    let seconds = ((days * 24 + hour) * 60 + minute - offset_minutes) * 60 + second;
+    u64::try_from(seconds * 1_000_000 + micros).ok()
+}
+
+/// `+0100` or `+01:00`.
+fn offset_minutes(text: &[u8]) -> Option<i64> {
+    let (sign, hours, minutes) = match *text {
+        [sign @ (b'+' | b'-'), h1, h2, m1, m2] | [sign @ (b'+' | b'-'), h1, h2, b':', m1, m2] => {
+            (sign, digit(h1)? * 10 + digit(h2)?, digit(m1)? * 10 + digit(m2)?)
+        }
+        _ => return None,
+    };
+    let minutes = hours * 60 + minutes;
+    (hours < 24).then_some(if sign == b'-' { -minutes } else { minutes })
+}
+
+fn month_number(text: &[u8]) -> Option<i64> {
     const MONTHS: [&[u8]; 12] = [b"Jan", b"Feb", b"Mar", b"Apr", b"May", b"Jun", b"Jul", b"Aug", b"Sep", b"Oct", b"Nov", b"Dec"];
-    MONTHS.iter().position(|month| month.eq_ignore_ascii_case(text)).map(|index| index as i8 + 1)
+    MONTHS.iter().position(|month| month.eq_ignore_ascii_case(text)).map(|index| index as i64 + 1)
 }
 
-const fn digit(byte: u8) -> Option<i8> {
-    if byte.is_ascii_digit() { Some((byte - b'0') as i8) } else { None }
+const fn digit(byte: u8) -> Option<i64> {
+    if byte.is_ascii_digit() { Some((byte - b'0') as i64) } else { None }
 }
 
 /// What follows a syslog prefix: `<190>May 17 10:05:03 host nginx[812]: …` (RFC 3164, the priority may be missing), or

@@ -1,0 +1,415 @@
+//! Alerts: raised when a detector fires, taking further events of their key until their hold ends, then final.
+//!
+//! A bounded number of slots. A new alert takes a free slot, else the oldest final one's, else the one of the alert whose
+//! hold ends first, which is then final early and counted. A replay lets the slots grow instead: its alerts are its output.
+//! Slots keep their buffers, so nothing is allocated once they were used.
+
+use super::detectors::{Detector, KeyKind};
+use postanalytics_protocol::Source;
+use serde::Serialize;
+use siphasher::sip::SipHasher13;
+use std::collections::VecDeque;
+use std::hash::Hasher;
+
+/// Request ids kept of an alert: the first 15 and the deciding one.
+pub const EVIDENCE_MAX: usize = 16;
+/// Longest text that is kept of a host or an endpoint, bytes: what is longer is told apart all the same, but shown cut.
+const TEXT_BYTES_MAX: usize = 2048;
+
+/// Where an alert is in its life.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Stage {
+    #[default]
+    Free,
+    Held,
+    Final,
+}
+
+/// See the module.
+#[derive(Clone, Debug, Default)]
+pub struct Alert {
+    stage: Stage,
+    key: u64,
+    /// Detector and override.
+    pub plan: u16,
+    /// Position of the deciding event in the input.
+    pub order: u64,
+    /// Events up to here only raise this alert.
+    pub hold_until_us: u64,
+    /// Effective time of the first event.
+    pub first_us: u64,
+    /// That of the deciding one.
+    pub fired_us: u64,
+    /// That of the last one.
+    pub last_us: u64,
+    /// Events looked at.
+    pub count: u64,
+    /// Different values among them.
+    pub distinct: u64,
+    /// Application.
+    pub application: i32,
+    /// Key of the source, see [`Source::key`].
+    pub source: u64,
+    /// The key is the whole IPv6 /48 of the source.
+    pub is_network: bool,
+    /// Hash of the session, 0 if it is not part of the key.
+    pub session: u64,
+    /// Hash of the user.
+    pub user: u64,
+    /// The address field, if it is no address.
+    pub source_text: Vec<u8>,
+    /// Host, if the key has one.
+    pub host: Vec<u8>,
+    /// Method and template, if the key has them.
+    pub endpoint: Vec<u8>,
+    /// Ids of requests.
+    pub evidence: [[u64; 2]; EVIDENCE_MAX],
+    /// How many.
+    pub evidence_count: usize,
+    magnitude: Magnitude,
+}
+
+/// Counts different values: exactly up to 64, then by a HyperLogLog of 256 registers (an error of 6.5 %). It reports; nothing
+/// is decided by it.
+#[derive(Clone, Debug, Default)]
+struct Magnitude {
+    values: Vec<u64>,
+    registers: Vec<u8>,
+}
+
+impl Magnitude {
+    const EXACT_MAX: usize = 64;
+    const REGISTERS: usize = 256;
+
+    fn clear(&mut self) {
+        self.values.clear();
+        self.registers.clear();
+    }
+
+    /// Takes a value; returns how many different ones it takes the number to be, `None` if it knew this one.
+    fn add(&mut self, value: u64) -> Option<u64> {
+        if self.registers.is_empty() {
+            if self.values.contains(&value) {
+                return None;
+            }
+            if self.values.len() < Self::EXACT_MAX {
+                self.values.push(value);
+                return Some(self.values.len() as u64);
+            }
+            self.registers.resize(Self::REGISTERS, 0);
+            for position in 0..self.values.len() {
+                self.note(self.values[position]);
+            }
+            self.values.clear();
+        }
+        self.note(value);
+        let count = Self::REGISTERS as f64;
+        let sum: f64 = self.registers.iter().map(|&register| 2f64.powi(-i32::from(register))).sum();
+        let estimate = 0.7213 / (1.0 + 1.079 / count) * count * count / sum;
+        let empty = self.registers.iter().filter(|&&register| register == 0).count();
+        Some(if estimate < 2.5 * count && empty > 0 { count * (count / empty as f64).ln() } else { estimate } as u64)
+    }
+
+    fn note(&mut self, value: u64) {
+        let hash = super::fingerprint::mix(value);
+        let register = &mut self.registers[(hash >> 56) as usize];
+        *register = (*register).max(((hash << 8).leading_zeros() + 1).min(57) as u8);
+    }
+}
+
+impl Alert {
+    /// Its detector.
+    pub const fn detector(&self) -> Detector {
+        Detector::of_plan(self.plan)
+    }
+
+    /// Keeps a text, cut at the bound.
+    pub fn set_text(text: &mut Vec<u8>, parts: &[&[u8]]) {
+        text.clear();
+        for part in parts {
+            let room = TEXT_BYTES_MAX.saturating_sub(text.len());
+            text.extend_from_slice(&part[..part.len().min(room)]);
+        }
+    }
+
+    /// Adds a value to those it tells apart.
+    pub fn add_value(&mut self, value: u64) {
+        self.magnitude.add(value);
+    }
+
+    /// Takes a further event of its key.
+    pub fn raise(&mut self, time_us: u64, value: Option<u64>) {
+        self.last_us = time_us;
+        self.count += 1;
+        if let Some(distinct) = value.and_then(|value| self.magnitude.add(value)) {
+            // The exact part may hold values from before `first`, the estimate may be low: never less than was known.
+            let exact = if self.magnitude.registers.is_empty() { self.distinct + 1 } else { 0 };
+            self.distinct = self.distinct.max(exact).max(if exact == 0 { distinct } else { 0 });
+        }
+    }
+
+    /// The object of the page of definitions.
+    pub fn to_json(&self) -> AlertJson {
+        let source = match (self.source_text.is_empty(), self.is_network) {
+            (false, _) => text(&self.source_text),
+            (true, is_network) => source_text(self.source, is_network),
+        };
+        let (kind, value) = match self.detector().key_kind() {
+            KeyKind::User => ("user", format!("{:016x}", self.user)),
+            KeyKind::SessionEndpoint if self.session != 0 => ("session", format!("{source} {:016x}", self.session)),
+            _ => ("source", source),
+        };
+        let some = |bytes: &[u8]| (!bytes.is_empty()).then(|| text(bytes));
+        let scope = ScopeJson { host: some(&self.host), endpoint: some(&self.endpoint) };
+        let name = self.detector().name();
+        AlertJson {
+            id: self.id(name, kind, &value, &scope),
+            detector: name,
+            key: KeyJson { kind, value },
+            application: self.application,
+            scope,
+            first: time_text(self.first_us),
+            fired: time_text(self.fired_us),
+            last: time_text(self.last_us),
+            count: self.count,
+            distinct: self.distinct,
+            level: self.detector().level().name(),
+            evidence: self.evidence[..self.evidence_count].iter().map(|[high, low]| format!("{high:016x}{low:016x}")).collect(),
+        }
+    }
+
+    /// The same for the same alert wherever and whenever it is raised.
+    fn id(&self, detector: &str, kind: &str, value: &str, scope: &ScopeJson) -> String {
+        let mut hasher = SipHasher13::new();
+        for part in [detector, kind, value, scope.host.as_deref().unwrap_or(""), scope.endpoint.as_deref().unwrap_or("")] {
+            hasher.write(part.as_bytes());
+            hasher.write_u8(0xff);
+        }
+        hasher.write(&self.application.to_le_bytes());
+        hasher.write(&self.first_us.to_le_bytes());
+        format!("{:016x}", hasher.finish())
+    }
+}
+
+/// An alert as written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[expect(missing_docs, reason = "the fields are those of Alert")]
+pub struct AlertJson {
+    pub id: String,
+    pub detector: &'static str,
+    pub key: KeyJson,
+    pub application: i32,
+    pub scope: ScopeJson,
+    pub first: String,
+    pub fired: String,
+    pub last: String,
+    pub count: u64,
+    pub distinct: u64,
+    pub level: &'static str,
+    pub evidence: Vec<String>,
+}
+
+/// Whom it is about.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[expect(missing_docs, reason = "the names say it")]
+pub struct KeyJson {
+    pub kind: &'static str,
+    pub value: String,
+}
+
+/// Where it happened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[expect(missing_docs, reason = "the names say it")]
+pub struct ScopeJson {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// The address of a source, or its network: `192.0.2.1`, `2001:db8:1:2::/64`, `2001:db8:1::/48`.
+fn source_text(key: u64, is_network: bool) -> String {
+    if key >> 32 == 0xffff_ffff {
+        return std::net::Ipv4Addr::from(key as u32).to_string();
+    }
+    let (network, bits) = if is_network { (key >> 16 << 16, 48) } else { (key, 64) };
+    format!("{}/{bits}", std::net::Ipv6Addr::from(u128::from(network) << 64))
+}
+
+/// RFC 3339, UTC, with µs.
+fn time_text(time_us: u64) -> String {
+    let time = i64::try_from(time_us).ok().and_then(|time_us| jiff::Timestamp::from_microsecond(time_us).ok());
+    time.map_or_else(String::new, |time| format!("{time:.6}"))
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Alerts {
+    slots: Vec<Alert>,
+    free: Vec<u32>,
+    /// Oldest first.
+    finals: VecDeque<u32>,
+    slots_max: usize,
+    keeps_all: bool,
+    /// Alerts that were final before their hold ended, for want of slots.
+    pub cut_short: u64,
+}
+
+impl Alerts {
+    /// Room for `slots` alerts, made now.
+    pub fn bounded(slots: usize) -> Self {
+        let buffers = || Alert {
+            host: Vec::with_capacity(64),
+            endpoint: Vec::with_capacity(256),
+            magnitude: Magnitude {
+                values: Vec::with_capacity(Magnitude::EXACT_MAX),
+                registers: Vec::with_capacity(Magnitude::REGISTERS),
+            },
+            ..Alert::default()
+        };
+        Self {
+            slots: (0..slots).map(|_| buffers()).collect(),
+            free: (0..slots as u32).rev().collect(),
+            finals: VecDeque::with_capacity(slots),
+            slots_max: slots,
+            keeps_all: false,
+            cut_short: 0,
+        }
+    }
+
+    /// Keeps every alert, for [`Self::take_all`].
+    pub fn unbounded() -> Self {
+        Self { keeps_all: true, slots_max: u32::MAX as usize - 1, ..Self::bounded(0) }
+    }
+
+    /// The alert that a cell's number means, if it is still that of this key and takes events.
+    pub fn held(&mut self, number: u32, key: u64) -> Option<&mut Alert> {
+        let alert = self.slots.get_mut((number as usize).checked_sub(1)?)?;
+        (alert.stage == Stage::Held && alert.key == key).then_some(alert)
+    }
+
+    /// An alert by its number.
+    pub fn get(&self, number: u32) -> Option<&Alert> {
+        self.slots.get((number as usize).checked_sub(1)?)
+    }
+
+    /// A slot for a new alert of `key`, empty, and its number.
+    pub fn open(&mut self, key: u64) -> (u32, &mut Alert) {
+        let slot = self.find_slot();
+        let alert = &mut self.slots[slot as usize];
+        alert.stage = Stage::Held;
+        alert.key = key;
+        alert.evidence_count = 0;
+        alert.is_network = false;
+        (alert.session, alert.user, alert.source) = (0, 0, 0);
+        for buffer in [&mut alert.source_text, &mut alert.host, &mut alert.endpoint] {
+            buffer.clear();
+        }
+        alert.magnitude.clear();
+        (slot + 1, alert)
+    }
+
+    fn find_slot(&mut self) -> u32 {
+        if let Some(slot) = self.free.pop() {
+            return slot;
+        }
+        if self.slots.len() < self.slots_max {
+            self.slots.push(Alert::default());
+            return self.slots.len() as u32 - 1;
+        }
+        if let Some(slot) = self.finals.pop_front() {
+            return slot;
+        }
+        self.cut_short += 1;
+        let soonest = self.slots.iter().enumerate().min_by_key(|(_, alert)| alert.hold_until_us);
+        soonest.map_or(0, |(slot, _)| slot as u32)
+    }
+
+    /// The hold of an alert ended: it is final.
+    pub fn finish(&mut self, number: u32, key: u64) {
+        if let Some(alert) = self.held(number, key) {
+            alert.stage = Stage::Final;
+            if !self.keeps_all {
+                self.finals.push_back(number - 1);
+            }
+        }
+    }
+
+    /// Makes final what is held and ended by `now_us`. Live, where keys may never come back.
+    pub fn sweep(&mut self, now_us: u64) {
+        for slot in 0..self.slots.len() {
+            let alert = &self.slots[slot];
+            if alert.stage == Stage::Held && alert.hold_until_us <= now_us {
+                let key = alert.key;
+                self.finish(slot as u32 + 1, key);
+            }
+        }
+    }
+
+    /// Every alert there is, in no order.
+    pub fn take_all(&mut self) -> Vec<Alert> {
+        let mut all = std::mem::take(&mut self.slots);
+        all.retain(|alert| alert.stage != Stage::Free);
+        self.free.clear();
+        self.finals.clear();
+        all
+    }
+}
+
+/// The source that an alert is about, to be listed.
+pub fn listed_source(alert: &Alert) -> Source {
+    let address = if alert.source >> 32 == 0xffff_ffff {
+        std::net::IpAddr::V4(std::net::Ipv4Addr::from(alert.source as u32))
+    } else {
+        std::net::IpAddr::V6(std::net::Ipv6Addr::from(u128::from(alert.source) << 64))
+    };
+    Source::of(address)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_are_reused_oldest_final_first_and_the_soonest_to_end_is_cut_short() {
+        let mut alerts = Alerts::bounded(2);
+        let (one, _) = alerts.open(1);
+        let (two, second) = alerts.open(2);
+        second.hold_until_us = 5;
+        alerts.held(one, 1).expect("held").hold_until_us = 9;
+        assert_eq!(alerts.open(3).0, two, "its hold ends first");
+        assert_eq!(alerts.cut_short, 1);
+        assert!(alerts.held(two, 2).is_none() && alerts.held(two, 3).is_some());
+        alerts.held(two, 3).expect("held").hold_until_us = 100;
+        alerts.sweep(9);
+        assert_eq!(alerts.open(4).0, one, "it was final");
+        assert_eq!(alerts.cut_short, 1);
+    }
+
+    #[test]
+    fn magnitudes_are_exact_up_to_64_and_near_beyond() {
+        let mut alert = Alert::default();
+        for round in 0..3 {
+            for value in 0..60 {
+                alert.raise(round, Some(value));
+            }
+        }
+        assert_eq!((alert.count, alert.distinct), (180, 60));
+        for value in 0..20_000 {
+            alert.raise(9, Some(value));
+        }
+        assert!((17_000..23_000).contains(&alert.distinct), "{}", alert.distinct);
+    }
+
+    #[test]
+    fn sources_are_written_as_operators_write_them() {
+        assert_eq!(source_text(0xffff_ffff_c000_0201, false), "192.0.2.1");
+        assert_eq!(source_text(0x2001_0db8_0001_0002, false), "2001:db8:1:2::/64");
+        assert_eq!(source_text(0x2001_0db8_0001_0002, true), "2001:db8:1::/48");
+        assert_eq!(time_text(1_700_000_000_000_001), "2023-11-14T22:13:20.000001Z");
+    }
+}

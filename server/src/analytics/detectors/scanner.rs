@@ -1,0 +1,25 @@
+//! Requests whose user agent names an attack tool.
+
+use super::{COUNTED, Event, Look, window_progress};
+use crate::analytics::keys::{Cell, Pool};
+use crate::analytics::observation::Observation;
+use crate::analytics::rules::{Counted, Firing, State, WINDOW};
+use crate::config::detection::Scanner;
+
+pub(super) fn look(observation: &Observation<'_>) -> Option<Look> {
+    observation.is_attack_tool.then_some(Look { kind: COUNTED, ..Look::default() })
+}
+
+pub(super) fn decide(numbers: &Scanner, state: &mut State<'_>, _: &Event, time_us: u64, _: u64) -> Option<Firing> {
+    state.slide(WINDOW, time_us, numbers.window_us);
+    state.count(WINDOW, Counted { time_us, value: 0, number: 0, is_number: false }, numbers.events);
+    state.fires(WINDOW, time_us, numbers.events, numbers.window_us, 0)
+}
+
+pub(super) fn progress(numbers: &Scanner, cell: &Cell, pool: &Pool, now_us: u64) -> i64 {
+    window_progress(cell, pool, WINDOW, now_us, numbers.events, numbers.window_us)
+}
+
+pub(super) const fn may_fire_at_once(numbers: &Scanner) -> bool {
+    numbers.events == 1
+}

@@ -1,0 +1,187 @@
+//! The life of an event at its key, the same for every detector: state, clock, lateness, hold, decision, alert.
+//!
+//! Used by the shards for everything keyed by a source, and by the correlator for what is keyed by a user.
+
+use super::alerts::{Alert, Alerts, EVIDENCE_MAX};
+use super::detectors::{COUNTED, Detector, Event};
+use super::keys::{Cell, EVIDENCE, KeyTable, clear_lists};
+use super::rules::{Firing, State};
+use super::settings::Settings;
+use std::sync::Arc;
+
+/// Progress, in thousandths, above which a key that yields is alarmed about.
+const HOT: i64 = 500;
+
+/// What happened, counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Events looked at, by detector.
+    pub looked: [u64; 12],
+    /// Events that were late, by detector.
+    pub late: [u64; 12],
+    /// Alerts, by detector.
+    pub fired: [u64; 12],
+    /// Keys that yielded to others.
+    pub keys_evicted: u64,
+    /// Of them, those over half of a threshold.
+    pub keys_evicted_hot: u64,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Engine {
+    settings: Arc<Settings>,
+    /// The keys.
+    pub table: KeyTable,
+    /// The alerts.
+    pub alerts: Alerts,
+    /// What happened.
+    pub counters: Counters,
+}
+
+impl Engine {
+    /// An engine for `keys` keys.
+    pub fn new(settings: Arc<Settings>, keys: usize, alerts: Alerts) -> Self {
+        Self { settings, table: KeyTable::new(keys), alerts, counters: Counters::default() }
+    }
+
+    /// Takes an event. If it decides, the new alert is described by `describe`, and its number returned.
+    pub fn take(&mut self, event: &Event, order: u64, describe: impl FnOnce(&mut Alert)) -> Option<u32> {
+        let detector = Detector::of_plan(event.plan);
+        let position = match self.table.find(event.key) {
+            Some(position) => position,
+            None => {
+                let waited = if self.table.is_crowded() { Some(self.table.probation(event)?) } else { None };
+                let at_once = detector.may_fire_at_once(self.settings.numbers(event.plan));
+                match waited {
+                    Some(first) => self.insert(Cell::single(&first), event.time_us),
+                    None if at_once => self.insert(Cell::empty(event), event.time_us),
+                    None => {
+                        self.insert(Cell::single(event), event.time_us);
+                        self.counters.looked[detector as usize] += 1;
+                        return None;
+                    }
+                }
+            }
+        };
+        if self.table.cell(position).is_single() {
+            let first = self.table.cell(position).event();
+            *self.table.cell_and_pool(position).0 = Cell::empty(&first);
+            // One event alone does not fire, or it would not have been put aside; it was counted as looked at then.
+            self.look(position, &first);
+        }
+        let before = self.counters.late[detector as usize];
+        let firing = self.look(position, event);
+        if self.counters.late[detector as usize] == before {
+            self.counters.looked[detector as usize] += 1;
+        }
+        firing.map(|firing| self.fire(position, event, order, firing, describe))
+    }
+
+    /// Clock, lateness and hold; then the detector's decision.
+    fn look(&mut self, position: usize, event: &Event) -> Option<Firing> {
+        let detector = Detector::of_plan(event.plan);
+        let (cell, pool) = self.table.cell_and_pool(position);
+        if event.time_us.saturating_add(self.settings.late_us) < cell.clock_us {
+            self.counters.late[detector as usize] += 1;
+            return None;
+        }
+        let time_us = event.time_us.max(cell.clock_us);
+        let elapsed_us = time_us - cell.clock_us;
+        cell.clock_us = time_us;
+        if cell.alert != 0 {
+            match self.alerts.held(cell.alert, cell.key) {
+                Some(alert) if time_us < alert.hold_until_us => {
+                    let value = (detector.counts_distinct() && event.kind & COUNTED != 0).then_some(event.value);
+                    alert.raise(time_us, value);
+                    return None;
+                }
+                _ => self.alerts.finish(cell.alert, cell.key),
+            }
+            cell.alert = 0;
+        }
+        cell.seq = cell.seq.wrapping_add(1).max(1);
+        let mut state = State { cell, pool };
+        let firing = detector.decide(self.settings.numbers(event.plan), &mut state, event, time_us, elapsed_us);
+        if firing.is_none() && event.kind & COUNTED != 0 && event.request_id != [0, 0] {
+            keep_evidence(&mut state, detector, event.request_id);
+        }
+        firing
+    }
+
+    /// Makes the alert and starts the key anew.
+    fn fire(&mut self, position: usize, event: &Event, order: u64, firing: Firing, describe: impl FnOnce(&mut Alert)) -> u32 {
+        let detector = Detector::of_plan(event.plan);
+        self.counters.fired[detector as usize] += 1;
+        let (cell, pool) = self.table.cell_and_pool(position);
+        let (number, alert) = self.alerts.open(cell.key);
+        alert.plan = event.plan;
+        alert.order = order;
+        alert.first_us = firing.first_us;
+        alert.fired_us = cell.clock_us;
+        alert.last_us = cell.clock_us;
+        alert.hold_until_us = cell.clock_us + detector.hold_us(self.settings.numbers(event.plan));
+        alert.count = u64::from(cell.seq.wrapping_sub(firing.first_seq)) + 1;
+        alert.distinct = if detector.counts_distinct() { u64::from(firing.distinct) } else { 0 };
+        let kept = pool.entries::<3>(cell.lists[EVIDENCE]).iter().filter(|entry| entry[0] as u32 >= firing.first_seq);
+        for [_, high, low] in kept.take(EVIDENCE_MAX - 1) {
+            alert.evidence[alert.evidence_count] = [*high, *low];
+            alert.evidence_count += 1;
+        }
+        if event.request_id != [0, 0] {
+            alert.evidence[alert.evidence_count] = event.request_id;
+            alert.evidence_count += 1;
+        }
+        detector.values(cell, pool, |value| alert.add_value(value));
+        describe(alert);
+        clear_lists(cell, pool);
+        (cell.level, cell.first_us, cell.first_seq, cell.alert) = (0, 0, 0, number);
+        number
+    }
+
+    /// Puts a new key in; if there is no room, the least of its rivals yields.
+    fn insert(&mut self, cell: Cell, now_us: u64) -> usize {
+        if let Some(position) = self.table.insert(cell) {
+            return position;
+        }
+        let (settings, table, alerts) = (&self.settings, &self.table, &mut self.alerts);
+        let mut least = (i64::MAX, u64::MAX, table.rivals(cell.key).start);
+        for position in table.rivals(cell.key) {
+            let rival = table.cell(position);
+            let progress = progress(rival, settings, table, alerts, now_us);
+            least = least.min((progress, rival.clock_us, position));
+        }
+        let (progress, _, position) = least;
+        self.counters.keys_evicted += 1;
+        self.counters.keys_evicted_hot += u64::from(progress > HOT);
+        let yielding = self.table.cell(position);
+        if !yielding.is_single() {
+            self.alerts.finish(yielding.alert, yielding.key);
+        }
+        self.table.remove(position);
+        self.table.insert(cell).unwrap_or(position)
+    }
+}
+
+fn progress(cell: &Cell, settings: &Settings, table: &KeyTable, alerts: &mut Alerts, now_us: u64) -> i64 {
+    if cell.is_single() {
+        return 0;
+    }
+    if alerts.held(cell.alert, cell.key).is_some_and(|alert| now_us < alert.hold_until_us) {
+        return 1000;
+    }
+    Detector::of_plan(cell.plan).progress(settings.numbers(cell.plan), cell, &table.pool, now_us)
+}
+
+/// Keeps the id of a counted event, up to the number that an alert shows; ids that no rule counts any more go first.
+fn keep_evidence(state: &mut State<'_>, detector: Detector, request_id: [u64; 2]) {
+    let oldest = state.oldest_seq(detector.windows());
+    let list = &mut state.cell.lists[EVIDENCE];
+    let stale = state.pool.entries::<3>(*list).iter().take_while(|entry| (entry[0] as u32) < oldest).count();
+    if stale > 0 {
+        state.pool.drop_front(list, stale * 3);
+    }
+    if list.words() < (EVIDENCE_MAX - 1) * 3 && oldest <= state.cell.seq {
+        state.pool.push(list, [u64::from(state.cell.seq), request_id[0], request_id[1]], EVIDENCE_MAX);
+    }
+}

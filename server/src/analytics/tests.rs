@@ -1,0 +1,117 @@
+//! The detectors under floods of keys: memory stays flat, those who attack are still found, and what is lost is counted.
+
+use super::*;
+use crate::config::detection::DetectionConfig;
+use postanalytics_protocol::{AlignedVec, BatchBuilder, RecordFields};
+
+const ROOM: Room = Room { keys: 16_384, alerts: None, hands_on_failures: false };
+
+fn analytics(configuration: &str) -> Analytics {
+    let config = DetectionConfig::parse(configuration).expect("a configuration");
+    Analytics::new(Arc::new(Settings::new(&config).expect("settings")), ROOM, 7)
+}
+
+/// Observes records as a replay does: at the times they say.
+fn observe(analytics: &mut Analytics, scratch: &mut Bump, records: &[RecordFields<'_>]) {
+    let mut batch = BatchBuilder::default();
+    for fields in records {
+        batch.push(fields, usize::MAX).expect("fits");
+    }
+    let mut body = AlignedVec::<16>::new();
+    body.resize(batch.body_bytes(), 0);
+    batch.encode_body(&mut body);
+    let valid = ValidBatch::parse(1, records.len() as u32, &body).expect("valid");
+    analytics.observe(&valid, Timing { is_replay: true, ..Timing::default() }, &[], scratch);
+    scratch.reset();
+}
+
+fn v4(number: u32) -> [u8; 16] {
+    std::net::Ipv4Addr::from(number).to_ipv6_mapped().octets()
+}
+
+fn request(client_ip: [u8; 16], event_us: u64, path: &str, status: u16) -> RecordFields<'_> {
+    RecordFields { client_ip, event_us, method: 1, status, path: path.as_bytes(), ..RecordFields::default() }
+}
+
+/// 100 attackers, two at a time, that each ask for eight paths that are not there; around each of their requests come `flood`
+/// single-use sources. Returns how many attackers were found.
+fn found(analytics: &mut Analytics, flood: u32) -> usize {
+    let (mut scratch, mut next_visitor, mut time_us) = (Bump::new(), 0x2000_0000, 1_000_000_000);
+    for pair in 0..50 {
+        for step in 0..16 {
+            time_us += 500_000;
+            let path = format!("/missing-{}", step / 2);
+            let mut records = vec![request(v4(0x0a00_0000 + pair * 2 + step % 2), time_us, &path, 404)];
+            for _ in 0..flood {
+                next_visitor += 1;
+                records.push(request(v4(next_visitor), time_us, "/", 200));
+            }
+            observe(analytics, &mut scratch, &records);
+        }
+    }
+    let alerts = analytics.engine.alerts.take_all();
+    let sources = alerts.iter().filter(|alert| alert.detector() == Detector::ForcedBrowsing).map(|alert| alert.source as u32);
+    let sources: std::collections::HashSet<u32> = sources.collect();
+    assert!(sources.iter().all(|source| source >> 24 == 0x0a), "a visitor was taken for an attacker");
+    sources.len()
+}
+
+/// The flood has up to 500 sources for each request of an attacker, and 50 times as many keys as the table has room for. (A
+/// key is forgotten if more new keys than a quarter of the table come between its first event and its second.)
+#[test]
+fn a_flood_of_single_use_sources_hides_no_attacker() {
+    for flood in [0, 10, 100, 500] {
+        let mut subject = analytics("");
+        assert_eq!(found(&mut subject, flood), 100, "{flood} single-use sources for each request");
+        let engine = &subject.engine;
+        assert!(engine.table.live() <= engine.table.capacity());
+        let lost = engine.table.probation_overwritten + engine.counters.keys_evicted;
+        assert_eq!(lost > 0, flood > 0, "{flood}: what is lost is counted, {lost}");
+        assert_eq!(engine.table.pool.shortages(), 0);
+    }
+}
+
+#[test]
+fn a_flood_of_keys_that_come_back_is_never_silent() {
+    let (mut subject, mut scratch) = (analytics(""), Bump::new());
+    let path = ["/x1", "/x2", "/x3"];
+    // Each of 40,000 sources fails three times in a row: over half of a threshold.
+    for source in 0..40_000u32 {
+        let records = path.map(|path| request(v4(0x3000_0000 + source), 1_000_000_000 + u64::from(source), path, 404));
+        observe(&mut subject, &mut scratch, &records);
+    }
+    assert!(subject.engine.counters.keys_evicted_hot > 1000, "{:?}", subject.engine.counters);
+}
+
+#[test]
+fn one_ipv6_network_takes_no_more_than_its_share_and_is_then_one_key() {
+    let (mut subject, mut scratch) = (analytics(""), Bump::new());
+    let address = |subnet: u128| std::net::Ipv6Addr::from(0x2001_0db8_0007 << 80 | subnet << 64 | 1).octets();
+    for subnet in 0..20_000 {
+        observe(&mut subject, &mut scratch, &[request(address(subnet), 1_000_000_000, "/", 200)]);
+    }
+    let share = subject.engine.table.capacity() / 64;
+    assert!((share..share + 8).contains(&subject.engine.table.live()), "{} of {share}", subject.engine.table.live());
+    // Four paths from four further /64s: one key by now.
+    for (subnet, path) in (30_000..).zip(["/a", "/b", "/c", "/d", "/e", "/f", "/g", "/h", "/i", "/j", "/k", "/l"]) {
+        observe(&mut subject, &mut scratch, &[request(address(subnet), 1_000_000_001, path, 404)]);
+    }
+    let alerts = subject.engine.alerts.take_all();
+    let alert = alerts.iter().find(|alert| alert.detector() == Detector::ForcedBrowsing).expect("the network is found");
+    assert_eq!(alert.to_json().key.value, "2001:db8:7::/48");
+}
+
+#[test]
+fn evidence_is_the_first_fifteen_and_the_deciding_one() {
+    let (mut subject, mut scratch) = (analytics(""), Bump::new());
+    for step in 0..20u8 {
+        let mut login = request(v4(5), 1_000_000_000 + u64::from(step) * 29_000_000, "/login", 200);
+        login.method = 3;
+        login.request_id = [step + 1; 16];
+        observe(&mut subject, &mut scratch, &[login]);
+    }
+    let alerts = subject.engine.alerts.take_all();
+    let json = alerts.iter().find(|alert| alert.detector() == Detector::BruteForceAttempts).expect("an alert").to_json();
+    let expected: Vec<String> = (1..=15).chain([20u8]).map(|id| format!("{id:02x}").repeat(16)).collect();
+    assert_eq!((json.evidence, json.count), (expected, 20));
+}

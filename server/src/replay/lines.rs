@@ -1,0 +1,77 @@
+//! Files as lines: plain or gzip, told apart by their first two bytes, lines of any length within a bound.
+
+use anyhow::{Context, Result};
+use flate2::read::MultiGzDecoder;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+
+/// Longest line; a longer one is counted as unreadable.
+const LINE_BYTES_MAX: usize = 1 << 20;
+const BUFFER_BYTES: usize = 256 << 10;
+
+/// The lines of one file.
+pub(super) struct Lines {
+    reader: Box<dyn BufRead>,
+    line: Vec<u8>,
+    name: String,
+}
+
+impl Lines {
+    /// Opens a file.
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        let name = path.display().to_string();
+        let context = || format!("cannot open {name}: check the name and that this user may read it");
+        let mut reader = BufReader::with_capacity(BUFFER_BYTES, File::open(path).with_context(context)?);
+        let is_gzip = reader.fill_buf().with_context(context)?.starts_with(&[0x1f, 0x8b]);
+        let reader: Box<dyn BufRead> = if is_gzip {
+            Box::new(BufReader::with_capacity(BUFFER_BYTES, MultiGzDecoder::new(reader)))
+        } else {
+            Box::new(reader)
+        };
+        Ok(Self { reader, line: Vec::new(), name })
+    }
+
+    /// The next line without its end; `None` at the end of the file. One that is too long comes as an empty text marked so.
+    pub(super) fn next(&mut self) -> Result<Option<(&[u8], bool)>> {
+        self.line.clear();
+        let context = || format!("cannot read {}; is the file damaged?", self.name);
+        let read = (&mut self.reader).take(LINE_BYTES_MAX as u64).read_until(b'\n', &mut self.line).with_context(context)?;
+        if read == 0 {
+            return Ok(None);
+        }
+        if read == LINE_BYTES_MAX && !self.line.ends_with(b"\n") {
+            self.reader.skip_until(b'\n').with_context(context)?;
+            return Ok(Some((b"", true)));
+        }
+        while matches!(self.line.last(), Some(b'\n' | b'\r')) {
+            self.line.pop();
+        }
+        Ok(Some((&self.line, false)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flate2::{Compression, write::GzEncoder};
+    use std::io::Write;
+
+    #[test]
+    fn plain_and_packed_files_give_the_same_lines_and_long_ones_are_marked() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let text = format!("one\r\n\n{}\nlast", "x".repeat(2 * LINE_BYTES_MAX));
+        let mut packed = GzEncoder::new(Vec::new(), Compression::fast());
+        packed.write_all(text.as_bytes()).expect("packed");
+        for bytes in [text.clone().into_bytes(), packed.finish().expect("packed")] {
+            let file = folder.path().join("log");
+            std::fs::write(&file, bytes).expect("written");
+            let mut lines = Lines::open(&file).expect("opened");
+            let mut found = Vec::new();
+            while let Some((line, is_too_long)) = lines.next().expect("read") {
+                found.push((line.to_vec(), is_too_long));
+            }
+            assert_eq!(found, [(b"one".to_vec(), false), (vec![], false), (vec![], true), (b"last".to_vec(), false)]);
+        }
+    }
+}

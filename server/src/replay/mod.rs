@@ -1,0 +1,315 @@
+//! `postanalytics replay`: the detectors over a file, in event time, without an arena.
+//!
+//! ```text
+//!  reader ──piece of a round──▶ shard 1 … n ──failures of users──▶ correlator
+//!     (SPSC queue each)            (SPSC queue each)
+//! ```
+//!
+//! The reader (the calling thread) cuts the input into rounds of lines and sends every shard its part of each, by the routing
+//! of live records. A shard observes its part as it would a batch of a filter, and sends the correlator what it found of
+//! users, an empty message if nothing. The correlator takes a round from all shards, orders it by position in the input and
+//! applies it: so the result does not depend on the number of shards. Whoever finds a queue full waits.
+//!
+//! Alerts are written at the end, ordered by deciding event.
+
+mod lines;
+mod record;
+
+use crate::analytics::alerts::{Alert, Alerts};
+use crate::analytics::settings::Settings;
+use crate::analytics::users::{UserFailure, Users};
+use crate::analytics::{Analytics, Room, Timing};
+use crate::config::detection::DetectionConfig;
+use crate::config::flags::{LineFormat, ReplayFlags};
+use crate::queue::{Receiver, Sender, queue};
+use anyhow::{Context, Result};
+use bumpalo::Bump;
+use lines::Lines;
+use postanalytics_protocol::schema::v1::SCHEMA;
+use postanalytics_protocol::{AlignedVec, BatchBuilder, Source, ValidBatch, shard_of};
+use rustix::event::{PollFd, PollFlags, poll};
+use std::io::{BufWriter, IsTerminal, Read, Write};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// Lines of a round: large enough that queues cost nothing, small enough to stay in the cache.
+const ROUND_RECORDS: u64 = 1024;
+/// Bytes of a shard's part of a round.
+const ROUND_BYTES: usize = 4 << 20;
+/// Rounds that may wait for a shard, or for the correlator.
+const QUEUE_ROUNDS: usize = 8;
+/// Fingerprints and routing are the same in every run, so that runs can be compared.
+const SEED: u64 = 0x7265_706c_6179;
+
+/// A shard's part of a round.
+struct Piece {
+    /// Positions of its records in the input.
+    orders: Vec<u64>,
+    body: AlignedVec<16>,
+}
+
+/// What was read.
+#[derive(Clone, Copy, Debug, Default)]
+struct Summary {
+    lines: u64,
+    records: u64,
+    unreadable: u64,
+    ahead: u64,
+}
+
+/// Runs the command.
+pub fn replay(flags: &ReplayFlags) -> Result<()> {
+    let config = match &flags.config {
+        Some(path) => {
+            let text = std::fs::read_to_string(path)
+                .with_context(|| format!("cannot read {}: check the name and that this user may read it", path.display()))?;
+            DetectionConfig::parse(&text).map_err(|error| anyhow::anyhow!("{}: {error}", path.display()))?
+        }
+        None => DetectionConfig::default(),
+    };
+    for path in &flags.files {
+        Lines::open(path)?;
+    }
+    let settings = Arc::new(Settings::new(&config).context("the names under attack_tools cannot be searched for")?);
+    let begun = Instant::now();
+    let (mut reader, workers) = start(flags, &settings, config.ahead_us)?;
+    for path in &flags.files {
+        reader.read(path)?;
+    }
+    reader.end_round()?;
+    let summary = reader.summary;
+    // Shards end when their queue does.
+    drop(reader);
+    let alerts = workers.join()?;
+    let late: u64 = alerts.late;
+    let mut out = BufWriter::new(std::io::stdout().lock());
+    for alert in &alerts.sorted {
+        serde_json::to_writer(&mut out, &alert.to_json())?;
+        out.write_all(b"\n")?;
+    }
+    out.flush()?;
+    let seconds = begun.elapsed().as_secs_f64();
+    let Summary { lines, records, unreadable, ahead } = summary;
+    eprintln!(
+        "{lines} lines, {records} records, {unreadable} unreadable, {ahead} ahead of their file's clock, {late} late events, {} keys, \
+         {} keys evicted, {} alerts, {seconds:.3} s, {:.0} lines/s",
+        alerts.keys,
+        alerts.evicted,
+        alerts.sorted.len(),
+        lines as f64 / seconds.max(1e-9)
+    );
+    Ok(())
+}
+
+/// The threads, and the alerts they will have.
+struct Workers {
+    shards: Vec<JoinHandle<Analytics>>,
+    correlator: JoinHandle<Users>,
+}
+
+/// What came out.
+struct Found {
+    sorted: Vec<Alert>,
+    late: u64,
+    keys: usize,
+    evicted: u64,
+}
+
+impl Workers {
+    fn join(self) -> Result<Found> {
+        let ended = |_| anyhow::anyhow!("a thread of the replay panicked, see above: this is a defect");
+        let mut found = Found { sorted: Vec::new(), late: 0, keys: 0, evicted: 0 };
+        let mut take = |engine: &mut crate::analytics::engine::Engine| {
+            found.sorted.append(&mut engine.alerts.take_all());
+            found.late += engine.counters.late.iter().sum::<u64>();
+            found.keys += engine.table.live();
+            found.evicted += engine.counters.keys_evicted + engine.table.probation_overwritten;
+        };
+        for shard in self.shards {
+            take(&mut shard.join().map_err(ended)?.engine);
+        }
+        take(&mut self.correlator.join().map_err(ended)?.engine);
+        found.sorted.sort_by_key(|alert| (alert.order, alert.detector()));
+        Ok(found)
+    }
+}
+
+fn start(flags: &ReplayFlags, settings: &Arc<Settings>, ahead_us: u64) -> Result<(Reader, Workers)> {
+    let keys = (flags.keys / flags.shards.max(1) as usize).max(1024);
+    let (mut senders, mut shards, mut failures) = (Vec::new(), Vec::new(), Vec::new());
+    for shard in 0..flags.shards {
+        let context = || "cannot make the queues: too many open files? See `ulimit -n`".to_owned();
+        let (sender, pieces) = queue(QUEUE_ROUNDS).with_context(context)?;
+        let (results, failures_of_shard) = queue(QUEUE_ROUNDS).with_context(context)?;
+        senders.push(sender);
+        failures.push(failures_of_shard);
+        let settings = Arc::clone(settings);
+        let run = move || {
+            let room = Room { keys, alerts: None, hands_on_failures: true };
+            observe(Analytics::new(settings, room, SEED), pieces, results)
+        };
+        shards.push(std::thread::Builder::new().name(format!("replay-{shard}")).spawn(run).context("cannot start a thread")?);
+    }
+    let users = Users::new(Arc::clone(settings), (flags.keys / 4).max(1024), Alerts::unbounded(), SEED);
+    let run = move || correlate(users, failures);
+    let correlator = std::thread::Builder::new().name("correlator".to_owned()).spawn(run).context("cannot start a thread")?;
+    let shard_count = senders.len();
+    let reader = Reader {
+        format: flags.format,
+        ahead_us,
+        shards: senders,
+        batches: (0..shard_count).map(|_| (BatchBuilder::with_capacity(1024, 1 << 20), Vec::new())).collect(),
+        in_round: 0,
+        summary: Summary::default(),
+        progress: Progress::new(),
+    };
+    Ok((reader, Workers { shards, correlator }))
+}
+
+/// A shard's thread: observes its part of each round.
+fn observe(mut analytics: Analytics, mut pieces: Receiver<Piece>, mut results: Sender<Vec<UserFailure>>) -> Analytics {
+    let mut scratch = Bump::with_capacity(1 << 20);
+    while let Some(piece) = wait(&mut pieces) {
+        // Made a moment ago by the reader: it is a valid batch.
+        if let Ok(batch) = ValidBatch::parse(SCHEMA, piece.orders.len() as u32, &piece.body) {
+            analytics.observe(&batch, Timing { is_replay: true, ..Timing::default() }, &piece.orders, &scratch);
+        }
+        analytics.listed.clear();
+        scratch.reset();
+        if send(&mut results, std::mem::take(&mut analytics.failures)).is_err() {
+            break;
+        }
+    }
+    analytics
+}
+
+/// The correlator's thread: a round of all shards, in the order of the input.
+fn correlate(mut users: Users, mut shards: Vec<Receiver<Vec<UserFailure>>>) -> Users {
+    let mut round = Vec::new();
+    loop {
+        for shard in &mut shards {
+            let Some(failures) = wait(shard) else { return users };
+            round.extend(failures);
+        }
+        round.sort_unstable_by_key(|failure: &UserFailure| failure.order);
+        round.drain(..).for_each(|failure| users.observe(&failure));
+    }
+}
+
+/// The next message; `None` when the sender is gone and all was received.
+fn wait<T>(receiver: &mut Receiver<T>) -> Option<T> {
+    let mut is_over = false;
+    loop {
+        if let Some(message) = receiver.receive() {
+            return Some(message);
+        }
+        if is_over {
+            return None;
+        }
+        let mut wakes = [0; 64];
+        let mut readable = [PollFd::new(receiver.wake(), PollFlags::IN)];
+        // An interrupted wait is tried again: the queue is looked at in any case.
+        let _ = poll(&mut readable, None);
+        // 0: the other end is closed, but something may have come just before.
+        is_over = matches!(receiver.wake().read(&mut wakes), Ok(0));
+    }
+}
+
+/// Sends, waiting while the queue is full; gives up when the receiver is gone.
+fn send<T>(sender: &mut Sender<T>, mut message: T) -> Result<(), ()> {
+    loop {
+        match sender.send(message) {
+            Ok(()) => return Ok(()),
+            Err(_) if sender.is_abandoned() => return Err(()),
+            Err(back) => message = back,
+        }
+        std::thread::sleep(Duration::from_micros(100));
+    }
+}
+
+/// Reads files into rounds.
+struct Reader {
+    format: LineFormat,
+    ahead_us: u64,
+    shards: Vec<Sender<Piece>>,
+    /// What each shard will get of this round, and the positions in the input.
+    batches: Vec<(BatchBuilder, Vec<u64>)>,
+    in_round: u64,
+    summary: Summary,
+    progress: Progress,
+}
+
+impl Reader {
+    /// One file, which has a clock of its own.
+    fn read(&mut self, path: &std::path::Path) -> Result<()> {
+        let mut lines = Lines::open(path)?;
+        let mut clock_us = None;
+        while let Some((line, is_too_long)) = lines.next()? {
+            if line.is_empty() && !is_too_long {
+                continue;
+            }
+            self.summary.lines += 1;
+            let (order, ahead_us) = (self.summary.lines, self.ahead_us);
+            let (batches, summary) = (&mut self.batches, &mut self.summary);
+            let taken = record::read(self.format, line, |fields| {
+                let clock = clock_us.get_or_insert(fields.event_us);
+                if fields.event_us > clock.saturating_add(ahead_us) {
+                    summary.ahead += 1;
+                    return true;
+                }
+                *clock = fields.event_us.max(*clock);
+                let shard = shard_of(Source::of_bytes(&fields.client_ip), SEED, batches.len() as u32);
+                let (batch, orders) = &mut batches[shard as usize];
+                let is_pushed = batch.push(fields, ROUND_BYTES * 2).is_ok();
+                if is_pushed {
+                    orders.push(order);
+                    summary.records += 1;
+                }
+                is_pushed
+            });
+            self.summary.unreadable += u64::from(taken != Some(true));
+            self.in_round += 1;
+            if self.in_round >= ROUND_RECORDS || self.batches.iter().any(|(batch, _)| batch.blob().len() > ROUND_BYTES) {
+                self.end_round()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends every shard its part, an empty one as well: the correlator waits for all.
+    fn end_round(&mut self) -> Result<()> {
+        for (sender, (batch, orders)) in self.shards.iter_mut().zip(&mut self.batches) {
+            let mut body = AlignedVec::with_capacity(batch.body_bytes());
+            body.resize(batch.body_bytes(), 0);
+            batch.encode_body(&mut body);
+            batch.clear();
+            let piece = Piece { orders: std::mem::take(orders), body };
+            send(sender, piece)
+                .map_err(|()| anyhow::anyhow!("a shard of the replay ended early, see above: this is a defect"))?;
+        }
+        self.in_round = 0;
+        self.progress.show(&self.summary);
+        Ok(())
+    }
+}
+
+/// A line on standard error every second, if somebody sits there.
+struct Progress {
+    is_shown: bool,
+    next: Instant,
+}
+
+impl Progress {
+    fn new() -> Self {
+        Self { is_shown: std::io::stderr().is_terminal(), next: Instant::now() + Duration::from_secs(1) }
+    }
+
+    fn show(&mut self, summary: &Summary) {
+        let now = Instant::now();
+        if self.is_shown && now >= self.next {
+            self.next = now + Duration::from_secs(1);
+            eprint!("\r{} lines, {} records, {} unreadable\r", summary.lines, summary.records, summary.unreadable);
+        }
+    }
+}

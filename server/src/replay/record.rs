@@ -1,0 +1,231 @@
+//! A line of a log, or a record as JSON, as a record of the wire: what a filter would have sent.
+
+use crate::analytics::observation::TAG_SOURCE_TEXT;
+use crate::config::flags::LineFormat;
+use postanalytics_client::access_log::{client_ip, parse_line};
+use postanalytics_protocol::routing::address_bytes;
+use postanalytics_protocol::schema::v1::{
+    AttackType, FLAG_AUTH_FAILED, FLAG_AUTH_SUCCEEDED, FLAG_BLOCKED, FLAG_CREDENTIALS, FLAG_DENYLIST, FLAG_GRAYLIST, HITS_MAX,
+    Method, TAG_METHOD,
+};
+use postanalytics_protocol::{Extension, Hit, RecordFields};
+use serde::Deserialize;
+use siphasher::sip::SipHasher13;
+use std::borrow::Cow;
+use std::hash::Hasher;
+use std::net::IpAddr;
+
+/// Gives `take` the record of a line. `None`: the line is none of this format, or has no time.
+pub(super) fn read<T>(format: LineFormat, line: &[u8], take: impl FnOnce(&RecordFields<'_>) -> T) -> Option<T> {
+    match format {
+        LineFormat::Combined => read_log_line(line, take),
+        LineFormat::Jsonl => read_json(line, take),
+    }
+}
+
+fn read_log_line<T>(line: &[u8], take: impl FnOnce(&RecordFields<'_>) -> T) -> Option<T> {
+    let line = parse_line(line)?;
+    let (method, target) = request(line.request_line).unwrap_or((b"", line.request_line));
+    let has_user = !matches!(line.user, b"" | b"\"\"");
+    let mut fields = RecordFields {
+        event_us: line.time_us?,
+        flags: if has_user { FLAG_CREDENTIALS } else { 0 },
+        status: line.status,
+        response_bytes: line.response_bytes,
+        http_version: line.http_version,
+        host: line.host_field,
+        path: target,
+        user_agent: line.user_agent,
+        referer: line.referer,
+        ..RecordFields::default()
+    };
+    set_method(&mut fields, method);
+    set_source(&mut fields, line.address);
+    Some(take(&fields))
+}
+
+/// `METHOD target HTTP/x[.y]`; all else is no request.
+fn request(line: &[u8]) -> Option<(&[u8], &[u8])> {
+    let blank = memchr::memchr(b' ', line)?;
+    let (method, rest) = (&line[..blank], &line[blank + 1..]);
+    let last = memchr::memrchr(b' ', rest)?;
+    let (target, version) = (&rest[..last], &rest[last + 1..]);
+    let is_token = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
+    let is_version = match version.strip_prefix(b"HTTP/")? {
+        [major] => major.is_ascii_digit(),
+        [major, b'.', minor] => major.is_ascii_digit() && minor.is_ascii_digit(),
+        _ => false,
+    };
+    (!method.is_empty() && method.iter().all(is_token) && !target.is_empty() && is_version).then_some((method, target))
+}
+
+/// A record as JSON: see the page of definitions. Fields of other names are not looked at.
+#[derive(Debug, Deserialize)]
+struct JsonRecord<'a> {
+    event_us: Option<i64>,
+    #[serde(borrow)]
+    time: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    ip: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    method: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    path: Option<Cow<'a, str>>,
+    status: Option<i64>,
+    #[serde(borrow)]
+    request_id: Option<Cow<'a, str>>,
+    application: Option<i32>,
+    #[serde(borrow)]
+    host: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    query: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    user_agent: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    session: Option<HashText<'a>>,
+    #[serde(borrow)]
+    user: Option<HashText<'a>>,
+    #[serde(borrow)]
+    outcome: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    hits: Option<Vec<JsonHit<'a>>>,
+    #[serde(borrow)]
+    basic_user: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    flags: Option<Vec<Cow<'a, str>>>,
+}
+
+#[derive(Debug, Deserialize)]
+struct JsonHit<'a> {
+    #[serde(borrow, rename = "type")]
+    attack_type: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    payload: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    point: Option<Cow<'a, str>>,
+}
+
+/// A hash as a number, as 16 hexadecimal digits, or any text, which is then hashed.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum HashText<'a> {
+    Number(u64),
+    #[serde(borrow)]
+    Text(Cow<'a, str>),
+}
+
+impl HashText<'_> {
+    fn hash(&self) -> u64 {
+        match self {
+            Self::Number(number) => *number,
+            Self::Text(text) if text.is_empty() => 0,
+            Self::Text(text) if text.len() == 16 && text.bytes().all(|byte| byte.is_ascii_hexdigit()) => {
+                u64::from_str_radix(text, 16).unwrap_or(0)
+            }
+            Self::Text(text) => {
+                let mut hasher = SipHasher13::new();
+                hasher.write(text.as_bytes());
+                hasher.finish().max(1)
+            }
+        }
+    }
+}
+
+fn read_json<T>(line: &[u8], take: impl FnOnce(&RecordFields<'_>) -> T) -> Option<T> {
+    let record: JsonRecord<'_> = serde_json::from_slice(line).ok()?;
+    let text =
+        |field: &'_ Option<Cow<'_, str>>| -> Vec<u8> { field.as_ref().map_or(Vec::new(), |text| text.as_bytes().to_vec()) };
+    let event_us = match (record.event_us, &record.time) {
+        (Some(event_us), _) => event_us,
+        (None, time) => time.as_ref()?.parse::<jiff::Timestamp>().ok()?.as_microsecond(),
+    };
+    let (host, path, query, user_agent) = (text(&record.host), text(&record.path), text(&record.query), text(&record.user_agent));
+    let hits = record.hits.as_deref().unwrap_or_default();
+    let has_flag = |name: &str| record.flags.iter().flatten().any(|flag| flag == name);
+    let has_credentials = has_flag("credentials") || record.basic_user.as_ref().is_some_and(|user| !user.is_empty());
+    let outcome = record.outcome.as_deref();
+    let flags = [
+        (FLAG_BLOCKED, has_flag("blocked")),
+        (FLAG_DENYLIST, has_flag("denylist")),
+        (FLAG_GRAYLIST, has_flag("graylist")),
+        (FLAG_CREDENTIALS, has_credentials),
+        (FLAG_AUTH_FAILED, outcome == Some("failed")),
+        (FLAG_AUTH_SUCCEEDED, outcome == Some("succeeded")),
+    ];
+    let mut fields = RecordFields {
+        request_id: record.request_id.as_deref().and_then(request_id).unwrap_or_default(),
+        event_us: u64::try_from(event_us).unwrap_or(0),
+        application: record.application.unwrap_or(-1),
+        session_hash: record.session.as_ref().map_or(0, HashText::hash),
+        user_hash: record.user.as_ref().map_or(0, HashText::hash),
+        flags: flags.iter().map(|(flag, is_set)| if *is_set { *flag } else { 0 }).sum(),
+        status: record.status.and_then(|status| u16::try_from(status).ok()).unwrap_or(0),
+        host: &host,
+        path: &path,
+        query: &query,
+        user_agent: &user_agent,
+        hits: hits.iter().take(HITS_MAX as usize).map(hit).collect(),
+        ..RecordFields::default()
+    };
+    set_method(&mut fields, record.method.as_deref().unwrap_or("").as_bytes());
+    set_source(&mut fields, record.ip.as_deref().unwrap_or("").as_bytes());
+    Some(take(&fields))
+}
+
+fn hit<'a>(hit: &'a JsonHit<'_>) -> Hit<'a> {
+    let bytes = |text: &'a Option<Cow<'_, str>>| text.as_deref().unwrap_or("").as_bytes();
+    let attack_type = hit.attack_type.as_deref().and_then(AttackType::from_name).unwrap_or(AttackType::Undefined);
+    Hit { attack_type: attack_type as u16, severity: 0, rule_id: 0, point: bytes(&hit.point), payload: bytes(&hit.payload) }
+}
+
+/// An id of 32 hexadecimal digits, with or without dashes. Others are not kept: evidence has room for 16 bytes.
+fn request_id(text: &str) -> Option<[u8; 16]> {
+    uuid::Uuid::try_parse(text).ok().map(uuid::Uuid::into_bytes)
+}
+
+fn set_method<'a>(fields: &mut RecordFields<'a>, method: &'a [u8]) {
+    fields.method = Method::ALL.iter().find(|known| known.name().as_bytes() == method).map_or(0, |known| *known as u8);
+    if fields.method == 0 && !method.is_empty() {
+        fields.extensions.push(Extension { tag: TAG_METHOD, value: method });
+    }
+}
+
+fn set_source<'a>(fields: &mut RecordFields<'a>, address: &'a [u8]) {
+    fields.client_ip = address_bytes(client_ip(address));
+    let is_address = std::str::from_utf8(address).is_ok_and(|text| text.parse::<IpAddr>().is_ok());
+    if !is_address {
+        fields.extensions.push(Extension { tag: TAG_SOURCE_TEXT, value: address });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn request_lines() {
+        assert_eq!(request(b"GET /a b HTTP/1.1"), Some((&b"GET"[..], &b"/a b"[..])));
+        assert_eq!(request(b"m-search * HTTP/2"), Some((&b"m-search"[..], &b"*"[..])));
+        for none in [&b"GET /x"[..], b"", b"-", b"GET  HTTP/1.1", b"GET / HTTP/11", b"G@T / HTTP/1.1", b"GET HTTP/1.1"] {
+            assert_eq!(request(none), None, "{}", String::from_utf8_lossy(none));
+        }
+    }
+
+    #[test]
+    fn json_records_keep_what_they_say() {
+        let line = br#"{"event_us": 5, "ip": "web", "method": "BREW", "path": "/p", "status": 200, "user": "00000000000000FF",
+            "session": 7, "outcome": "failed", "flags": ["blocked", "?"], "hits": [{"type": "sqli", "payload": "x"}, {}]}"#;
+        let seen = read_json(line, |fields| {
+            assert_eq!((fields.event_us, fields.application, fields.user_hash, fields.session_hash), (5, -1, 255, 7));
+            assert_eq!(fields.flags, FLAG_BLOCKED | FLAG_AUTH_FAILED);
+            assert_eq!(fields.extensions[0], Extension { tag: TAG_METHOD, value: b"BREW" });
+            assert_eq!(fields.extensions[1], Extension { tag: TAG_SOURCE_TEXT, value: b"web" });
+            assert_eq!(fields.hits.len(), 2);
+            assert_eq!((fields.hits[0].attack_type, fields.hits[0].payload), (AttackType::Sqli as u16, &b"x"[..]));
+        });
+        assert!(seen.is_some());
+        for none in ["", "{}", "[1]", r#"{"time": "yesterday"}"#] {
+            assert!(read_json(none.as_bytes(), |_| ()).is_none(), "{none}");
+        }
+    }
+}

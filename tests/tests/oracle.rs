@@ -1,0 +1,258 @@
+//! `postanalytics replay` against the independent oracle: every hand-computed case, and seeded traffic of every kind, in order
+//! and shuffled, with one, two and four shards.
+//!
+//! Cases need no Python: they are expanded here as `tests/oracle/cases.py` says. Generated traffic does, and says SKIPPED
+//! without it.
+
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+use postanalytics_tests::{binary, skipped};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const ORACLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/oracle");
+const TOOLS_OF_SERVER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../server/src/analytics/attack_tools.txt");
+const BASE_US: i64 = 1_700_000_000_000_000;
+
+/// Runs `replay`; returns its alerts.
+fn replay(format: &str, shards: u32, config: Option<&Path>, files: &[&Path]) -> Vec<Value> {
+    let mut command = Command::new(binary("postanalytics"));
+    command.args(["replay", "--format", format, "--shards", &shards.to_string(), "--keys", "262144"]);
+    if let Some(config) = config {
+        command.arg("--config").arg(config);
+    }
+    let output = command.args(files).output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    String::from_utf8(output.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// `value` with `{i}` and `{i:N}` replaced in every string.
+fn filled(value: &Value, index: i64) -> Value {
+    match value {
+        Value::String(text) => {
+            let (mut out, mut rest) = (String::new(), text.as_str());
+            while let Some(at) = rest.find("{i") {
+                let end = rest[at..].find('}').unwrap() + at;
+                let width = rest[at + 2..end].strip_prefix(':').map_or(Some(1), |digits| digits.parse().ok());
+                match width {
+                    Some(width) if rest[at + 2..end].is_empty() || rest[at + 2..].starts_with(':') => {
+                        write!(out, "{}{index:0width$}", &rest[..at]).unwrap();
+                    }
+                    _ => out.push_str(&rest[..=end]),
+                }
+                rest = &rest[end + 1..];
+            }
+            (out + rest).into()
+        }
+        Value::Array(items) => items.iter().map(|item| filled(item, index)).collect(),
+        Value::Object(fields) => fields.iter().map(|(name, field)| (name.clone(), filled(field, index))).collect(),
+        other => other.clone(),
+    }
+}
+
+/// The records of one entry of `events`.
+fn expanded(event: &Map<String, Value>) -> Vec<Value> {
+    let number = |name: &str| event.get(name).and_then(Value::as_i64).unwrap_or(0);
+    let forms = ["at", "every", "repeat", "pattern", "letters", "from"];
+    let fields: Map<String, Value> =
+        event.iter().filter(|(name, _)| !forms.contains(&name.as_str())).map(|(k, v)| (k.clone(), v.clone())).collect();
+    let variants: Vec<Map<String, Value>> = match event.get("pattern").and_then(Value::as_str) {
+        Some(pattern) => {
+            let laid_over = |letter: char| {
+                let mut fields = fields.clone();
+                fields.extend(event["letters"][letter.to_string()].as_object().unwrap().clone());
+                fields
+            };
+            pattern.chars().map(laid_over).collect()
+        }
+        None => vec![fields; usize::try_from(event.get("repeat").map_or(1, |count| count.as_i64().unwrap())).unwrap()],
+    };
+    let is_single = !event.contains_key("pattern") && !event.contains_key("repeat");
+    let at = |position: usize| number("at") + position as i64 * number("every");
+    let record = |(position, variant): (usize, Map<String, Value>)| {
+        let index = number("from") + position as i64;
+        let mut record = if is_single { Value::Object(variant) } else { filled(&Value::Object(variant), index) };
+        if record.get("time").is_none() && record.get("event_us").is_none() {
+            record["event_us"] = json!(BASE_US + at(position));
+        }
+        record
+    };
+    variants.into_iter().enumerate().map(record).collect()
+}
+
+/// A JSON value as TOML.
+fn toml_of(value: &Value) -> String {
+    match value {
+        Value::Object(fields) => {
+            let fields: Vec<String> = fields.iter().map(|(name, field)| format!("{name} = {}", toml_of(field))).collect();
+            format!("{{{}}}", fields.join(", "))
+        }
+        Value::Array(items) => format!("[{}]", items.iter().map(toml_of).collect::<Vec<_>>().join(", ")),
+        other => other.to_string(),
+    }
+}
+
+/// µs after the base of a time as written: `2023-11-14T22:13:20.000000Z` is 0. Cases stay within a month of that.
+fn offset_us(time: &Value) -> i64 {
+    let text = time.as_str().unwrap();
+    let part = |range: std::ops::Range<usize>| text[range].parse::<i64>().unwrap();
+    // Days before each month of 2023 and 2024, from November 2023 on; other months are not in cases.
+    let days = match &text[..7] {
+        "2023-11" => 0,
+        "2023-12" => 30,
+        "2024-01" => 61,
+        "2024-11" => 366,
+        other => panic!("no case is in {other}"),
+    };
+    let seconds = ((days + part(8..10) - 14) * 24 + part(11..13)) * 3600 + part(14..16) * 60 + part(17..19);
+    (seconds - (22 * 3600 + 13 * 60 + 20)) * 1_000_000 + part(20..26)
+}
+
+fn cases() -> Vec<(String, Value)> {
+    let mut files: Vec<PathBuf> =
+        std::fs::read_dir(Path::new(ORACLE).join("cases")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    let of_file = |file: PathBuf| {
+        let name = file.file_stem().unwrap().to_string_lossy().into_owned();
+        let cases: Vec<Value> = serde_json::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
+        cases.into_iter().map(move |case| (name.clone(), case)).collect::<Vec<_>>()
+    };
+    files.into_iter().flat_map(of_file).collect()
+}
+
+#[test]
+fn every_hand_computed_case_comes_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let (input, config) = (folder.path().join("input"), folder.path().join("config.toml"));
+    let tools = std::fs::read_to_string(Path::new(ORACLE).join("tools.txt")).unwrap();
+    let tools: Vec<&str> = tools.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
+    let cases = cases();
+    assert!(cases.len() > 250, "only {} cases were read", cases.len());
+    for (file, case) in &cases {
+        let (format, lines) = match case.get("lines") {
+            Some(lines) => {
+                ("combined", lines.as_array().unwrap().iter().map(|line| line.as_str().unwrap().to_owned()).collect::<Vec<_>>())
+            }
+            None => {
+                let events = case["events"].as_array().unwrap().iter();
+                (
+                    "jsonl",
+                    events.flat_map(|event| expanded(event.as_object().unwrap())).map(|record| record.to_string()).collect(),
+                )
+            }
+        };
+        std::fs::write(&input, lines.join("\n")).unwrap();
+        let mut settings = case.get("config").and_then(Value::as_object).cloned().unwrap_or_default();
+        settings.insert("attack_tools".to_owned(), json!(tools));
+        let text: Vec<String> = settings.iter().map(|(name, value)| format!("{name} = {}", toml_of(value))).collect();
+        std::fs::write(&config, text.join("\n")).unwrap();
+        let found = replay(format, 2, Some(&config), &[&input]);
+        let found: Vec<&Value> = found.iter().filter(|alert| alert["detector"] == case["detector"]).collect();
+        let expected = case["expected"].as_array().unwrap();
+        let about = format!("{file}: {}: {}\nexpected {expected:?}\nfound {found:?}", case["name"], case["why"]);
+        assert_eq!(found.len(), expected.len(), "{about}");
+        for (found, expected) in found.iter().zip(expected) {
+            for name in ["key", "scope", "count"] {
+                assert_eq!(found[name], expected[name], "{name}: {about}");
+            }
+            assert_eq!(
+                [offset_us(&found["first"]), offset_us(&found["fired"])],
+                ["first", "fired"].map(|name| expected[name].as_i64().unwrap()),
+                "{about}"
+            );
+            // Exact up to 64 different values, an estimate beyond.
+            if expected["distinct"].as_i64().is_some_and(|distinct| distinct <= 64) {
+                assert_eq!(found["distinct"], expected["distinct"], "{about}");
+            }
+        }
+    }
+}
+
+fn python(arguments: &[&str]) -> Vec<u8> {
+    let output = Command::new("python3").current_dir(ORACLE).args(arguments).output().unwrap();
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    output.stdout
+}
+
+fn has_python() -> bool {
+    let check = "import sys; sys.exit(sys.version_info < (3, 11))";
+    Command::new("python3").args(["-c", check]).status().is_ok_and(|status| status.success())
+}
+
+/// What must be equal of alerts, each with how often it comes.
+fn identities(alerts: &[Value]) -> BTreeMap<String, usize> {
+    let mut counted = BTreeMap::new();
+    for alert in alerts {
+        let identity = ["detector", "key", "application", "scope", "first", "fired", "count"].map(|name| alert[name].to_string());
+        *counted.entry(identity.join(" ")).or_default() += 1;
+    }
+    counted
+}
+
+#[test]
+fn seeded_traffic_gives_the_alerts_of_the_oracle() {
+    if !has_python() {
+        return skipped("seeded_traffic_gives_the_alerts_of_the_oracle", "there is no python3 of version 3.11 or later");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let input = folder.path().join("input");
+    let mut alerts_seen = 0;
+    for (scenario, seed) in
+        [("chaos", 1), ("chaos", 2), ("thresholds", 1), ("mixed", 1), ("distributed", 1), ("too-slow", 1), ("all", 2)]
+    {
+        for shuffle_us in ["0", "90000000"] {
+            let seed = seed.to_string();
+            std::fs::write(&input, python(&["generate.py", "--scenario", scenario, "--seed", &seed, "--shuffle", shuffle_us]))
+                .unwrap();
+            let file = input.to_str().unwrap();
+            let expected = python(&["oracle.py", "--format", "jsonl", "--tools", TOOLS_OF_SERVER, file]);
+            let expected: Vec<Value> =
+                String::from_utf8(expected).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+            alerts_seen += expected.len();
+            for shards in [1, 2, 4] {
+                let found = replay("jsonl", shards, None, &[&input]);
+                let about = format!("{scenario}, seed {seed}, shuffled by {shuffle_us} us, {shards} shards");
+                assert_eq!(identities(&found), identities(&expected), "{about}");
+                let order = |alerts: &[Value]| alerts.iter().map(|alert| alert["detector"].clone()).collect::<Vec<_>>();
+                assert_eq!(order(&found), order(&expected), "the order of the deciding events: {about}");
+            }
+        }
+    }
+    assert!(alerts_seen > 1000, "only {alerts_seen} alerts: the generator does not do what it did");
+}
+
+#[test]
+fn a_wrong_configuration_is_refused_with_its_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let (config, log) = (folder.path().join("config.toml"), folder.path().join("log"));
+    std::fs::write(&config, "[detectors.crawl]\nevents = 0\n").unwrap();
+    std::fs::write(&log, "").unwrap();
+    let output = Command::new(binary("postanalytics")).args(["replay", "--config"]).args([&config, &log]).output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        !output.status.success() && errors.contains("config.toml: line 2, column 10: events = 0 is out of range"),
+        "{errors}"
+    );
+}
+
+#[test]
+fn real_logs_alert_as_they_should() {
+    let Some(folder) = std::env::var_os("POSTANALYTICS_DATA").map(PathBuf::from) else {
+        return skipped("real_logs_alert_as_they_should", "POSTANALYTICS_DATA is not set to a folder of logs");
+    };
+    for (name, expected) in [
+        ("access-elastic-5000.log", &[][..]),
+        ("hub/http-wordpress-scan.log", &["forced_browsing"][..]),
+        ("hub/http-bf-wordpress-bf.log", &["brute_force"]),
+        ("hub/nginx-bad-user-agent.log", &["scanner"]),
+        ("hub/http-dos-switching-ua.log", &[]),
+    ] {
+        let found = replay("combined", 2, None, &[&folder.join(name)]);
+        let detectors: Vec<&str> = found.iter().map(|alert| alert["detector"].as_str().unwrap()).collect();
+        assert_eq!(detectors, expected, "{name}: {found:?}");
+    }
+}
