@@ -143,6 +143,12 @@ impl Slo {
     /// The objective and what was found.
     pub fn found(&self, report: &Report) -> String {
         let found_us = (self.assertion.metric.of)(report);
+        if found_us <= 0.0 {
+            return format!(
+                "{} is not known: nothing was acknowledged in the window, so make it longer",
+                self.assertion.metric.name
+            );
+        }
         format!("{} is {:.3} ms of {:.3} ms", self.assertion.metric.name, found_us / 1e3, self.assertion.value / 1e3)
     }
 }
@@ -190,7 +196,7 @@ mod tests {
         let missed = |text: &str| Slo::parse(text).expect("an objective").missed(&report);
         assert_eq!((missed("p99=5ms"), missed("p99<=5ms"), missed("p99=5000")), (None, None, None));
         assert_eq!(missed("p99=4.9ms").as_deref(), Some("p99 is 5.000 ms of 4.900 ms"));
-        assert!(missed("p999=1s").is_some(), "nothing was measured");
+        assert!(missed("p999=1s").is_some_and(|text| text.contains("nothing was acknowledged")), "nothing was measured");
         for bad in ["", "p99", "p99=", "p99<5ms", "p99=0", "p98=5ms", "tnt_errors=0", "records_per_second=5", "p99=5k"] {
             assert!(Slo::parse(bad).is_err(), "{bad}");
         }

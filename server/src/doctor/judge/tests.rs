@@ -180,7 +180,7 @@ fn limits() {
     let stated = ServeFlags { connections_max: Some("10000".to_owned()), ..flags() };
     expect("RLIMIT_NOFILE", Judgement::NotFine, &["--connections-max is 10000"], &stated, &few);
     expect("RLIMIT_NOFILE", Judgement::Fine, &["no limit"], &stated, &Facts { open_files_max: None, ..facts() });
-    let many = ServeFlags { connections_max: Some("30000".to_owned()), ..flags() };
+    let many = ServeFlags { connections_max: Some("30000".to_owned()), receive_buffers: Some("128".to_owned()), ..flags() };
     expect("ring size", Judgement::NotFine, &["30000 connections", "--connections-max 21781"], &many, &facts());
     expect("ring size", Judgement::Fine, &["3816 connections"], &many, &few);
 }
