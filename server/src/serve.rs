@@ -205,7 +205,12 @@ fn keys_of(arena_bytes: u64) -> usize {
 /// Starts all, then waits for all, so that they prefault side by side.
 fn start_shards(config: &Config, plan: &Plan, topology: &Arc<Topology>) -> anyhow::Result<Vec<ShardHandle>> {
     let begun = Instant::now();
-    let settings = Arc::new(Settings::new(&config.detection).context("the names under attack_tools cannot be searched for")?);
+    let detection = config.detection.clone().unwrap_or_default();
+    let settings = Arc::new(Settings::new(&detection).context("the names under attack_tools cannot be searched for")?);
+    let keys = if config.detection.is_some() { keys_of(plan.arena_bytes_per_shard) } else { 0 };
+    if keys == 0 {
+        tracing::info!("no detector runs; an empty file as --config FILE runs them all with their defaults");
+    }
     let mut starting = Vec::new();
     for (shard, cpu) in (0..).zip(&plan.cpus) {
         starting.push(shard::start(ShardConfig {
@@ -214,7 +219,7 @@ fn start_shards(config: &Config, plan: &Plan, topology: &Arc<Topology>) -> anyho
             arena_bytes: plan.arena_bytes_per_shard,
             analytics: AnalyticsPlan {
                 settings: Arc::clone(&settings),
-                room: Room { keys: keys_of(plan.arena_bytes_per_shard), ..Room::default() },
+                room: Room { keys, ..Room::default() },
                 seed: u64::from_le_bytes(random()?),
             },
             topology: Arc::clone(topology),

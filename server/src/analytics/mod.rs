@@ -58,7 +58,7 @@ pub struct Timing {
 /// What a shard's analysis has room for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Room {
-    /// Keys.
+    /// Keys; 0: no detector runs, records with hits are found all the same.
     pub keys: usize,
     /// Alerts, held and final; `None`: all, for a replay.
     pub alerts: Option<usize>,
@@ -166,7 +166,9 @@ impl Analytics {
             }
             let order = orders.get(position).copied().unwrap_or(self.order);
             self.order = order + 1;
-            self.observe_record(&record, timing, order, scratch);
+            if self.room.keys > 0 {
+                self.observe_record(&record, timing, order, scratch);
+            }
         }
         with_hits
     }

@@ -115,3 +115,29 @@ fn evidence_is_the_first_fifteen_and_the_deciding_one() {
     let expected: Vec<String> = (1..=15).chain([20u8]).map(|id| format!("{id:02x}").repeat(16)).collect();
     assert_eq!((json.evidence, json.count), (expected, 20));
 }
+
+#[test]
+fn without_room_for_keys_no_detector_runs_and_hits_are_found() {
+    use super::{Analytics, Room, Timing};
+    use bumpalo::Bump;
+    use postanalytics_protocol::{AlignedVec, BatchBuilder, HEADER_BYTES, Hit, RecordFields, ValidBatch};
+    let mut builder = BatchBuilder::default();
+    for number in 0..40 {
+        let path = format!("/{number}");
+        let hits = if number == 7 { vec![Hit::default()] } else { Vec::new() };
+        let fields = RecordFields { status: 404, method: 1, path: path.as_bytes(), hits, ..RecordFields::default() };
+        builder.push(&fields, 1 << 20).expect("fits");
+    }
+    let mut frame = Vec::new();
+    builder.encode_frame(1, 1, 1, &mut frame);
+    let mut body = AlignedVec::<16>::new();
+    body.extend_from_slice(&frame[HEADER_BYTES..]);
+    let batch = ValidBatch::parse(1, 40, &body).expect("a batch");
+    let alerts = |keys| {
+        let mut analytics = Analytics::new(Default::default(), Room { keys, ..Room::default() }, 1);
+        let scratch = Bump::new();
+        assert_eq!(analytics.observe(&batch, Timing::default(), &[], &scratch).as_slice(), &[7]);
+        analytics.engine.counters.fired.iter().sum::<u64>()
+    };
+    assert_eq!((alerts(0), alerts(1 << 16) > 0), (0, true));
+}

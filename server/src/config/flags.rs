@@ -169,7 +169,8 @@ pub struct ServeFlags {
     /// Id of this server; random if not given [env: POSTANALYTICS_SERVER_ID]
     #[arg(long, value_name = "UUID")]
     pub server_id: Option<String>,
-    /// Numbers and actions of the detectors, TOML; the defaults without [env: POSTANALYTICS_CONFIG]
+    /// Run the detectors, with these numbers and actions (TOML, may be empty). Without it none runs: they still cost several
+    /// times as much as all the rest [env: POSTANALYTICS_CONFIG]
     #[arg(long, value_name = "FILE")]
     pub config: Option<String>,
     /// Log as text or json [env: POSTANALYTICS_LOG] [default: text]

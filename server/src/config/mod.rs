@@ -99,8 +99,8 @@ pub struct Config {
     pub drain_deadline: Duration,
     /// Id of this server; `None`: random.
     pub server_id: Option<[u8; 16]>,
-    /// What the detectors count, and what follows.
-    pub detection: DetectionConfig,
+    /// What the detectors count, and what follows; `None`: they do not run.
+    pub detection: Option<DetectionConfig>,
     /// Format of the log.
     pub log_format: LogFormat,
     /// Log to this file.
@@ -221,11 +221,7 @@ impl Config {
             drain_deadline: layers
                 .parse(&DRAIN_DEADLINE, flags.drain_deadline.as_deref(), |text| values::duration_of_seconds(text, 0..=600))?,
             server_id: layers.parse(&SERVER_ID, flags.server_id.as_deref(), server_id)?,
-            detection: if detection_file.is_empty() {
-                DetectionConfig::default()
-            } else {
-                read_detection(Path::new(&detection_file))?
-            },
+            detection: if detection_file.is_empty() { None } else { Some(read_detection(Path::new(&detection_file))?) },
             log_format: layers.parse(&LOG, flags.log.as_deref(), |text| match text {
                 "text" => Ok(LogFormat::Text),
                 "json" => Ok(LogFormat::Json),
