@@ -7,7 +7,7 @@
 //!
 //! A thread gets rings with its second record within [`PAUSE_US`]. It takes the locked way instead when they are full, when
 //! the queue's gate is shut, after a pause (the background thread may sleep and want to be woken), and with records that are
-//! too long for them. The locked way first empties the rings, so that order is kept.
+//! too long for them. The locked way first empties the rings of its thread, so that order is kept.
 
 use crate::bundle::{Bundle, Item, Meta, RECORD_COST_BYTES};
 use crate::request::Request;
