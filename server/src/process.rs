@@ -17,6 +17,18 @@ pub fn uptime() -> Duration {
     STARTED.get_or_init(Instant::now).elapsed()
 }
 
+/// Keeps the calling thread on `cpus`, off those of the shards; empty: any. That it does not work is no reason not to start.
+pub fn keep_to(cpus: &[usize], who: &str) {
+    if cpus.is_empty() {
+        return;
+    }
+    let mut set = rustix::thread::CpuSet::new();
+    cpus.iter().for_each(|cpu| set.set(*cpu));
+    if let Err(error) = rustix::thread::sched_setaffinity(None, &set) {
+        tracing::warn!(%error, "{who} runs on any CPU: its affinity cannot be set");
+    }
+}
+
 /// CPU time of the whole process, user and system.
 pub fn cpu_time() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);

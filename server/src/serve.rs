@@ -1,8 +1,9 @@
 //! Start-up and shutdown of the whole server, in order.
 //!
 //! The order: log → io_uring self-test → plan → listeners bound (an address in use fails before memory is touched) → control
-//! plane (status pages answer, not ready) → shards map and prefault in parallel → connections are taken. Down: first signal
-//! drains, second ends at once. The main thread starts things, then waits.
+//! plane (status pages answer, not ready) → shards map and prefault in parallel → the correlator → connections are taken.
+//! Down: first signal drains, second ends at once; the correlator ends after the shards. The main thread starts things, then
+//! waits.
 
 use crate::analytics::settings::Settings;
 use crate::analytics::{AnalyticsPlan, Room};
@@ -10,7 +11,9 @@ use crate::config::machine::Machine;
 use crate::config::plan::Plan;
 use crate::config::{Config, ConfigError};
 use crate::control::{self, ControlConfig, ToControl, sockets};
+use crate::correlator::{self, CorrelatorConfig, CorrelatorHandle};
 use crate::logging::{self, LogFile};
+use crate::shard::derived::derived_queue;
 use crate::shard::messages::{ShardHandle, Topology};
 use crate::shard::{self, ShardConfig};
 use crate::{arena, process, ring};
@@ -19,9 +22,11 @@ use postanalytics_protocol::DEFAULT_MAX_BODY_BYTES;
 use postanalytics_protocol::frames::PackageVersion;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
-use std::time::Instant;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 /// Descriptors that are no connections: status pages, handshakes' second ones, files, the control plane.
 const DESCRIPTORS_BESIDE_CONNECTIONS: u64 = 256;
@@ -29,6 +34,9 @@ const DESCRIPTORS_BESIDE_CONNECTIONS: u64 = 256;
 const DESCRIPTORS_PER_SHARD: u64 = 8;
 /// Memory that the control plane's rings must be allowed to lock; glommio takes no less.
 const LOCKED_BYTES_MIN: u64 = 512 << 10;
+
+/// The correlator has this long to end after the shards.
+const CORRELATOR_END_MAX: Duration = Duration::from_secs(2);
 
 /// What the main thread waits for.
 enum Event {
@@ -54,7 +62,9 @@ pub fn serve(config: Config) -> anyhow::Result<()> {
     let topology = Arc::new(topology(&config, plan.shard_count())?);
     let serving = Arc::new(AtomicBool::new(false));
     let (events_in, events) = mpsc::channel();
-    listen_to_signals(log_file, Arc::clone(&serving), events_in.clone())?;
+    let events_file = config.events.as_deref().map(open_events).transpose()?;
+    let files = log_file.into_iter().chain(events_file.clone()).collect();
+    listen_to_signals(files, Arc::clone(&serving), events_in.clone())?;
     let control = ControlConfig {
         config: Arc::clone(&config),
         topology: Arc::clone(&topology),
@@ -64,15 +74,16 @@ pub fn serve(config: Config) -> anyhow::Result<()> {
     };
     let report = move |result| drop(events_in.send(Event::Ended(result)));
     let mut to_control = control::start(control, report)?;
-    let shards = start_shards(&config, &plan, &topology)?;
+    let (shards, correlator, correlator_thread) = start_shards(&config, &plan, &topology, events_file)?;
     serving.store(true, Ordering::SeqCst);
     let mut tell = |message| to_control.send(message).map_err(|_| anyhow::anyhow!("the control plane does not listen"));
-    tell(ToControl::Ready(shards))?;
+    tell(ToControl::Ready(shards, correlator))?;
     loop {
         match events.recv().context("the control plane and the signals are gone")? {
             Event::Stop => tell(ToControl::Stop)?,
             Event::Ended(result) => {
                 if result.is_ok() {
+                    wait_for_correlator(&correlator_thread);
                     tracing::info!("stopped");
                 }
                 return result;
@@ -202,8 +213,31 @@ fn keys_of(arena_bytes: u64) -> usize {
     (arena_bytes >> 10).clamp(1 << 14, 1 << 22) as usize
 }
 
-/// Starts all, then waits for all, so that they prefault side by side.
-fn start_shards(config: &Config, plan: &Plan, topology: &Arc<Topology>) -> anyhow::Result<Vec<ShardHandle>> {
+/// The shards are gone: gives the correlator a moment to write what they said last.
+fn wait_for_correlator(thread: &JoinHandle<()>) {
+    let give_up = Instant::now() + CORRELATOR_END_MAX;
+    while !thread.is_finished() {
+        if Instant::now() >= give_up {
+            tracing::warn!("the correlator did not end within {CORRELATOR_END_MAX:?}: the last events may not be written");
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn open_events(path: &Path) -> anyhow::Result<LogFile> {
+    LogFile::open(path).map_err(|error| {
+        anyhow::anyhow!("cannot open the events file {}: {error}; give a path that can be written to", path.display())
+    })
+}
+
+/// Starts all, then waits for all, so that they prefault side by side; then the correlator, which they tell what happens.
+fn start_shards(
+    config: &Config,
+    plan: &Plan,
+    topology: &Arc<Topology>,
+    events: Option<LogFile>,
+) -> anyhow::Result<(Vec<ShardHandle>, CorrelatorHandle, JoinHandle<()>)> {
     let begun = Instant::now();
     let detection = config.detection.clone().unwrap_or_default();
     let settings = Arc::new(Settings::new(&detection).context("the names under attack_tools cannot be searched for")?);
@@ -211,16 +245,20 @@ fn start_shards(config: &Config, plan: &Plan, topology: &Arc<Topology>) -> anyho
     if keys == 0 {
         tracing::info!("no detector runs; an empty file as --config FILE runs them all with their defaults");
     }
-    let mut starting = Vec::new();
+    // One for all, so that what the correlator hears of different shards can be told to be the same.
+    let seed = u64::from_le_bytes(random()?);
+    let (mut starting, mut receivers) = (Vec::new(), Vec::new());
     for (shard, cpu) in (0..).zip(&plan.cpus) {
-        starting.push(shard::start(ShardConfig {
+        let (derived, receiver) = derived_queue().context("no socket pair for the correlator")?;
+        receivers.push(receiver);
+        let shard = ShardConfig {
             shard,
             cpu: *cpu,
             arena_bytes: plan.arena_bytes_per_shard,
             analytics: AnalyticsPlan {
                 settings: Arc::clone(&settings),
-                room: Room { keys, ..Room::default() },
-                seed: u64::from_le_bytes(random()?),
+                room: Room { keys, hands_on_failures: true, reports: true, ..Room::default() },
+                seed,
             },
             topology: Arc::clone(topology),
             receive_buffers: config.receive_buffers,
@@ -228,7 +266,8 @@ fn start_shards(config: &Config, plan: &Plan, topology: &Arc<Topology>) -> anyho
             connections_max: config.connections_max,
             frame_deadline: config.frame_deadline,
             drain_deadline: config.drain_deadline,
-        })?);
+        };
+        starting.push(shard::start(shard, Some(derived))?);
     }
     let shards = starting.into_iter().map(shard::StartingShard::wait).collect::<anyhow::Result<Vec<_>>>()?;
     for shard in &shards {
@@ -241,20 +280,22 @@ fn start_shards(config: &Config, plan: &Plan, topology: &Arc<Topology>) -> anyho
         seconds = begun.elapsed().as_secs_f64(),
         "arena ready"
     );
-    Ok(shards)
+    let correlator = CorrelatorConfig { settings, seed, shards: receivers, events, cpus: plan.control_cpus.clone() };
+    let (correlator, thread) = correlator::start(correlator)?;
+    Ok((shards, correlator, thread))
 }
 
 /// A thread that waits for signals for as long as the process lives, so that the second SIGTERM ends it whatever hangs.
-fn listen_to_signals(log: Option<LogFile>, serving: Arc<AtomicBool>, events: mpsc::Sender<Event>) -> anyhow::Result<()> {
+fn listen_to_signals(files: Vec<LogFile>, serving: Arc<AtomicBool>, events: mpsc::Sender<Event>) -> anyhow::Result<()> {
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1]).context("signals cannot be caught")?;
     let listen = move || {
         let mut stopping = false;
         for signal in signals.forever() {
             match signal {
-                SIGHUP | SIGUSR1 => match &log {
-                    Some(file) => file.reopen(),
-                    None => tracing::info!(signal, "there is no log file to reopen (--log-file): the signal does nothing"),
-                },
+                SIGHUP | SIGUSR1 if files.is_empty() => {
+                    tracing::info!(signal, "there is no file to reopen (--log-file, --events): the signal does nothing");
+                }
+                SIGHUP | SIGUSR1 => files.iter().for_each(LogFile::reopen),
                 _ if stopping => {
                     tracing::warn!(signal, "second signal: ending at once");
                     std::process::exit(128 + signal);

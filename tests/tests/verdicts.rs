@@ -64,7 +64,7 @@ impl RunningShard {
             frame_deadline: Duration::from_secs(10),
             drain_deadline: Duration::from_secs(10),
         };
-        let ShardHandle { page, messages, thread, .. } = shard::start(config).unwrap().wait().unwrap();
+        let ShardHandle { page, messages, thread, .. } = shard::start(config, None).unwrap().wait().unwrap();
         let shared = Arc::new(Mutex::new(Shared { messages, sockets: Vec::new(), turns_away: false, stop: false }));
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();

@@ -5,6 +5,8 @@
 //! Slots keep their buffers, so nothing is allocated once they were used.
 
 use super::detectors::{Detector, KeyKind};
+use super::magnitude::Magnitude;
+use super::reports::{AlertReports, REPORTS_MAX};
 use postanalytics_protocol::Source;
 use serde::Serialize;
 use siphasher::sip::SipHasher13;
@@ -67,54 +69,8 @@ pub struct Alert {
     /// How many.
     pub evidence_count: usize,
     magnitude: Magnitude,
-}
-
-/// Counts different values: exactly up to 64, then by a HyperLogLog of 256 registers (an error of 6.5 %). It reports; nothing
-/// is decided by it.
-#[derive(Clone, Debug, Default)]
-struct Magnitude {
-    values: Vec<u64>,
-    registers: Vec<u8>,
-}
-
-impl Magnitude {
-    const EXACT_MAX: usize = 64;
-    const REGISTERS: usize = 256;
-
-    fn clear(&mut self) {
-        self.values.clear();
-        self.registers.clear();
-    }
-
-    /// Takes a value; returns how many different ones it takes the number to be, `None` if it knew this one.
-    fn add(&mut self, value: u64) -> Option<u64> {
-        if self.registers.is_empty() {
-            if self.values.contains(&value) {
-                return None;
-            }
-            if self.values.len() < Self::EXACT_MAX {
-                self.values.push(value);
-                return Some(self.values.len() as u64);
-            }
-            self.registers.resize(Self::REGISTERS, 0);
-            for position in 0..self.values.len() {
-                self.note(self.values[position]);
-            }
-            self.values.clear();
-        }
-        self.note(value);
-        let count = Self::REGISTERS as f64;
-        let sum: f64 = self.registers.iter().map(|&register| 2f64.powi(-i32::from(register))).sum();
-        let estimate = 0.7213 / (1.0 + 1.079 / count) * count * count / sum;
-        let empty = self.registers.iter().filter(|&&register| register == 0).count();
-        Some(if estimate < 2.5 * count && empty > 0 { count * (count / empty as f64).ln() } else { estimate } as u64)
-    }
-
-    fn note(&mut self, value: u64) {
-        let hash = super::fingerprint::mix(value);
-        let register = &mut self.registers[(hash >> 56) as usize];
-        *register = (*register).max(((hash << 8).leading_zeros() + 1).min(57) as u8);
-    }
+    /// The count that was last reported.
+    reported_count: u64,
 }
 
 impl Alert {
@@ -143,7 +99,7 @@ impl Alert {
         self.count += 1;
         if let Some(distinct) = value.and_then(|value| self.magnitude.add(value)) {
             // The exact part may hold values from before `first`, the estimate may be low: never less than was known.
-            let exact = if self.magnitude.registers.is_empty() { self.distinct + 1 } else { 0 };
+            let exact = if self.magnitude.is_exact() { self.distinct + 1 } else { 0 };
             self.distinct = self.distinct.max(exact).max(if exact == 0 { distinct } else { 0 });
         }
     }
@@ -232,7 +188,7 @@ fn text(bytes: &[u8]) -> String {
 }
 
 /// The address of a source, or its network: `192.0.2.1`, `2001:db8:1:2::/64`, `2001:db8:1::/48`.
-fn source_text(key: u64, is_network: bool) -> String {
+pub fn source_text(key: u64, is_network: bool) -> String {
     if key >> 32 == 0xffff_ffff {
         return std::net::Ipv4Addr::from(key as u32).to_string();
     }
@@ -241,7 +197,7 @@ fn source_text(key: u64, is_network: bool) -> String {
 }
 
 /// RFC 3339, UTC, with µs.
-fn time_text(time_us: u64) -> String {
+pub fn time_text(time_us: u64) -> String {
     let time = i64::try_from(time_us).ok().and_then(|time_us| jiff::Timestamp::from_microsecond(time_us).ok());
     time.map_or_else(String::new, |time| format!("{time:.6}"))
 }
@@ -257,6 +213,8 @@ pub struct Alerts {
     keeps_all: bool,
     /// Alerts that were final before their hold ended, for want of slots.
     pub cut_short: u64,
+    /// What became of alerts, for whoever shows them; no room for any unless somebody makes some.
+    pub reports: AlertReports,
 }
 
 impl Alerts {
@@ -265,10 +223,7 @@ impl Alerts {
         let buffers = || Alert {
             host: Vec::with_capacity(64),
             endpoint: Vec::with_capacity(256),
-            magnitude: Magnitude {
-                values: Vec::with_capacity(Magnitude::EXACT_MAX),
-                registers: Vec::with_capacity(Magnitude::REGISTERS),
-            },
+            magnitude: Magnitude::with_room(),
             ..Alert::default()
         };
         Self {
@@ -278,6 +233,7 @@ impl Alerts {
             slots_max: slots,
             keeps_all: false,
             cut_short: 0,
+            reports: AlertReports::default(),
         }
     }
 
@@ -326,13 +282,34 @@ impl Alerts {
         }
         self.cut_short += 1;
         let soonest = self.slots.iter().enumerate().min_by_key(|(_, alert)| alert.hold_until_us);
-        soonest.map_or(0, |(slot, _)| slot as u32)
+        let slot = soonest.map_or(0, |(slot, _)| slot);
+        self.reports.push(&self.slots[slot], true);
+        slot as u32
+    }
+
+    /// Reports an alert that was just raised and described.
+    pub fn raised(&mut self, number: u32) {
+        if let Some(alert) = (number as usize).checked_sub(1).and_then(|slot| self.slots.get_mut(slot)) {
+            alert.reported_count = alert.count;
+            self.reports.push(alert, false);
+        }
+    }
+
+    /// Reports those held whose count moved, as far as half of the room goes: the rest is for what happens.
+    pub fn report_moved(&mut self) {
+        for alert in &mut self.slots {
+            if alert.stage == Stage::Held && alert.count != alert.reported_count && self.reports.room() > REPORTS_MAX / 2 {
+                alert.reported_count = alert.count;
+                self.reports.push(alert, false);
+            }
+        }
     }
 
     /// The hold of an alert ended: it is final.
     pub fn finish(&mut self, number: u32, key: u64) {
         if let Some(alert) = self.held(number, key) {
             alert.stage = Stage::Final;
+            self.reports.push(&self.slots[number as usize - 1], true);
             if !self.keeps_all {
                 self.finals.push_back(number - 1);
             }

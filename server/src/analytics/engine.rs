@@ -136,6 +136,7 @@ impl Engine {
         describe(alert);
         clear_lists(cell, pool);
         (cell.level, cell.first_us, cell.first_seq, cell.alert) = (0, 0, 0, number);
+        self.alerts.raised(number);
         number
     }
 

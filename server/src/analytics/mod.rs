@@ -3,26 +3,33 @@
 //! - [`observation`]: what detectors need of a record; [`path`], [`settings`], [`fingerprint`] help it
 //! - [`detectors`]: what each looks at and when it fires, on [`rules`]
 //! - [`keys`]: bounded state; [`engine`]: clock, lateness, hold and alert of a key; [`alerts`]
-//! - [`users`]: what is keyed by a user and belongs to the correlator
+//! - [`attacks`]: hits into attacks, and which hits are kept whole
+//! - [`summary`]: counters of all requests, for pages
+//! - [`users`]: what is keyed by a user and belongs to the correlator; [`reports`]: what it is told of alerts
 //! - [`verdicts`]: the sources and sessions that filters are to deny or watch
 //!
 //! One [`Analytics`] belongs to one shard and sees all records of its sources, in order of arrival. Everything is made when
 //! the shard starts. A panic in here is caught by the shard, which quarantines the frame.
 
 pub mod alerts;
+pub mod attacks;
 pub mod detectors;
 pub mod engine;
 pub mod fingerprint;
 pub mod keys;
+pub mod magnitude;
 pub mod observation;
 pub mod path;
+pub mod reports;
 pub mod rules;
 pub mod settings;
+pub mod summary;
 pub mod users;
 pub mod verdicts;
 
 use crate::config::detection::Response;
 use alerts::{Alert, Alerts};
+use attacks::hits::HitSampler;
 use bumpalo::Bump;
 use bumpalo::collections::Vec as BumpVec;
 use detectors::{Detector, Event, KeyKind, Look, multi_payload};
@@ -33,8 +40,10 @@ use observation::{Observation, Outcome};
 use postanalytics_protocol::frames::{Action, Subject, Verdict};
 use postanalytics_protocol::routing::address_bytes;
 use postanalytics_protocol::{RecordView, ValidBatch};
+use reports::AlertReports;
 use settings::Settings;
 use std::sync::Arc;
+use summary::Summary;
 use users::{USER_DETECTORS, UserFailure};
 
 /// User agents whose tools are remembered.
@@ -42,7 +51,7 @@ const USER_AGENTS: usize = 4096;
 /// Refusals that are remembered, each a source at an endpoint.
 const REFUSALS: usize = 16_384;
 /// Most events for the correlator, and most verdicts, that wait to be taken.
-const WAITING_MAX: usize = 4096;
+pub const WAITING_MAX: usize = 4096;
 
 /// When a batch came, and what its times mean.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -55,20 +64,23 @@ pub struct Timing {
     pub is_replay: bool,
 }
 
-/// What a shard's analysis has room for.
+/// What a shard's analysis has room for, and what it tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Room {
-    /// Keys; 0: no detector runs, records with hits are found all the same.
+    /// Keys; 0: no detector runs, hits are found all the same.
     pub keys: usize,
     /// Alerts, held and final; `None`: all, for a replay.
     pub alerts: Option<usize>,
     /// Failures of users are handed on.
     pub hands_on_failures: bool,
+    /// What becomes of alerts and hits is reported, requests are counted for pages, and of identical hits only the first of
+    /// an hour are kept whole.
+    pub reports: bool,
 }
 
 impl Default for Room {
     fn default() -> Self {
-        Self { keys: 1 << 16, alerts: Some(1024), hands_on_failures: false }
+        Self { keys: 1 << 16, alerts: Some(1024), hands_on_failures: false, reports: false }
     }
 }
 
@@ -109,6 +121,10 @@ pub struct Analytics {
     pub failures: Vec<UserFailure>,
     /// Failures not handed on, because too many waited.
     pub failures_lost: u64,
+    /// Hits for the correlator.
+    pub hits: Option<HitSampler>,
+    /// Counters of all requests.
+    pub summary: Option<Box<Summary>>,
     /// Verdicts to be set.
     pub listed: Vec<Verdict>,
     /// A record with this id panics, so that a test can see what becomes of it.
@@ -125,7 +141,10 @@ impl Default for Analytics {
 impl Analytics {
     /// The analysis of a shard. `seed` keys its fingerprints.
     pub fn new(settings: Arc<Settings>, room: Room, seed: u64) -> Self {
-        let alerts = room.alerts.map_or_else(Alerts::unbounded, Alerts::bounded);
+        let mut alerts = room.alerts.map_or_else(Alerts::unbounded, Alerts::bounded);
+        if room.reports {
+            alerts.reports = AlertReports::with_room();
+        }
         Self {
             prints: Fingerprints::new(seed),
             seed,
@@ -137,6 +156,8 @@ impl Analytics {
             order: 0,
             failures: Vec::with_capacity(if room.hands_on_failures { WAITING_MAX } else { 0 }),
             failures_lost: 0,
+            hits: room.reports.then(HitSampler::new),
+            summary: (room.reports && room.keys > 0).then(Box::default),
             listed: Vec::with_capacity(64),
             #[cfg(test)]
             panic_at: None,
@@ -149,7 +170,7 @@ impl Analytics {
     }
 
     /// Looks at every record of a batch. `orders` are their positions in the input, if that is not simply the order of calls.
-    /// Returns the positions of those that carry hits, in `scratch`.
+    /// Returns the positions of those whose hits are to be kept whole, in `scratch`.
     pub fn observe<'scratch>(
         &mut self,
         batch: &ValidBatch<'_>,
@@ -158,24 +179,39 @@ impl Analytics {
         scratch: &'scratch Bump,
     ) -> BumpVec<'scratch, u32> {
         let mut with_hits = BumpVec::new_in(scratch);
+        if let Some(summary) = &mut self.summary {
+            summary.begin(timing.arrival_us);
+        }
         for (position, record) in batch.records().enumerate() {
             #[cfg(test)]
             assert_ne!(self.panic_at, Some(record.request_id()), "a test asked for this");
-            if record.hit_count() > 0 {
-                with_hits.push(position as u32);
-            }
             let order = orders.get(position).copied().unwrap_or(self.order);
             self.order = order + 1;
-            if self.room.keys > 0 {
-                self.observe_record(&record, timing, order, scratch);
+            let has_hits = record.hit_count() > 0;
+            let mut is_kept = has_hits;
+            if self.room.keys > 0 || has_hits && self.hits.is_some() {
+                let observation = Observation::of(&record, timing, &self.settings, &self.prints, scratch);
+                if let Some(sampler) = self.hits.as_mut().filter(|_| has_hits) {
+                    let take = |kept, hit| sampler.take(&observation, record.flags(), &hit, &self.prints) || kept;
+                    is_kept = record.hits().fold(false, take);
+                }
+                if self.room.keys > 0 {
+                    self.detect(observation, &record, timing, order);
+                }
+            }
+            if is_kept {
+                with_hits.push(position as u32);
             }
         }
         with_hits
     }
 
-    fn observe_record(&mut self, record: &RecordView<'_>, timing: Timing, order: u64, scratch: &Bump) {
-        let mut observation = Observation::of(record, timing, &self.settings, &self.prints, scratch);
-        observation.is_attack_tool = self.is_attack_tool(record.user_agent());
+    fn detect(&mut self, mut observation: Observation<'_>, record: &RecordView<'_>, timing: Timing, order: u64) {
+        let user_agent = self.prints.bytes(record.user_agent());
+        observation.is_attack_tool = self.is_attack_tool(record.user_agent(), user_agent);
+        if let Some(summary) = &mut self.summary {
+            summary.count(&observation, record, user_agent, &self.prints);
+        }
         if observation.is_attempt(&self.settings) {
             observation.attempt = Some(self.outcome(&observation));
         }
@@ -305,12 +341,11 @@ impl Analytics {
         observation.outcome(was_refused)
     }
 
-    /// Whether a user agent names an attack tool; most were seen before.
-    fn is_attack_tool(&mut self, user_agent: &[u8]) -> bool {
+    /// Whether a user agent, of this fingerprint, names an attack tool; most were seen before.
+    fn is_attack_tool(&mut self, user_agent: &[u8], fingerprint: u64) -> bool {
         if user_agent.is_empty() {
             return false;
         }
-        let fingerprint = self.prints.bytes(user_agent);
         let entry = &mut self.user_agents[(fingerprint >> 32) as usize % USER_AGENTS];
         if *entry | 1 != fingerprint | 1 {
             *entry = fingerprint & !1 | u64::from(self.settings.is_attack_tool(user_agent));

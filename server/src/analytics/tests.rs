@@ -4,7 +4,7 @@ use super::*;
 use crate::config::detection::DetectionConfig;
 use postanalytics_protocol::{AlignedVec, BatchBuilder, RecordFields};
 
-const ROOM: Room = Room { keys: 16_384, alerts: None, hands_on_failures: false };
+const ROOM: Room = Room { keys: 16_384, alerts: None, hands_on_failures: false, reports: false };
 
 fn analytics(configuration: &str) -> Analytics {
     let config = DetectionConfig::parse(configuration).expect("a configuration");

@@ -179,6 +179,10 @@ pub struct ServeFlags {
     /// Log to a file, reopened on SIGHUP and SIGUSR1, instead of to standard error [env: POSTANALYTICS_LOG_FILE]
     #[arg(long, value_name = "FILE")]
     pub log_file: Option<String>,
+
+    /// Write alerts and verdicts to a file as JSON lines, reopened on SIGHUP and SIGUSR1 [env: POSTANALYTICS_EVENTS]
+    #[arg(long, value_name = "FILE")]
+    pub events: Option<String>,
     /// Read this env file instead of the first found [env: POSTANALYTICS_ENV_FILE]
     #[arg(long, value_name = "FILE")]
     pub env_file: Option<String>,

@@ -105,6 +105,8 @@ pub struct Config {
     pub log_format: LogFormat,
     /// Log to this file.
     pub log_file: Option<PathBuf>,
+    /// Write alerts and verdicts to this file.
+    pub events: Option<PathBuf>,
     /// Group of the node, from WALLARM_LABELS.
     pub group: Option<String>,
     /// The env file that was read.
@@ -141,8 +143,9 @@ const SERVER_ID: Key = Key { flag: "server-id", names: &["POSTANALYTICS_SERVER_I
 const CONFIG: Key = Key { flag: "config", names: &["POSTANALYTICS_CONFIG"], default: "" };
 const LOG: Key = Key { flag: "log", names: &["POSTANALYTICS_LOG"], default: "text" };
 const LOG_FILE: Key = Key { flag: "log-file", names: &["POSTANALYTICS_LOG_FILE"], default: "" };
+const EVENTS: Key = Key { flag: "events", names: &["POSTANALYTICS_EVENTS"], default: "" };
 const LABELS: Key = Key { flag: "labels", names: &["WALLARM_LABELS"], default: "" };
-const ALL_KEYS: [&Key; 21] = [
+const ALL_KEYS: [&Key; 22] = [
     &STATUS,
     &STATUS_HOST,
     &STATUS_TOKEN_FILE,
@@ -163,6 +166,7 @@ const ALL_KEYS: [&Key; 21] = [
     &CONFIG,
     &LOG,
     &LOG_FILE,
+    &EVENTS,
     &LABELS,
 ];
 /// Names beside those of the keys.
@@ -196,6 +200,7 @@ impl Config {
         let (labels, _) = layers.text(&LABELS, None)?;
         let (detection_file, _) = layers.text(&CONFIG, flags.config.as_deref())?;
         let (log_file, _) = layers.text(&LOG_FILE, flags.log_file.as_deref())?;
+        let (events, _) = layers.text(&EVENTS, flags.events.as_deref())?;
         let config = Self {
             listen,
             status: layers.parse(&STATUS, flags.status.as_deref(), values::address_or_none)?,
@@ -228,6 +233,7 @@ impl Config {
                 _ => Err("it must be text or json".to_owned()),
             })?,
             log_file: (!log_file.is_empty()).then(|| PathBuf::from(log_file)),
+            events: (!events.is_empty()).then(|| PathBuf::from(events)),
             group: values::group_of_labels(&labels).map(str::to_owned),
             env_file: layers.file.as_ref().map(|file| file.path.clone()),
             env_file_lines_skipped: layers.file.as_ref().map(|file| file.lines_skipped.clone()).unwrap_or_default(),

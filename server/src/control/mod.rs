@@ -3,6 +3,7 @@
 //! - [`sockets`]: listeners, and the hand-over of descriptors
 //! - [`access`], [`accept`], [`handshake`]: from a connection to a client that a shard may have
 //! - [`http`]: the status pages
+//! - [`ask`]: questions to the correlator and the shards
 //! - [`state`]: what the tasks share
 //!
 //! It lets connections in and shows what happens; records never pass through it, except copies that `/requests` asks for.
@@ -14,14 +15,18 @@
 
 mod accept;
 mod access;
+#[expect(dead_code, reason = "the pages that ask for alerts, attacks and verdicts come next")]
+mod ask;
 mod handshake;
 pub mod http;
 pub mod sockets;
 mod state;
 
 use crate::config::Config;
+use crate::correlator::CorrelatorHandle;
+use crate::process;
 use crate::queue::{Receiver, Sender, queue};
-use crate::shard::messages::{Query, QueryPage, ShardHandle, ToShard, Topology};
+use crate::shard::messages::{FromShard, Query, QueryPage, ShardHandle, ToShard, Topology};
 use anyhow::Context;
 use futures_lite::AsyncReadExt;
 use glommio::net::UnixStream;
@@ -63,8 +68,8 @@ pub struct ControlConfig {
 /// What the main thread tells the control plane.
 #[derive(Debug)]
 pub enum ToControl {
-    /// The shards are ready: take connections.
-    Ready(Vec<ShardHandle>),
+    /// The shards are ready, and the correlator: take connections.
+    Ready(Vec<ShardHandle>, CorrelatorHandle),
     /// Take no more connections, drain the shards, report.
     Stop,
 }
@@ -77,7 +82,7 @@ where
 {
     let (sender, receiver) = queue(TO_CONTROL_MAX).context("no socket pair for the control plane")?;
     let body = move || {
-        pin_to(&control.cpus);
+        process::keep_to(&control.cpus, "the control plane");
         let report = ended.clone();
         let ran = std::panic::catch_unwind(AssertUnwindSafe(|| {
             let executor = LocalExecutorBuilder::new(Placement::Unbound).name("control").io_memory(IO_MEMORY_BYTES).make();
@@ -87,18 +92,6 @@ where
     };
     std::thread::Builder::new().name("control".to_owned()).spawn(body).context("no thread for the control plane")?;
     Ok(sender)
-}
-
-/// Keeps this thread off the shards' CPUs. That it does not work is no reason not to start.
-fn pin_to(cpus: &[usize]) {
-    if cpus.is_empty() {
-        return;
-    }
-    let mut set = rustix::thread::CpuSet::new();
-    cpus.iter().for_each(|cpu| set.set(*cpu));
-    if let Err(error) = rustix::thread::sched_setaffinity(None, &set) {
-        tracing::warn!(%error, "the control plane runs on any CPU: its affinity cannot be set");
-    }
 }
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
@@ -128,7 +121,8 @@ where
         wait_for(&mut wake).await.context("the main thread is gone")?;
         while let Some(message) = messages.receive() {
             match message {
-                ToControl::Ready(shards) => {
+                ToControl::Ready(shards, correlator) => {
+                    ask::open(&state, correlator, pages)?;
                     open(&state, shards, &control.listener.0, links, &ended)?;
                     tracing::info!(address = %control.listener.1, "listening");
                 }
@@ -179,6 +173,8 @@ where
             page: handle.page,
             messages: RefCell::new(handle.messages),
             idle_query: RefCell::new(Some(Box::new(blank_query()))),
+            verdicts: ask::Waiting::default(),
+            summaries: ask::Waiting::default(),
             ended: Cell::new(false),
         });
         watched.push((handle.answers, handle.thread));
@@ -204,7 +200,7 @@ fn blank_query() -> Query {
 async fn watch<F>(
     state: Rc<State>,
     index: usize,
-    mut answers: Receiver<Box<Query>>,
+    mut answers: Receiver<FromShard>,
     thread: JoinHandle<anyhow::Result<()>>,
     ended: F,
 ) where
@@ -214,11 +210,14 @@ async fn watch<F>(
     if let Ok(wake) = answers.wake().try_clone() {
         let mut wake: UnixStream = sockets::into_glommio(wake);
         while wait_for(&mut wake).await.is_ok() {
-            while let Some(query) = answers.receive() {
-                if query.id == state.scan_id.get() && state.scan_running.get() {
-                    let _ = state.answers.0.try_send((index, query));
-                } else {
-                    port.idle_query.replace(Some(query));
+            while let Some(answer) = answers.receive() {
+                match answer {
+                    FromShard::Query(query) if query.id == state.scan_id.get() && state.scan_running.get() => {
+                        let _ = state.answers.0.try_send((index, query));
+                    }
+                    FromShard::Query(query) => drop(port.idle_query.replace(Some(query))),
+                    FromShard::Verdicts(page) => port.verdicts.answered(page.id, page),
+                    FromShard::Summary(page) => port.summaries.answered(page.id, page),
                 }
             }
         }

@@ -1,10 +1,12 @@
 //! What the tasks of the control plane share. One thread owns it, so plain cells do.
 
 use super::access::Gate;
+use super::ask::{CorrelatorPort, Waiting};
 use super::handshake::Refusal;
+use crate::analytics::summary::page::SummaryPage;
 use crate::config::Config;
 use crate::queue::Sender;
-use crate::shard::messages::{ConnectionTicket, Query, ToShard, Topology};
+use crate::shard::messages::{ConnectionTicket, Query, ToShard, Topology, VerdictPage};
 use crate::shard::page::StatsPage;
 use glommio::channels::local_channel::{self, LocalReceiver, LocalSender};
 use postanalytics_protocol::ErrorCode;
@@ -87,6 +89,10 @@ pub(super) struct ShardPort {
     pub(super) messages: RefCell<Sender<ToShard>>,
     /// The query of this shard while it is not under way.
     pub(super) idle_query: RefCell<Option<Box<Query>>>,
+    /// Who waits for a page of its verdicts.
+    pub(super) verdicts: Waiting<Box<VerdictPage>>,
+    /// Who waits for a page of its counters.
+    pub(super) summaries: Waiting<Box<SummaryPage>>,
     pub(super) ended: Cell<bool>,
 }
 
@@ -115,6 +121,8 @@ pub(super) struct State {
     newer_nodes: RefCell<HashSet<[u8; 16]>>,
     /// Connections to the status pages that are served now.
     pub(super) pages_open: Cell<usize>,
+    /// The way to the correlator, once it runs.
+    pub(super) correlator: OnceCell<CorrelatorPort>,
     pub(super) scan_running: Cell<bool>,
     pub(super) scan_id: Cell<u64>,
     /// Queries of the running scan that came back.
@@ -136,6 +144,7 @@ impl State {
             handshakes: RefCell::default(),
             newer_nodes: RefCell::default(),
             pages_open: Cell::new(0),
+            correlator: OnceCell::new(),
             scan_running: Cell::new(false),
             scan_id: Cell::new(0),
             // Never more than one query per shard is under way, so the channel's length is that of the shards.

@@ -1,6 +1,7 @@
 //! What the control plane and a shard say to each other. Plain data over bounded queues, a wake-up beside them.
 
 use super::page::StatsPage;
+use crate::analytics::summary::page::SummaryPage;
 use postanalytics_protocol::frames::{Hello, PackageVersion, Verdict};
 use postanalytics_protocol::{BatchBuilder, Source};
 use std::net::SocketAddr;
@@ -17,10 +18,38 @@ pub enum ToShard {
     Adopt(Handover),
     /// Read records out of the slabs. At most one is under way per shard.
     Query(Box<Query>),
+    /// Read a part of the live verdicts.
+    Verdicts(Box<VerdictPage>),
+    /// Read a top list or a timeline.
+    Summary(Box<SummaryPage>),
     /// Set or take back a verdict by hand.
     SetVerdict(Verdict),
     /// Say Goodbye, finish and acknowledge what arrived, then end the thread.
     Drain,
+}
+
+/// From a shard: what was asked of it.
+#[derive(Debug)]
+pub enum FromShard {
+    /// A page of records.
+    Query(Box<Query>),
+    /// A page of verdicts.
+    Verdicts(Box<VerdictPage>),
+    /// A top list or a timeline.
+    Summary(Box<SummaryPage>),
+}
+
+/// A part of a shard's live verdicts. The shard fills it up to its capacity.
+#[derive(Debug)]
+pub struct VerdictPage {
+    /// Echoed.
+    pub id: u64,
+    /// Position to begin at, 0 at first.
+    pub from: usize,
+    /// The verdicts. Give it capacity: the shard does not grow it beyond.
+    pub verdicts: Vec<Verdict>,
+    /// Position to go on from; `None` at the end.
+    pub next: Option<usize>,
 }
 
 /// A connection on its way to its shard. The socket closes if it is never adopted.
@@ -165,8 +194,8 @@ pub struct ShardHandle {
     pub page: Arc<StatsPage>,
     /// Messages to it.
     pub messages: crate::queue::Sender<ToShard>,
-    /// Queries that come back.
-    pub answers: crate::queue::Receiver<Box<Query>>,
+    /// What it was asked, answered.
+    pub answers: crate::queue::Receiver<FromShard>,
     /// Ends when the shard is drained; an error says why it ended otherwise.
     pub thread: std::thread::JoinHandle<anyhow::Result<()>>,
 }

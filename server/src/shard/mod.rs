@@ -8,6 +8,7 @@
 //! Nothing in [`Shard::received`] allocates once buffers have grown to their size.
 
 pub mod connection;
+pub mod derived;
 pub mod messages;
 pub mod page;
 mod query;
@@ -21,13 +22,15 @@ mod tests;
 pub use thread::{Driver, ShardConfig, StartingShard, start};
 
 use crate::analytics::Analytics;
+use crate::analytics::summary::page::SummaryPage;
 use crate::analytics::verdicts::VerdictSet;
 use crate::arena::Log;
 use bumpalo::Bump;
 use bumpalo::collections::Vec as BumpVec;
 use connection::{CONTROL_BODY_BYTES_MAX, Connection, Incoming, Refusal, UNSENT_BYTES_MAX};
+use derived::DerivedSender;
 use hdrhistogram::Histogram;
-use messages::{ConnectionTicket, Query, Topology};
+use messages::{ConnectionTicket, Query, Topology, VerdictPage};
 use page::ShardStats;
 use postanalytics_protocol::frames::{
     Ack, ControlFrame, Goodbye, Hello, Pong, Stats, StoredSequence, VERDICTS_PER_FRAME_MAX, Verdict, Welcome, encode_verdicts,
@@ -111,6 +114,9 @@ pub struct Shard {
     snapshots: Vec<u32>,
     commands: VecDeque<Command>,
     query: Option<Box<Query>>,
+    /// The way to the correlator; `None`: nobody wants to know.
+    derived: Option<DerivedSender>,
+    derived_lost_logged: u64,
     draining: bool,
     stats: ShardStats,
     /// Lines about closed connections that may still be logged in this interval.
@@ -156,6 +162,8 @@ impl Shard {
             snapshots: Vec::new(),
             commands: VecDeque::with_capacity(64),
             query: None,
+            derived: None,
+            derived_lost_logged: 0,
             draining: false,
             stats: ShardStats::default(),
             log_lines_left: LOG_LINES_PER_INTERVAL,
@@ -164,6 +172,11 @@ impl Shard {
             #[cfg(feature = "simulation")]
             committed: None,
         }
+    }
+
+    /// From now on the correlator is told what happens.
+    pub fn connect_correlator(&mut self, derived: DerivedSender) {
+        self.derived = Some(derived);
     }
 
     /// Adopts a connection on `link`: closes an older one of the same session, then says Welcome.
@@ -281,6 +294,19 @@ impl Shard {
         self.verdict_inbox.push(verdict);
     }
 
+    /// Fills a page of the live verdicts.
+    pub fn list_verdicts(&self, page: &mut VerdictPage) {
+        let room = page.verdicts.capacity() - page.verdicts.len();
+        page.next = self.verdicts.slice(page.from, room, |verdict| page.verdicts.push(verdict));
+    }
+
+    /// Fills a page of counters; if none are kept it stays empty.
+    pub fn fill_summary(&self, page: &mut SummaryPage) {
+        if let Some(summary) = &self.analytics.summary {
+            page.fill(summary);
+        }
+    }
+
     /// Says Goodbye to everyone and from now on to everyone who comes.
     pub fn drain(&mut self, now: Now) {
         self.draining = true;
@@ -313,12 +339,14 @@ impl Shard {
         }
         self.verdicts.expire(now.wall_us);
         self.analytics.engine.alerts.sweep(now.wall_us);
+        self.analytics.engine.alerts.report_moved();
         let idle_us = SESSION_IDLE_US_MIN.max(self.stats().timeframe_us());
         self.sessions.sweep(now.monotonic_us.saturating_sub(idle_us));
         if now.monotonic_us >= self.interval_ends_us {
             self.interval_ends_us = now.monotonic_us + INTERVAL_US;
             self.log_lines_left = LOG_LINES_PER_INTERVAL;
             self.publish_ack_latency();
+            self.alarm_of_loss();
         }
     }
 
@@ -337,6 +365,9 @@ impl Shard {
         let acks = self.write_replies(usage, now);
         self.write_verdicts(now);
         self.write_snapshots(now);
+        if let Some(derived) = &mut self.derived {
+            derived.send(&mut self.analytics);
+        }
         self.stats.turns += 1;
         self.stats.scratch_bytes_peak = self.stats.scratch_bytes_peak.max(self.scratch.allocated_bytes() as u64);
         self.scratch.reset();
@@ -395,6 +426,8 @@ impl Shard {
             keys_evicted: engine.counters.keys_evicted,
             keys_evicted_hot: engine.counters.keys_evicted_hot,
             keys_overwritten: engine.table.probation_overwritten,
+            hits_suppressed: self.analytics.hits.as_ref().map_or(0, |sampler| sampler.suppressed),
+            derived_lost: self.derived.as_ref().map_or(0, |derived| derived.lost(&self.analytics)),
             connections: self.connection_count,
             records_stored: requests.records_stored,
             bytes_stored: requests.bytes_stored,
@@ -631,6 +664,9 @@ impl Shard {
             for verdict in inbox.drain(..) {
                 self.verdicts.apply(verdict, |change| changes.push(change));
             }
+            if let Some(derived) = &mut self.derived {
+                changes.iter().for_each(|change| derived.verdict(*change, now.wall_us));
+            }
             for (link, connection) in self.connections.iter_mut().enumerate() {
                 let Some(connection) = connection.as_mut().filter(|connection| !connection.over) else { continue };
                 // Its whole set begins after this and holds the changes.
@@ -750,6 +786,20 @@ impl Shard {
         if let Incoming::Batch(_, place) = std::mem::replace(&mut connection.incoming, Incoming::Nothing) {
             self.requests.void(place);
         }
+    }
+
+    /// Says so, once in an interval, when events for the correlator were dropped.
+    fn alarm_of_loss(&mut self) {
+        let lost = self.stats().derived_lost;
+        if lost > self.derived_lost_logged {
+            tracing::warn!(
+                shard = self.id,
+                events = lost - self.derived_lost_logged,
+                "events for the correlator were dropped: attacks and alerts are shown incompletely, detection is not touched. The \
+                 CPU of the correlator is too busy: give it one by fewer --shards"
+            );
+        }
+        self.derived_lost_logged = lost;
     }
 
     fn publish_ack_latency(&mut self) {

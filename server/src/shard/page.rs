@@ -90,6 +90,10 @@ shard_stats! {
     keys_evicted_hot,
     /// New keys lost before their second event, because the table was full.
     keys_overwritten,
+    /// Hits that were counted and not kept whole, for there were five like them in the hour.
+    hits_suppressed,
+    /// Events for the correlator that were dropped, because it did not keep up.
+    derived_lost,
     /// Largest scratch memory of a turn, bytes.
     scratch_bytes_peak,
     /// Bytes of the request log's and attack log's slabs together.

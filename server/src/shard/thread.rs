@@ -3,7 +3,8 @@
 //! A turn: submit and wait, read the clock once, drain all completions, hear the control plane, one slice of a query,
 //! Acks and verdicts, return the buffers, publish the statistics. Nothing in it allocates, locks or blocks once warm.
 
-use super::messages::{MESSAGES_MAX, Query, ShardHandle, ToShard, Topology};
+use super::derived::DerivedSender;
+use super::messages::{FromShard, MESSAGES_MAX, ShardHandle, ToShard, Topology};
 use super::page::StatsPage;
 use super::{Command, Now, Shard, Usage};
 use crate::analytics::AnalyticsPlan;
@@ -68,7 +69,7 @@ pub struct StartingShard {
     config: ShardConfig,
     page: Arc<StatsPage>,
     messages: Sender<ToShard>,
-    answers: Receiver<Box<Query>>,
+    answers: Receiver<FromShard>,
     ready: mpsc::Receiver<Ready>,
     thread: std::thread::JoinHandle<anyhow::Result<()>>,
 }
@@ -79,7 +80,8 @@ struct Ready {
 }
 
 /// Starts the thread of a shard, which maps and prefaults its memory. Start all, then wait for all: they work in parallel.
-pub fn start(config: ShardConfig) -> anyhow::Result<StartingShard> {
+/// It tells the correlator by `derived`, if there is one.
+pub fn start(config: ShardConfig, derived: Option<DerivedSender>) -> anyhow::Result<StartingShard> {
     let page = Arc::new(StatsPage::default());
     let (messages, inbox) = queue(MESSAGES_MAX).context("cannot make the queue to a shard")?;
     let (answers_in, answers) = queue(MESSAGES_MAX).context("cannot make the queue from a shard")?;
@@ -89,7 +91,10 @@ pub fn start(config: ShardConfig) -> anyhow::Result<StartingShard> {
         .spawn({
             let (config, page) = (config.clone(), Arc::clone(&page));
             move || {
-                let (driver, huge_page_bytes) = pinned(config, page, inbox, answers_in)?;
+                let (mut driver, huge_page_bytes) = pinned(config, page, inbox, answers_in)?;
+                if let Some(derived) = derived {
+                    driver.shard.connect_correlator(derived);
+                }
                 let _ = ready_in.send(Ready { huge_page_bytes });
                 driver.run()
             }
@@ -125,7 +130,7 @@ fn pinned(
     config: ShardConfig,
     page: Arc<StatsPage>,
     inbox: Receiver<ToShard>,
-    answers: Sender<Box<Query>>,
+    answers: Sender<FromShard>,
 ) -> anyhow::Result<(Driver<Uring>, u64)> {
     if let Some(cpu) = config.cpu
         && !core_affinity::set_for_current(core_affinity::CoreId { id: cpu })
@@ -152,7 +157,7 @@ pub struct Driver<K> {
     shard: Shard,
     config: ShardConfig,
     inbox: Receiver<ToShard>,
-    answers: Sender<Box<Query>>,
+    answers: Sender<FromShard>,
     page: Arc<StatsPage>,
     clock: Clock,
     now: Now,
@@ -171,7 +176,7 @@ impl<K: Kernel> Driver<K> {
         config: ShardConfig,
         page: Arc<StatsPage>,
         inbox: Receiver<ToShard>,
-        answers: Sender<Box<Query>>,
+        answers: Sender<FromShard>,
     ) -> anyhow::Result<Self> {
         kernel.watch(inbox.wake())?;
         let mut clock = Clock::new();
@@ -272,7 +277,7 @@ impl<K: Kernel> Driver<K> {
         self.completions = completions;
         if let Some(query) = self.shard.query_slice() {
             // The queue has room for every query: one is under way at a time.
-            let _ = self.answers.send(query);
+            let _ = self.answers.send(FromShard::Query(query));
         }
         if now.monotonic_us >= self.tick_at_us {
             self.tick(now);
@@ -339,8 +344,17 @@ impl<K: Kernel> Driver<K> {
                 }
                 Some(ToShard::Query(query)) => {
                     if let Some(refused) = self.shard.begin_query(query) {
-                        let _ = self.answers.send(refused);
+                        let _ = self.answers.send(FromShard::Query(refused));
                     }
+                }
+                Some(ToShard::Verdicts(mut page)) => {
+                    self.shard.list_verdicts(&mut page);
+                    // The control plane waits for no more of them than the queue has room for.
+                    let _ = self.answers.send(FromShard::Verdicts(page));
+                }
+                Some(ToShard::Summary(mut page)) => {
+                    self.shard.fill_summary(&mut page);
+                    let _ = self.answers.send(FromShard::Summary(page));
                 }
                 Some(ToShard::SetVerdict(verdict)) => self.shard.set_verdict(verdict),
                 Some(ToShard::Drain) => {

@@ -10,7 +10,8 @@ use postanalytics_protocol::{AlignedVec, Assembler, ErrorCode, HEADER_BYTES, Sou
 use postanalytics_server::analytics::{AnalyticsPlan, Room};
 use postanalytics_server::arena::{Log, SlabHandle};
 use postanalytics_server::queue::{Receiver, Sender, queue};
-use postanalytics_server::shard::messages::{ConnectionTicket, Cursor, Handover, Query, QueryPage, ToShard, Topology};
+use postanalytics_server::shard::derived::{DerivedReceiver, derived_queue};
+use postanalytics_server::shard::messages::{ConnectionTicket, Cursor, FromShard, Handover, Query, QueryPage, ToShard, Topology};
 use postanalytics_server::shard::page::StatsPage;
 use postanalytics_server::shard::{Driver, ShardConfig};
 use std::collections::{BTreeMap, VecDeque};
@@ -44,7 +45,8 @@ struct Waiting {
 pub struct Unit {
     driver: Driver<SimulatedKernel>,
     messages: Sender<ToShard>,
-    answers: Receiver<Box<Query>>,
+    answers: Receiver<FromShard>,
+    derived: DerivedReceiver,
     page: Arc<StatsPage>,
     waiting: VecDeque<Waiting>,
     tickets: Vec<(Weak<ConnectionTicket>, usize)>,
@@ -387,7 +389,10 @@ impl Server {
 impl Unit {
     fn new(fate: &SharedFate, network: &SharedNetwork, shard: u32, topology: &Arc<Topology>, small: bool) -> Self {
         let config = ShardConfig {
-            analytics: AnalyticsPlan { room: Room { keys: 256, ..Room::default() }, ..AnalyticsPlan::default() },
+            analytics: AnalyticsPlan {
+                room: Room { keys: 256, reports: true, hands_on_failures: true, ..Room::default() },
+                ..AnalyticsPlan::default()
+            },
             shard,
             cpu: None,
             arena_bytes: 0,
@@ -404,12 +409,15 @@ impl Unit {
         let logs = (Log::new(2).expect("4 MiB"), Log::new(2).expect("4 MiB"));
         let kernel = SimulatedKernel::new(fate.clone(), network.clone(), config.ring());
         let mut driver = Driver::new(kernel, logs, config, Arc::clone(&page), inbox, answers_in).expect("nothing can fail");
+        let (derived_in, derived) = derived_queue().expect("socket pairs");
+        driver.parts().2.connect_correlator(derived_in);
         driver.parts().2.committed = Some(Vec::new());
         driver.sleep().expect("nothing can fail");
         Self {
             driver,
             messages,
             answers,
+            derived,
             page,
             waiting: VecDeque::new(),
             tickets: Vec::new(),
@@ -478,7 +486,12 @@ impl Unit {
     }
 
     fn hear(&mut self, server: u32, books: &Books) {
-        while let Some(query) = self.answers.receive() {
+        // One box a turn: shards fill them faster than that at times, and then wait for free ones.
+        if let Some(parcel) = self.derived.receive() {
+            assert!(parcel.hits.iter().all(|report| report.count > 0), "a report of nothing");
+            self.derived.give_back(parcel);
+        }
+        while let Some(FromShard::Query(query)) = self.answers.receive() {
             self.asked = false;
             self.cursor = query.cursor;
             let mut body = AlignedVec::<16>::new();

@@ -48,7 +48,7 @@ impl Collector for Snapshot {
 /// A value of a shard: metric, help, and how to get it from the page.
 type ShardFamily = (&'static str, &'static str, fn(&ShardStats) -> f64);
 
-const SHARD_FAMILIES: [ShardFamily; 42] = [
+const SHARD_FAMILIES: [ShardFamily; 44] = [
     ("postanalytics_connections", "Connections open now", |s| s.connections as f64),
     ("postanalytics_connections_adopted_total", "Connections that shards took over", |s| s.connections_adopted as f64),
     ("postanalytics_connections_shed_total", "Connections closed for frames that stayed unfinished", |s| {
@@ -85,6 +85,10 @@ const SHARD_FAMILIES: [ShardFamily; 42] = [
     ("postanalytics_keys_evicted_total", "Keys that yielded to others", |s| s.keys_evicted as f64),
     ("postanalytics_keys_evicted_hot_total", "Keys over half of a threshold that yielded", |s| s.keys_evicted_hot as f64),
     ("postanalytics_keys_overwritten_total", "New keys lost before their second event", |s| s.keys_overwritten as f64),
+    ("postanalytics_hits_suppressed_total", "Hits like five others of the hour, counted and not kept whole", |s| {
+        s.hits_suppressed as f64
+    }),
+    ("postanalytics_derived_lost_total", "Events for the correlator that were dropped", |s| s.derived_lost as f64),
     ("postanalytics_scratch_peak_bytes", "Largest scratch memory of a turn", |s| s.scratch_bytes_peak as f64),
     ("postanalytics_arena_bytes", "Bytes of the arena", |s| s.arena_bytes_total as f64),
     ("postanalytics_arena_used_bytes", "Bytes of slabs that hold records", |s| s.arena_bytes_used as f64),

@@ -2,13 +2,12 @@
 //!
 //! - [`request`]: parsing and guards
 //! - [`status`], [`metrics`]: the server at one instant
-//! - [`scan`], [`record`], [`escape`]: stored records
+//! - [`scan`], [`record`]: stored records
 //!
 //! Limits: 64 connections at once, 8 KiB of headers, 5 s a request, 1 s between two, 100 on one connection, one scan until its
 //! answer is written. What does not fit waits in the kernel's backlog. Peers are let in by the allowlist, as filtering nodes
 //! are. No page changes anything. It is not meant for the open internet: no TLS, and one token for one right.
 
-mod escape;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
@@ -18,7 +17,7 @@ mod request;
 mod scan;
 mod status;
 
-pub use escape::{escape, unescape};
+pub use crate::escape::{escape, unescape};
 
 use super::accept::tell_refused;
 use super::access::Decision;

@@ -3,7 +3,7 @@
 //! 64-bit hashes and sessions are hexadecimal texts, for JSON readers that know floats only; enums are their names, or their
 //! number as text if this version has no name for it.
 
-use super::escape::escape;
+use crate::escape::escape;
 use crate::shard::messages::StoredRecord;
 use postanalytics_protocol::RecordView;
 use postanalytics_protocol::routing::address_of_bytes;
