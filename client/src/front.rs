@@ -7,14 +7,16 @@
 //!
 //! A thread gets rings with its second record within [`PAUSE_US`]. It takes the locked way instead when they are full, when
 //! the queue's gate is shut, after a pause (the background thread may sleep and want to be woken), and with records that are
-//! too long for them. The locked way first empties the rings of its thread, so that order is kept.
+//! too long for them or carry hits or extensions: those are few, and hits wake the background thread under the lock anyway.
+//! The locked way first empties the rings of its thread, so that order is kept.
 
-use crate::bundle::{Bundle, Item, Meta, RECORD_COST_BYTES};
+use crate::bundle::{Item, Meta, RECORD_COST_BYTES};
 use crate::request::Request;
 use crate::sync::rtrb::{Consumer, Producer, RingBuffer};
 use crate::sync::{Ordering, fence, thread_local};
 use postanalytics_protocol::schema::v1::Record;
 use std::cell::RefCell;
+use std::hint::black_box;
 use std::sync::atomic::AtomicU64;
 
 /// Records that fit into a thread's rings.
@@ -43,11 +45,9 @@ struct Front {
     rings: Option<(Producer<Entry>, Producer<u8>)>,
     /// Tells its rings from those of other threads.
     number: u64,
-    /// Where a request with hits or extensions is made flat.
-    scratch: Bundle,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 struct Entry {
     record: Record,
     meta: Meta,
@@ -58,11 +58,15 @@ thread_local! {
     static FRONTS: RefCell<Vec<Front>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Hands a record over by this thread's rings, if it has any and may. `strings`: bytes of blob, session and user.
+/// Hands a record over by this thread's rings, if it has any and may. `strings`: bytes of the texts, session and user.
+///
+/// A site calls this rarely enough that its code has left the caches each time, so what counts is how little there is of it:
+/// what is seldom (hits, extensions, the end of the ring) is elsewhere.
+#[inline]
 pub(crate) fn push(queue: u64, request: &Request<'_>, now_us: u64, urgent: bool, strings: usize) -> bool {
     with(|fronts| {
         let Some(front) = fronts.iter_mut().find(|front| front.queue == queue) else { return false };
-        if now_us.saturating_sub(front.last_us) >= PAUSE_US || strings > RECORD_STRING_BYTES_MAX {
+        if now_us.saturating_sub(front.last_us) >= PAUSE_US || strings > RECORD_STRING_BYTES_MAX || !request.is_plain() {
             return false;
         }
         let Some((entry_ring, string_ring)) = &mut front.rings else { return false };
@@ -70,39 +74,54 @@ pub(crate) fn push(queue: u64, request: &Request<'_>, now_us: u64, urgent: bool,
             return false;
         }
         front.last_us = now_us;
+        let meta = Meta::new(request, now_us, urgent, strings - request.identity_bytes());
+        // Made before the rings are written to: stores become visible in order, and those to the rings may have to wait for
+        // lines that the other end has read. Behind them these would fill the store buffer, and the call would wait, too.
+        let entry = black_box(Entry { record: request.flat(), meta });
         let Ok(mut chunk) = string_ring.write_chunk(strings) else { return false };
-        let (mut one, mut two) = chunk.as_mut_slices();
-        let mut put = |bytes: &[u8]| {
-            let (bytes, rest) = bytes.split_at(bytes.len().min(one.len()));
-            copy_and_advance(&mut one, bytes);
-            copy_and_advance(&mut two, rest);
-        };
-        let entry = if let Some(record) = request.flat() {
-            request.texts().into_iter().for_each(&mut put);
-            put(request.session);
-            put(request.user);
-            Entry { record, meta: Meta::new(request, now_us, urgent, strings - request.identity_bytes()) }
-        } else {
-            front.scratch.clear();
-            front.scratch.push(request, now_us, urgent);
-            let Some(item) = front.scratch.items().next() else { return false };
-            put(item.blob);
-            put(item.identity);
-            Entry { record: *item.record, meta: *item.meta }
-        };
-        debug_assert!(one.is_empty() && two.is_empty(), "the strings have the length that was said");
+        match chunk.as_mut_slices() {
+            (room, []) => put_strings(room, request),
+            (one, two) => put_strings_around_the_end(one, two, request),
+        }
         // The record last: when it can be seen, so can its strings.
         chunk.commit_all();
-        entry_ring.push(entry).is_ok()
+        let is_pushed = entry_ring.push(entry).is_ok();
+        fetch_next(entry_ring, string_ring, strings);
+        is_pushed
     })
     .unwrap_or(false)
 }
 
-fn copy_and_advance(room: &mut &mut [u8], bytes: &[u8]) {
-    if let Some((first, rest)) = std::mem::take(room).split_at_mut_checked(bytes.len()) {
-        first.copy_from_slice(bytes);
-        *room = rest;
+/// Writes where the next record will go, if it is like this one: the lines come from the other end while the site does
+/// something else.
+#[inline]
+fn fetch_next(entry_ring: &mut Producer<Entry>, string_ring: &mut Producer<u8>, strings: usize) {
+    if entry_ring.cached_slots() > 0 {
+        drop(entry_ring.write_chunk(1));
     }
+    let strings = strings.min(string_ring.cached_slots());
+    drop(string_ring.write_chunk(strings));
+}
+
+/// Fills `room` with the strings, one after the other.
+#[inline]
+fn put_strings(mut room: &mut [u8], request: &Request<'_>) {
+    for string in request.strings() {
+        // Most are empty.
+        if !string.is_empty()
+            && let Some((place, rest)) = std::mem::take(&mut room).split_at_mut_checked(string.len())
+        {
+            place.copy_from_slice(string);
+            room = rest;
+        }
+    }
+    debug_assert!(room.is_empty(), "the strings have the length that was said");
+}
+
+#[cold]
+fn put_strings_around_the_end(one: &mut [u8], two: &mut [u8], request: &Request<'_>) {
+    let bytes = request.strings().into_iter().flatten();
+    one.iter_mut().chain(two).zip(bytes).for_each(|(place, byte)| *place = *byte);
 }
 
 /// Only if what was last seen of the other end does not suffice, it is looked at again.
@@ -126,7 +145,7 @@ pub(crate) fn took_the_locked_way(queue: u64, now_us: u64) -> bool {
             {
                 fronts.remove(oldest);
             }
-            fronts.push(Front { queue, last_us: now_us, rings: None, number: 0, scratch: Bundle::default() });
+            fronts.push(Front { queue, last_us: now_us, rings: None, number: 0 });
             false
         }
     })

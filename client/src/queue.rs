@@ -218,6 +218,7 @@ impl Queue {
     }
 
     /// Copies the record into the queue.
+    #[inline]
     pub(crate) fn try_send(&self, request: &Request<'_>) -> Result<(), SendError> {
         // Before the lock: in a forked child the lock may be held for ever by a thread that does not exist there.
         if let Some(owner) = self.forked_from() {
@@ -225,18 +226,27 @@ impl Queue {
         }
         let accepted_us = self.clock_us();
         let urgent = request.is_urgent();
-        let checked = request.checked_blob_bytes();
-        if let Ok(blob) = checked
-            && self.gate.load(Ordering::Relaxed)
-            && front::push(self.id, request, accepted_us, urgent, blob + request.identity_bytes())
-        {
-            if urgent {
-                let mut state = self.lock();
-                state.urgent_waiting = true;
-                self.wake_if(state, |wake_on| wake_on.urgent);
-            }
-            return Ok(());
+        let strings = request.strings().iter().fold(0, |sum: usize, string| sum.saturating_add(string.len()));
+        if !self.gate.load(Ordering::Relaxed) || !front::push(self.id, request, accepted_us, urgent, strings) {
+            return self.try_send_locked(request, accepted_us, urgent);
         }
+        if urgent {
+            self.press();
+        }
+        Ok(())
+    }
+
+    /// An urgent record lies in a ring.
+    #[cold]
+    fn press(&self) {
+        let mut state = self.lock();
+        state.urgent_waiting = true;
+        self.wake_if(state, |wake_on| wake_on.urgent);
+    }
+
+    #[cold]
+    fn try_send_locked(&self, request: &Request<'_>, accepted_us: u64, urgent: bool) -> Result<(), SendError> {
+        let checked = request.checked_blob_bytes();
         let mut state = self.lock();
         // What this thread sent before comes before this.
         state.drain_own(self.id);

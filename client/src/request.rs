@@ -183,25 +183,43 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// The texts in the order in which they lie in the blob, without hits and extensions.
-    pub(crate) const fn texts(&self) -> [&'a [u8]; 7] {
-        [self.host, self.path, self.query, self.user_agent, self.referer, self.raw_headers, self.raw_body]
+    /// Whether the blob is nothing but texts: no hits, no extensions.
+    #[inline]
+    pub(crate) const fn is_plain(&self) -> bool {
+        self.hits.is_empty() && self.extensions.is_empty()
     }
 
-    /// The record whose blob is [`Self::texts`] one after the other, unless it has hits or extensions: what
+    /// The texts in the order in which they lie in the blob, without hits and extensions; then session and user.
+    #[inline]
+    pub(crate) const fn strings(&self) -> [&'a [u8]; 9] {
+        [
+            self.host,
+            self.path,
+            self.query,
+            self.user_agent,
+            self.referer,
+            self.raw_headers,
+            self.raw_body,
+            self.session,
+            self.user,
+        ]
+    }
+
+    /// The record of a plain request, whose blob is its texts one after the other: what
     /// [`postanalytics_protocol::batch::flatten`] makes, without a blob.
-    pub(crate) fn flat(&self) -> Option<Record> {
-        if !self.hits.is_empty() || !self.extensions.is_empty() {
-            return None;
-        }
-        let mut end = 0;
-        let [host, path, query, user_agent, referer, raw_headers, raw_body] = self.texts().map(|text| {
-            let span = Span { offset: end, length: text.len() as u32 };
-            end += text.len() as u32;
+    #[inline]
+    pub(crate) fn flat(&self) -> Record {
+        debug_assert!(self.is_plain(), "its blob would hold more than texts");
+        let mut offset = 0;
+        let mut span = |text: &[u8]| {
+            let span = Span { offset, length: text.len() as u32 };
+            offset += span.length;
             span
-        });
-        let nothing = Span { offset: end, length: 0 };
-        Some(Record {
+        };
+        let (host, path, query) = (span(self.host), span(self.path), span(self.query));
+        let (user_agent, referer) = (span(self.user_agent), span(self.referer));
+        let (raw_headers, raw_body, nothing) = (span(self.raw_headers), span(self.raw_body), span(b""));
+        Record {
             request_id: self.request_id,
             client_ip: address_bytes(self.client_ip),
             event_us: self.event_us,
@@ -229,7 +247,7 @@ impl<'a> Request<'a> {
             raw_body,
             hits: nothing,
             extensions: nothing,
-        })
+        }
     }
 
     /// Whether the record may not wait for company: a hit, a 4xx, or an attempt to log in.
@@ -298,10 +316,10 @@ mod tests {
         };
         let mut blob = Vec::new();
         let record = postanalytics_protocol::batch::flatten(&request.fields(), &mut blob);
-        let flat = request.flat().expect("without hits");
-        assert_eq!((format!("{flat:?}"), request.texts().concat()), (format!("{record:?}"), blob));
-        assert!(Request { hits: &[Hit::default()], ..request.clone() }.flat().is_none());
-        assert!(Request { extensions: &[Extension { tag: 1, value: b"" }], ..request }.flat().is_none());
+        let texts = request.strings()[..7].concat();
+        assert_eq!((format!("{:?}", request.flat()), texts), (format!("{record:?}"), blob));
+        assert!(!Request { hits: &[Hit::default()], ..request.clone() }.is_plain());
+        assert!(!Request { extensions: &[Extension { tag: 1, value: b"" }], ..request }.is_plain());
     }
 
     #[test]
