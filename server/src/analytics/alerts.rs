@@ -18,6 +18,11 @@ pub const EVIDENCE_MAX: usize = 16;
 /// Longest text that is kept of a host or an endpoint, bytes: what is longer is told apart all the same, but shown cut.
 const TEXT_BYTES_MAX: usize = 2048;
 
+/// Name of the alert that a proxy's address is seen instead of the client's.
+pub const REAL_IP_SUSPECT: &str = "real_ip_suspect";
+const REAL_IP_NOTE: &str = "the filter probably sees a proxy's address instead of the client's, so the source was not listed: set the real \
+                            address in the filter (NGINX: set_real_ip_from and real_ip_header), or name the proxy under trusted_proxies";
+
 /// Where an alert is in its life.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Stage {
@@ -54,6 +59,8 @@ pub struct Alert {
     pub source: u64,
     /// The key is the whole IPv6 /48 of the source.
     pub is_network: bool,
+    /// Not the alert of the detector, but one that it would have listed what is probably a proxy.
+    pub is_real_ip_suspect: bool,
     /// Hash of the session, 0 if it is not part of the key.
     pub session: u64,
     /// Hash of the user.
@@ -74,6 +81,11 @@ pub struct Alert {
 }
 
 impl Alert {
+    /// The name that it is shown under.
+    pub fn name(&self) -> &'static str {
+        if self.is_real_ip_suspect { REAL_IP_SUSPECT } else { self.detector().name() }
+    }
+
     /// Its detector.
     pub const fn detector(&self) -> Detector {
         Detector::of_plan(self.plan)
@@ -117,7 +129,7 @@ impl Alert {
         };
         let some = |bytes: &[u8]| (!bytes.is_empty()).then(|| text(bytes));
         let scope = ScopeJson { host: some(&self.host), endpoint: some(&self.endpoint) };
-        let name = self.detector().name();
+        let name = self.name();
         AlertJson {
             id: self.id(name, kind, &value, &scope),
             detector: name,
@@ -129,7 +141,8 @@ impl Alert {
             last: time_text(self.last_us),
             count: self.count,
             distinct: self.distinct,
-            level: self.detector().level().name(),
+            level: if self.is_real_ip_suspect { "warning" } else { self.detector().level().name() },
+            note: self.is_real_ip_suspect.then_some(REAL_IP_NOTE),
             evidence: self.evidence[..self.evidence_count].iter().map(|[high, low]| format!("{high:016x}{low:016x}")).collect(),
         }
     }
@@ -162,6 +175,8 @@ pub struct AlertJson {
     pub count: u64,
     pub distinct: u64,
     pub level: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub note: Option<&'static str>,
     pub evidence: Vec<String>,
 }
 
@@ -292,6 +307,15 @@ impl Alerts {
         if let Some(alert) = (number as usize).checked_sub(1).and_then(|slot| self.slots.get_mut(slot)) {
             alert.reported_count = alert.count;
             self.reports.push(alert, false);
+        }
+    }
+
+    /// Reports beside an alert that its source seems to be a proxy, and was not listed.
+    pub fn report_suspect(&mut self, number: u32) {
+        if let Some(alert) = (number as usize).checked_sub(1).and_then(|slot| self.slots.get_mut(slot)) {
+            alert.is_real_ip_suspect = true;
+            self.reports.push(alert, true);
+            alert.is_real_ip_suspect = false;
         }
     }
 

@@ -6,6 +6,7 @@
 //! - [`attacks`]: hits into attacks, and which hits are kept whole
 //! - [`summary`]: counters of all requests, for pages
 //! - [`users`]: what is keyed by a user and belongs to the correlator; [`reports`]: what it is told of alerts
+//! - [`guards`]: whom detectors must not list
 //! - [`verdicts`]: the sources and sessions that filters are to deny or watch
 //!
 //! One [`Analytics`] belongs to one shard and sees all records of its sources, in order of arrival. Everything is made when
@@ -16,6 +17,7 @@ pub mod attacks;
 pub mod detectors;
 pub mod engine;
 pub mod fingerprint;
+pub mod guards;
 pub mod keys;
 pub mod magnitude;
 pub mod observation;
@@ -35,6 +37,7 @@ use bumpalo::collections::Vec as BumpVec;
 use detectors::{Detector, Event, KeyKind, Look, multi_payload};
 use engine::Engine;
 use fingerprint::Fingerprints;
+use guards::{Guards, Objection};
 use keys::KeyTable;
 use observation::{Observation, Outcome};
 use postanalytics_protocol::frames::{Action, Subject, Verdict};
@@ -125,6 +128,8 @@ pub struct Analytics {
     pub hits: Option<HitSampler>,
     /// Counters of all requests.
     pub summary: Option<Box<Summary>>,
+    /// Whom detectors must not list.
+    pub guards: Guards,
     /// Verdicts to be set.
     pub listed: Vec<Verdict>,
     /// A record with this id panics, so that a test can see what becomes of it.
@@ -158,6 +163,7 @@ impl Analytics {
             failures_lost: 0,
             hits: room.reports.then(HitSampler::new),
             summary: (room.reports && room.keys > 0).then(Box::default),
+            guards: Guards::default(),
             listed: Vec::with_capacity(64),
             #[cfg(test)]
             panic_at: None,
@@ -166,7 +172,17 @@ impl Analytics {
 
     /// The same analysis, of which nothing is known.
     pub fn afresh(&self) -> Self {
-        Self::new(Arc::clone(&self.settings), self.room, self.seed)
+        let mut fresh = Self::new(Arc::clone(&self.settings), self.room, self.seed);
+        // Counters only grow.
+        fresh.engine.counters = self.engine.counters;
+        fresh.engine.alerts.cut_short = self.engine.alerts.cut_short;
+        fresh.engine.alerts.reports.lost = self.engine.alerts.reports.lost;
+        fresh.failures_lost = self.failures_lost;
+        fresh.guards.objections = self.guards.objections;
+        if let (Some(fresh), Some(known)) = (&mut fresh.hits, &self.hits) {
+            (fresh.lost, fresh.suppressed) = (known.lost, known.suppressed);
+        }
+        fresh
     }
 
     /// Looks at every record of a batch. `orders` are their positions in the input, if that is not simply the order of calls.
@@ -181,6 +197,7 @@ impl Analytics {
         let mut with_hits = BumpVec::new_in(scratch);
         if let Some(summary) = &mut self.summary {
             summary.begin(timing.arrival_us);
+            self.guards.begin(timing.arrival_us);
         }
         for (position, record) in batch.records().enumerate() {
             #[cfg(test)]
@@ -211,6 +228,7 @@ impl Analytics {
         observation.is_attack_tool = self.is_attack_tool(record.user_agent(), user_agent);
         if let Some(summary) = &mut self.summary {
             summary.count(&observation, record, user_agent, &self.prints);
+            self.guards.count(observation.source.key());
         }
         if observation.is_attempt(&self.settings) {
             observation.attempt = Some(self.outcome(&observation));
@@ -290,6 +308,18 @@ impl Analytics {
         // A whole /48 cannot be listed, nor can what is no address.
         if alert.is_network || !observation.source_text.is_empty() || self.listed.len() == WAITING_MAX {
             return;
+        }
+        if let Some(summary) = &self.summary {
+            // The configuration has no lists of these yet.
+            let (is_allowed, is_proxy) = (false, false);
+            let pending = self.listed.len();
+            let source = observation.source_fingerprint;
+            if let Some(objection) = self.guards.object(is_allowed, is_proxy, source, pending, &summary.hot) {
+                if objection == Objection::RealIpSuspect {
+                    self.engine.alerts.report_suspect(number);
+                }
+                return;
+            }
         }
         let subject = match alert.session {
             0 => Subject::Source(address_bytes(observation.source.address())),

@@ -32,6 +32,7 @@ struct Report {
     application: i32,
     source: u64,
     is_network: bool,
+    is_real_ip_suspect: bool,
     session: u64,
     user: u64,
     texts: [Text; 3],
@@ -79,6 +80,7 @@ impl AlertReports {
             application: alert.application,
             source: alert.source,
             is_network: alert.is_network,
+            is_real_ip_suspect: alert.is_real_ip_suspect,
             session: alert.session,
             user: alert.user,
             texts,
@@ -125,6 +127,7 @@ impl AlertReports {
         (alert.count, alert.distinct) = (report.count, report.distinct);
         alert.application = report.application;
         (alert.source, alert.is_network) = (report.source, report.is_network);
+        alert.is_real_ip_suspect = report.is_real_ip_suspect;
         (alert.session, alert.user) = (report.session, report.user);
         (alert.evidence, alert.evidence_count) = (report.evidence, report.evidence_count);
         alert

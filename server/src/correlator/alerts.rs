@@ -22,6 +22,7 @@ struct Name {
     key: [u64; 3],
     scope: u64,
     first_us: u64,
+    is_real_ip_suspect: bool,
 }
 
 /// See the module. In the order in which they were raised.
@@ -99,6 +100,7 @@ fn name(alert: &Alert) -> Name {
         key: [alert.source, alert.session, alert.user],
         scope: hasher.finish(),
         first_us: alert.first_us,
+        is_real_ip_suspect: alert.is_real_ip_suspect,
     }
 }
 
@@ -107,7 +109,7 @@ fn fits(alert: &Alert, filter: &AlertFilter) -> bool {
         let bits = if alert.is_network { 16 } else { 0 };
         alert.user == 0 && alert.source >> bits == wanted >> bits
     };
-    filter.detector.as_ref().is_none_or(|wanted| wanted == alert.detector().name())
+    filter.detector.as_ref().is_none_or(|wanted| wanted == alert.name())
         && filter.source.is_none_or(of_source)
         && filter.application.is_none_or(|wanted| wanted == alert.application)
         && filter.host.as_ref().is_none_or(|wanted| *wanted == alert.host)

@@ -29,6 +29,8 @@ pub enum Ask {
     Attack(u64),
     /// What the correlator counts of itself.
     Stats,
+    /// How the clocks of nodes go.
+    Clocks,
 }
 
 /// An answer.
@@ -51,6 +53,8 @@ pub enum Reply {
     Attack(Option<Box<AttackDetail>>),
     /// Counters.
     Stats(CorrelatorStats),
+    /// Of each node that is known, the newest: arrival less sending, µs.
+    Clocks(Vec<([u8; 16], i64)>),
 }
 
 /// Which alerts: all that fit everything given.
@@ -184,6 +188,8 @@ pub struct CorrelatorStats {
     pub alerts_kept: u64,
     pub alerts_forgotten: u64,
     pub user_alerts_raised: u64,
+    pub user_brute_force_alerts: u64,
+    pub user_many_sources_alerts: u64,
     pub user_keys_live: u64,
     pub user_keys_max: u64,
     pub user_keys_evicted: u64,

@@ -15,20 +15,31 @@ pub use thread::{CorrelatorConfig, CorrelatorHandle, start};
 
 use crate::analytics::alerts::{Alert, Alerts};
 use crate::analytics::attacks::table::AttackTable;
+use crate::analytics::detectors::Detector;
 use crate::analytics::fingerprint::Fingerprints;
 use crate::analytics::reports::AlertReports;
 use crate::analytics::settings::Settings;
 use crate::analytics::users::Users;
-use crate::shard::derived::Derived;
+use crate::shard::derived::{ClockReport, Derived};
 use alerts::AlertRing;
 use events::{Event, EventsFile, VerdictView};
 use messages::{Ask, CorrelatorStats, Reply};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 /// Users of which something is known.
 const USER_KEYS: usize = 1 << 16;
 /// Alerts of users that are held.
 const USER_ALERTS: usize = 1024;
+
+/// Nodes whose clocks are known.
+const CLOCKS_MAX: usize = 1024;
+/// A clock that is further off is warned about.
+const OFFSET_US_MAX: i64 = 2_000_000;
+/// And that is not said again for so long.
+const CLOCK_QUIET_US: u64 = 600_000_000;
+/// Lines about sources that seem to be proxies between two ticks.
+const LOG_LINES_PER_TICK: u32 = 5;
 
 /// See the module.
 #[derive(Debug)]
@@ -40,6 +51,17 @@ pub struct Correlator {
     /// Empty, to be swapped with those of the users' alerts.
     reports: AlertReports,
     events: Option<EventsFile>,
+    clocks: HashMap<[u8; 16], Clock>,
+    /// Lines about sources that seem to be proxies that may still be logged before the next tick.
+    log_lines_left: u32,
+}
+
+/// How the clock of a node goes.
+#[derive(Clone, Copy, Debug)]
+struct Clock {
+    offset_us: i64,
+    /// No line about it is logged before then.
+    quiet_until_us: u64,
 }
 
 impl Correlator {
@@ -54,6 +76,8 @@ impl Correlator {
             prints: Fingerprints::new(seed),
             reports: AlertReports::with_room(),
             events,
+            clocks: HashMap::new(),
+            log_lines_left: LOG_LINES_PER_TICK,
         }
     }
 
@@ -70,6 +94,7 @@ impl Correlator {
             }
         }
         self.take_user_alerts(now_us);
+        derived.clocks.iter().for_each(|report| self.take_clock(*report, now_us));
         if let Some(events) = &mut self.events {
             derived.verdicts.iter().for_each(|report| events.write(&Event::Verdict(VerdictView::of(report))));
         }
@@ -77,6 +102,7 @@ impl Correlator {
 
     /// Ends what ends by itself. Call once a second.
     pub fn tick(&mut self, now_us: u64) {
+        self.log_lines_left = LOG_LINES_PER_TICK;
         self.users.engine.alerts.sweep(now_us);
         self.users.engine.alerts.report_moved();
         self.take_user_alerts(now_us);
@@ -88,6 +114,7 @@ impl Correlator {
             Ask::Alerts(filter) => Reply::Alerts(self.alerts.find(filter, now_us)),
             Ask::Attacks(filter) => Reply::Attacks(attacks::find(&self.attacks, filter, now_us)),
             Ask::Attack(id) => Reply::Attack(self.attacks.get(*id).map(|attack| Box::new(attacks::detail(attack, now_us)))),
+            Ask::Clocks => Reply::Clocks(self.clocks.iter().map(|(node, clock)| (*node, clock.offset_us)).collect()),
             Ask::Stats => Reply::Stats(self.stats()),
         }
     }
@@ -107,9 +134,38 @@ impl Correlator {
         self.reports.clear();
     }
 
+    fn take_clock(&mut self, report: ClockReport, now_us: u64) {
+        if self.clocks.len() >= CLOCKS_MAX && !self.clocks.contains_key(&report.node) {
+            return;
+        }
+        let clock = self.clocks.entry(report.node).or_insert(Clock { offset_us: 0, quiet_until_us: 0 });
+        clock.offset_us = report.offset_us;
+        if report.offset_us.abs() > OFFSET_US_MAX && now_us >= clock.quiet_until_us {
+            clock.quiet_until_us = now_us + CLOCK_QUIET_US;
+            tracing::warn!(
+                node = %uuid::Uuid::from_bytes(report.node),
+                offset_ms = report.offset_us / 1000,
+                "the clock of a node differs from this server's by more than 2 s: detection is not touched, for it goes by arrival, but set \
+                 the clock right (chrony, ntpd)"
+            );
+        }
+    }
+
     fn take_alert(&mut self, alert: Alert, is_final: bool, now_us: u64) {
+        if alert.is_real_ip_suspect && self.log_lines_left > 0 {
+            self.log_lines_left -= 1;
+            let json = alert.to_json();
+            tracing::warn!(
+                source = json.key.value,
+                detector = alert.detector().name(),
+                "real_ip_suspect: {}",
+                json.note.unwrap_or_default()
+            );
+        }
         let view = self.events.is_some().then(|| alerts::view(&alert, is_final, now_us));
-        self.attacks.take_alert(&alert, &self.prints);
+        if !alert.is_real_ip_suspect {
+            self.attacks.take_alert(&alert, &self.prints);
+        }
         let is_new = self.alerts.take(alert, is_final);
         if let (Some(events), Some(view)) = (&mut self.events, view) {
             if is_new {
@@ -127,6 +183,8 @@ impl Correlator {
             alerts_kept: self.alerts.len() as u64,
             alerts_forgotten: self.alerts.forgotten(),
             user_alerts_raised: engine.counters.fired.iter().sum(),
+            user_brute_force_alerts: engine.counters.fired[Detector::UserBruteForce as usize],
+            user_many_sources_alerts: engine.counters.fired[Detector::UserManySources as usize],
             user_keys_live: engine.table.live() as u64,
             user_keys_max: engine.table.capacity() as u64,
             user_keys_evicted: engine.counters.keys_evicted,
@@ -165,6 +223,6 @@ mod tests {
         let Reply::Alerts(found) = correlator.answer(&Ask::Alerts(filter), 0) else { panic!("alerts") };
         assert!(found[0].is_final, "its hold ended");
         let Reply::Stats(stats) = correlator.answer(&Ask::Stats, 0) else { panic!("stats") };
-        assert_eq!((stats.alerts_kept, stats.user_alerts_raised), (2, 1));
+        assert_eq!((stats.alerts_kept, stats.user_brute_force_alerts, stats.user_many_sources_alerts), (2, 0, 1));
     }
 }

@@ -43,6 +43,8 @@ pub struct Connection {
     pub frame_since_us: u64,
     /// Monotonic time of the last bytes.
     pub received_us: u64,
+    /// Smallest difference of arrival and sending of its batches since it was told last, µs.
+    pub clock_offset_us: Option<i64>,
     /// Bytes to send.
     pub outbox: Vec<u8>,
     /// Bytes handed to the kernel that it has not confirmed.
@@ -73,6 +75,7 @@ impl Connection {
             control_body: Vec::with_capacity(CONTROL_BODY_BYTES_MAX as usize),
             frame_since_us: 0,
             received_us: now_us,
+            clock_offset_us: None,
             outbox: Vec::with_capacity(4096),
             in_flight_bytes: 0,
             ack_due: false,
@@ -81,6 +84,14 @@ impl Connection {
             snapshot_begins: true,
             over: false,
             leaving: false,
+        }
+    }
+
+    /// Notes when a batch was sent, by the node's clock; 0 if it does not say.
+    pub fn note_clock(&mut self, sent_us: u64, arrival_us: u64) {
+        if sent_us > 0 {
+            let offset_us = arrival_us.cast_signed().saturating_sub(sent_us.cast_signed());
+            self.clock_offset_us = Some(self.clock_offset_us.map_or(offset_us, |known| known.min(offset_us)));
         }
     }
 

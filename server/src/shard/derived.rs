@@ -16,6 +16,8 @@ use postanalytics_protocol::frames::Verdict;
 pub const BOXES: usize = 16;
 /// Verdicts that wait to be told.
 pub const VERDICTS_MAX: usize = 1024;
+/// Clocks that wait to be told; more are told the next time.
+pub const CLOCKS_MAX: usize = 256;
 
 /// A verdict that was set or taken back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +26,15 @@ pub struct VerdictReport {
     pub verdict: Verdict,
     /// When, Unix µs.
     pub at_us: u64,
+}
+
+/// How far a node's clock is behind this server's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClockReport {
+    /// The node.
+    pub node: [u8; 16],
+    /// Arrival less sending, µs: the smallest of an interval, so that little of it is the way.
+    pub offset_us: i64,
 }
 
 /// A box: the events of one turn or of a few.
@@ -37,6 +48,8 @@ pub struct Derived {
     pub failures: Vec<UserFailure>,
     /// Verdicts.
     pub verdicts: Vec<VerdictReport>,
+    /// Clocks of nodes.
+    pub clocks: Vec<ClockReport>,
 }
 
 impl Derived {
@@ -47,6 +60,7 @@ impl Derived {
             hits: HitReports::with_room(),
             failures: Vec::with_capacity(WAITING_MAX),
             verdicts: Vec::with_capacity(VERDICTS_MAX),
+            clocks: Vec::with_capacity(CLOCKS_MAX),
         }
     }
 
@@ -56,6 +70,7 @@ impl Derived {
         self.hits.clear();
         self.failures.clear();
         self.verdicts.clear();
+        self.clocks.clear();
     }
 }
 
@@ -72,6 +87,7 @@ pub struct DerivedSender {
     back: Receiver<Box<Derived>>,
     verdicts: Vec<VerdictReport>,
     verdicts_lost: u64,
+    clocks: Vec<ClockReport>,
 }
 
 /// The correlator's end.
@@ -89,8 +105,8 @@ pub fn derived_queue() -> std::io::Result<(DerivedSender, DerivedReceiver)> {
         // The queue has room for all of them.
         let _ = back_in.send(Box::new(Derived::new()));
     }
-    let verdicts = Vec::with_capacity(VERDICTS_MAX);
-    Ok((DerivedSender { to, back, verdicts, verdicts_lost: 0 }, DerivedReceiver { from, back: back_in }))
+    let (verdicts, clocks) = (Vec::with_capacity(VERDICTS_MAX), Vec::with_capacity(CLOCKS_MAX));
+    Ok((DerivedSender { to, back, verdicts, verdicts_lost: 0, clocks }, DerivedReceiver { from, back: back_in }))
 }
 
 impl DerivedSender {
@@ -103,11 +119,21 @@ impl DerivedSender {
         self.verdicts.push(VerdictReport { verdict, at_us });
     }
 
+    /// Gathers how a node's clock goes; returns whether there was room.
+    pub fn clock(&mut self, report: ClockReport) -> bool {
+        let has_room = self.clocks.len() < CLOCKS_MAX;
+        if has_room {
+            self.clocks.push(report);
+        }
+        has_room
+    }
+
     /// Sends what was gathered, if a box is free.
     pub fn send(&mut self, analytics: &mut Analytics) {
         let alerts = &mut analytics.engine.alerts.reports;
         let has_hits = analytics.hits.as_ref().is_some_and(|sampler| !sampler.reports.is_empty());
-        if alerts.is_empty() && !has_hits && analytics.failures.is_empty() && self.verdicts.is_empty() {
+        let is_quiet = self.verdicts.is_empty() && self.clocks.is_empty();
+        if is_quiet && alerts.is_empty() && !has_hits && analytics.failures.is_empty() {
             return;
         }
         let Some(mut parcel) = self.back.receive() else { return };
@@ -117,6 +143,7 @@ impl DerivedSender {
         }
         std::mem::swap(&mut analytics.failures, &mut parcel.failures);
         std::mem::swap(&mut self.verdicts, &mut parcel.verdicts);
+        std::mem::swap(&mut self.clocks, &mut parcel.clocks);
         // There are no more boxes than the queue has room for.
         let _ = self.to.send(parcel);
     }

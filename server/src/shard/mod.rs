@@ -9,6 +9,7 @@
 
 pub mod connection;
 pub mod derived;
+pub mod histogram;
 pub mod messages;
 pub mod page;
 mod query;
@@ -28,10 +29,10 @@ use crate::arena::Log;
 use bumpalo::Bump;
 use bumpalo::collections::Vec as BumpVec;
 use connection::{CONTROL_BODY_BYTES_MAX, Connection, Incoming, Refusal, UNSENT_BYTES_MAX};
-use derived::DerivedSender;
+use derived::{ClockReport, DerivedSender};
 use hdrhistogram::Histogram;
 use messages::{ConnectionTicket, Query, Topology, VerdictPage};
-use page::ShardStats;
+use page::{ShardStats, ShardTotals};
 use postanalytics_protocol::frames::{
     Ack, ControlFrame, Goodbye, Hello, Pong, Stats, StoredSequence, VERDICTS_PER_FRAME_MAX, Verdict, Welcome, encode_verdicts,
 };
@@ -117,6 +118,7 @@ pub struct Shard {
     /// The way to the correlator; `None`: nobody wants to know.
     derived: Option<DerivedSender>,
     derived_lost_logged: u64,
+    too_many_logged: u64,
     draining: bool,
     stats: ShardStats,
     /// Lines about closed connections that may still be logged in this interval.
@@ -124,6 +126,11 @@ pub struct Shard {
     /// Monotonic time at which the ack latencies are published and begun anew, and log lines are allowed again.
     interval_ends_us: u64,
     ack_latency: Histogram<u64>,
+    totals: ShardTotals,
+    /// An interval is over: the totals are to be published.
+    totals_due: bool,
+    /// Verdicts that were written in this turn.
+    verdicts_written: u64,
     /// For the simulation: copies of what was committed, if it wants them. A frame may be evicted in the turn it came in.
     #[cfg(feature = "simulation")]
     pub committed: Option<Vec<(crate::arena::SlabHandle, crate::arena::PlaceHeader, Vec<u8>)>>,
@@ -164,10 +171,14 @@ impl Shard {
             query: None,
             derived: None,
             derived_lost_logged: 0,
+            too_many_logged: 0,
             draining: false,
             stats: ShardStats::default(),
             log_lines_left: LOG_LINES_PER_INTERVAL,
             interval_ends_us: 0,
+            totals: ShardTotals::default(),
+            totals_due: false,
+            verdicts_written: 0,
             ack_latency: ack_latency.unwrap_or_else(|_| unreachable!("the bounds are constants that hold")),
             #[cfg(feature = "simulation")]
             committed: None,
@@ -347,6 +358,10 @@ impl Shard {
             self.log_lines_left = LOG_LINES_PER_INTERVAL;
             self.publish_ack_latency();
             self.alarm_of_loss();
+            self.tell_clocks();
+            self.totals_due = true;
+            self.stats.hottest_source_permille =
+                self.analytics.summary.as_ref().map_or(0, |summary| summary.hot.hottest_permille());
         }
     }
 
@@ -363,8 +378,10 @@ impl Shard {
     /// Ends a turn: one Ack per connection, verdicts to all. Returns how many Acks are going out.
     pub fn end_turn(&mut self, usage: Usage, now: Now) -> u64 {
         let acks = self.write_replies(usage, now);
+        self.verdicts_written = 0;
         self.write_verdicts(now);
         self.write_snapshots(now);
+        self.analytics.guards.listed = self.verdicts.len();
         if let Some(derived) = &mut self.derived {
             derived.send(&mut self.analytics);
         }
@@ -374,9 +391,17 @@ impl Shard {
         acks
     }
 
-    /// Notes how long the Acks of a turn took, from the bytes to here.
+    /// Notes how long the Acks of a turn took, from the bytes to here, and with them its verdicts.
     pub fn acked(&mut self, acks: u64, latency_ns: u64) {
         self.ack_latency.saturating_record_n(latency_ns, acks);
+        self.totals.ack_latency.record(latency_ns / 1000, acks);
+        self.totals.verdict_latency.record(latency_ns / 1000, std::mem::take(&mut self.verdicts_written));
+    }
+
+    /// What is to be published, once an interval.
+    pub fn take_totals(&mut self) -> Option<ShardTotals> {
+        let alerts = self.analytics.engine.counters.fired;
+        std::mem::take(&mut self.totals_due).then_some(ShardTotals { alerts, ..self.totals })
     }
 
     /// Links whose outbox has bytes, or which are to be closed once it is empty.
@@ -427,6 +452,9 @@ impl Shard {
             keys_evicted_hot: engine.counters.keys_evicted_hot,
             keys_overwritten: engine.table.probation_overwritten,
             hits_suppressed: self.analytics.hits.as_ref().map_or(0, |sampler| sampler.suppressed),
+            listings_allowed: self.analytics.guards.objections.allowed,
+            listings_real_ip_suspect: self.analytics.guards.objections.real_ip_suspect,
+            listings_too_many: self.analytics.guards.objections.too_many,
             derived_lost: self.derived.as_ref().map_or(0, |derived| derived.lost(&self.analytics)),
             connections: self.connection_count,
             records_stored: requests.records_stored,
@@ -664,6 +692,7 @@ impl Shard {
             for verdict in inbox.drain(..) {
                 self.verdicts.apply(verdict, |change| changes.push(change));
             }
+            self.verdicts_written = changes.len() as u64;
             if let Some(derived) = &mut self.derived {
                 changes.iter().for_each(|change| derived.verdict(*change, now.wall_us));
             }
@@ -788,8 +817,31 @@ impl Shard {
         }
     }
 
-    /// Says so, once in an interval, when events for the correlator were dropped.
+    /// Tells the correlator how the clocks of nodes go.
+    fn tell_clocks(&mut self) {
+        let Some(derived) = &mut self.derived else { return };
+        for connection in self.connections.iter_mut().flatten() {
+            if let Some(offset_us) = connection.clock_offset_us
+                && derived.clock(ClockReport { node: connection.ticket.node, offset_us })
+            {
+                connection.clock_offset_us = None;
+            }
+        }
+    }
+
+    /// Says so, once in an interval, when events for the correlator were dropped, or detectors may list nobody more.
     fn alarm_of_loss(&mut self) {
+        let too_many = self.analytics.guards.objections.too_many;
+        if too_many > self.too_many_logged {
+            tracing::warn!(
+                shard = self.id,
+                listings = too_many - self.too_many_logged,
+                listed = self.verdicts.len(),
+                "over 5 % of the sources of the last 10 minutes are listed: detectors list nobody more until it is less. Look at \
+                 /denylist: a detector may be too strict, or this is an attack from very many sources"
+            );
+        }
+        self.too_many_logged = too_many;
         let lost = self.stats().derived_lost;
         if lost > self.derived_lost_logged {
             tracing::warn!(

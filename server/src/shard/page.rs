@@ -3,6 +3,7 @@
 //! A sequence lock over plain atomics: the version is odd while the shard writes, and a reader that sees it change reads
 //! again. So a reader always gets counters of one instant, and the laws between them hold in every reading.
 
+use super::histogram::{LatencyHistogram, VALUES};
 use crate::sync::{AtomicU64, Ordering, fence, spin_loop};
 
 macro_rules! shard_stats {
@@ -92,6 +93,14 @@ shard_stats! {
     keys_overwritten,
     /// Hits that were counted and not kept whole, for there were five like them in the hour.
     hits_suppressed,
+    /// Largest share of the requests of the last minute that a source sends, of this shard's, thousandths.
+    hottest_source_permille,
+    /// Listings that were not made, for the source is on the allowlist.
+    listings_allowed,
+    /// Listings that were not made, for the source seems to be a proxy.
+    listings_real_ip_suspect,
+    /// Listings that were not made, for too many sources are listed.
+    listings_too_many,
     /// Events for the correlator that were dropped, because it did not keep up.
     derived_lost,
     /// Largest scratch memory of a turn, bytes.
@@ -130,16 +139,51 @@ impl ShardStats {
     }
 }
 
+/// What is published once an interval.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ShardTotals {
+    /// Alerts raised, by detector.
+    pub alerts: [u64; DETECTORS],
+    /// Receive to ack.
+    pub ack_latency: LatencyHistogram,
+    /// Receive of the deciding bytes to the verdict's hand-over to the kernel.
+    pub verdict_latency: LatencyHistogram,
+}
+
+/// Detectors, those of users included.
+pub const DETECTORS: usize = 12;
+const TOTALS: usize = DETECTORS + 2 * VALUES;
+
 /// See the module.
 #[derive(Debug, Default)]
 pub struct StatsPage {
     values: SequenceLock<{ ShardStats::NAMES.len() }>,
+    totals: SequenceLock<TOTALS>,
 }
 
 impl StatsPage {
     /// Publishes `stats`. Only the shard that owns the page may call this.
     pub fn publish(&self, stats: &ShardStats) {
         self.values.publish(stats.values());
+    }
+
+    /// Publishes `totals`. Only the shard that owns the page may call this.
+    pub fn publish_totals(&self, totals: &ShardTotals) {
+        let mut values = [0; TOTALS];
+        values[..DETECTORS].copy_from_slice(&totals.alerts);
+        values[DETECTORS..][..VALUES].copy_from_slice(&totals.ack_latency.values());
+        values[DETECTORS + VALUES..].copy_from_slice(&totals.verdict_latency.values());
+        self.totals.publish(values);
+    }
+
+    /// Reads the totals of one instant.
+    pub fn read_totals(&self) -> ShardTotals {
+        let values = self.totals.read();
+        ShardTotals {
+            alerts: std::array::from_fn(|at| values[at]),
+            ack_latency: LatencyHistogram::of_values(&values[DETECTORS..][..VALUES]),
+            verdict_latency: LatencyHistogram::of_values(&values[DETECTORS + VALUES..]),
+        }
     }
 
     /// Reads the values of one instant.

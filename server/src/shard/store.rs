@@ -134,6 +134,7 @@ impl Shard {
                 return Err(refusal);
             }
         }
+        connection.note_clock(header.sent_us, now.wall_us);
         self.commit_index += 1;
         self.stats.frames_stored += 1;
         self.stats.records_received += u64::from(header.record_count);

@@ -430,6 +430,9 @@ impl<K: Kernel> Driver<K> {
         stats.completions_stale = self.links.completions_stale;
         stats.ring_retries = self.kernel.retries();
         self.page.publish(&stats);
+        if let Some(totals) = self.shard.take_totals() {
+            self.page.publish_totals(&totals);
+        }
     }
 }
 

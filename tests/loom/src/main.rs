@@ -11,6 +11,9 @@ mod bundle;
 #[allow(dead_code)]
 mod front;
 mod fronts;
+#[path = "../../../server/src/shard/histogram.rs"]
+#[allow(dead_code)]
+mod histogram;
 #[path = "../../../server/src/shard/page.rs"]
 #[allow(dead_code)]
 mod page;

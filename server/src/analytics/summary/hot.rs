@@ -16,6 +16,8 @@ const SPAN_US: u64 = 10_000_000;
 /// Requests of a span from which on one in [`WEIGHT`] is counted.
 const BUSY: u32 = 8192;
 const WEIGHT: u32 = 8;
+/// Multiples of this spread evenly, whatever steps they are taken in: no pattern of sources escapes the counting.
+const GOLDEN: u32 = 0x9e37_79b1;
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Span {
@@ -51,7 +53,7 @@ impl HotSources {
         span.total += 1;
         let weight = if span.total <= BUSY {
             1
-        } else if span.total.is_multiple_of(WEIGHT) {
+        } else if span.total.wrapping_mul(GOLDEN) < u32::MAX / WEIGHT {
             WEIGHT
         } else {
             return;

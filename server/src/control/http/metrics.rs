@@ -4,12 +4,15 @@
 //! in both. So counters are declared under their full name here and their values written without a suffix of its making.
 
 use super::status;
+use crate::analytics::detectors::Detector;
+use crate::analytics::users::USER_DETECTORS;
 use crate::control::state::{Refused, State};
 use crate::process;
-use crate::shard::page::ShardStats;
+use crate::shard::histogram::LatencyHistogram;
+use crate::shard::page::{ShardStats, ShardTotals};
 use postanalytics_protocol::ErrorCode;
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, text};
+use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet, text};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
@@ -23,10 +26,19 @@ struct Family {
     samples: Vec<Sample>,
 }
 
+/// A histogram of each shard.
+#[derive(Debug)]
+struct HistogramFamily {
+    name: &'static str,
+    help: &'static str,
+    shards: Vec<LatencyHistogram>,
+}
+
 /// All values of one scrape.
 #[derive(Debug)]
 struct Snapshot {
     families: Vec<Family>,
+    histograms: Vec<HistogramFamily>,
 }
 
 impl Collector for Snapshot {
@@ -41,6 +53,15 @@ impl Collector for Snapshot {
                 }
             }
         }
+        for family in &self.histograms {
+            let mut metric = encoder.encode_descriptor(family.name, family.help, None, MetricType::Histogram)?;
+            for (shard, histogram) in family.shards.iter().enumerate() {
+                let label = [("shard", shard.to_string())];
+                let (sum, count, buckets) = (histogram.sum_seconds(), histogram.count(), histogram.buckets());
+                let label = label.as_slice();
+                metric.encode_family(&label)?.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)?;
+            }
+        }
         Ok(())
     }
 }
@@ -48,7 +69,7 @@ impl Collector for Snapshot {
 /// A value of a shard: metric, help, and how to get it from the page.
 type ShardFamily = (&'static str, &'static str, fn(&ShardStats) -> f64);
 
-const SHARD_FAMILIES: [ShardFamily; 44] = [
+const SHARD_FAMILIES: [ShardFamily; 48] = [
     ("postanalytics_connections", "Connections open now", |s| s.connections as f64),
     ("postanalytics_connections_adopted_total", "Connections that shards took over", |s| s.connections_adopted as f64),
     ("postanalytics_connections_shed_total", "Connections closed for frames that stayed unfinished", |s| {
@@ -88,6 +109,16 @@ const SHARD_FAMILIES: [ShardFamily; 44] = [
     ("postanalytics_hits_suppressed_total", "Hits like five others of the hour, counted and not kept whole", |s| {
         s.hits_suppressed as f64
     }),
+    ("postanalytics_hottest_source_share", "Largest share of a source of the requests of the last minute of its shard", |s| {
+        s.hottest_source_permille as f64 / 1e3
+    }),
+    ("postanalytics_listings_allowed_total", "Listings not made for the allowlist", |s| s.listings_allowed as f64),
+    ("postanalytics_listings_real_ip_suspect_total", "Listings not made for what seems to be a proxy", |s| {
+        s.listings_real_ip_suspect as f64
+    }),
+    ("postanalytics_listings_too_many_total", "Listings not made while too many sources are listed", |s| {
+        s.listings_too_many as f64
+    }),
     ("postanalytics_derived_lost_total", "Events for the correlator that were dropped", |s| s.derived_lost as f64),
     ("postanalytics_scratch_peak_bytes", "Largest scratch memory of a turn", |s| s.scratch_bytes_peak as f64),
     ("postanalytics_arena_bytes", "Bytes of the arena", |s| s.arena_bytes_total as f64),
@@ -119,9 +150,40 @@ pub(in crate::control) fn metrics(state: &State) -> String {
         let of_shard = |(shard, stats)| (Some(("shard", format!("{shard}"))), value(stats));
         families.push(Family { name, help, samples: (0u32..).zip(&stats).map(of_shard).collect() });
     }
+    let totals: Vec<ShardTotals> = state.shards().iter().map(|shard| shard.page.read_totals()).collect();
+    families.push(alerts_by_detector(&totals));
     // A family without samples would be a declaration of nothing.
     families.retain(|family| !family.samples.is_empty());
-    render(Snapshot { families })
+    render(Snapshot { families, histograms: histograms(&totals) })
+}
+
+/// Those of users are the correlator's.
+fn alerts_by_detector(totals: &[ShardTotals]) -> Family {
+    let of_detector = |detector: &Detector| {
+        let count: u64 = totals.iter().filter_map(|shard| shard.alerts.get(*detector as usize)).sum();
+        (Some(("detector", detector.name().to_owned())), count as f64)
+    };
+    let of_sources = Detector::ALL.iter().filter(|detector| !USER_DETECTORS.contains(detector));
+    let samples = if totals.is_empty() { Vec::new() } else { of_sources.map(of_detector).collect() };
+    Family { name: "postanalytics_alerts_total", help: "Alerts raised by the shards", samples }
+}
+
+fn histograms(totals: &[ShardTotals]) -> Vec<HistogramFamily> {
+    if totals.is_empty() {
+        return Vec::new();
+    }
+    vec![
+        HistogramFamily {
+            name: "postanalytics_ack_latency_seconds",
+            help: "Receive to ack",
+            shards: totals.iter().map(|shard| shard.ack_latency).collect(),
+        },
+        HistogramFamily {
+            name: "postanalytics_time_to_verdict_seconds",
+            help: "Receive of the deciding bytes to the hand-over of the verdict to the kernel",
+            shards: totals.iter().map(|shard| shard.verdict_latency).collect(),
+        },
+    ]
 }
 
 fn render(snapshot: Snapshot) -> String {
@@ -213,11 +275,22 @@ mod tests {
             Family { name: "a_total", help: "A", samples: vec![(label("0"), 1.0), (label("1"), 2.5)] },
             Family { name: "b_seconds", help: "B", samples: vec![(None, 3.0)] },
         ];
-        let text = render(Snapshot { families });
+        let mut latency = LatencyHistogram::default();
+        latency.record(20, 2);
+        let histograms = vec![HistogramFamily { name: "c_seconds", help: "C", shards: vec![latency] }];
+        let text = render(Snapshot { families, histograms });
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines[..2], ["# HELP a_total A", "# TYPE a_total counter"]);
         assert_eq!(lines[2..4], ["a_total{shard=\"0\"} 1.0", "a_total{shard=\"1\"} 2.5"]);
-        assert_eq!(lines[4..], ["# HELP b_seconds B", "# TYPE b_seconds gauge", "b_seconds 3.0"]);
+        assert_eq!(lines[4..7], ["# HELP b_seconds B", "# TYPE b_seconds gauge", "b_seconds 3.0"]);
+        assert_eq!(lines[7..9], ["# HELP c_seconds C", "# TYPE c_seconds histogram"]);
+        for line in [
+            "c_seconds_sum{shard=\"0\"} 0.00004",
+            "c_seconds_count{shard=\"0\"} 2",
+            "c_seconds_bucket{le=\"+Inf\",shard=\"0\"} 2",
+        ] {
+            assert!(lines.contains(&line), "{line} is missing: {text}");
+        }
     }
 
     #[test]
