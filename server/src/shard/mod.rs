@@ -350,7 +350,6 @@ impl Shard {
         }
         self.verdicts.expire(now.wall_us);
         self.analytics.engine.alerts.sweep(now.wall_us);
-        self.analytics.engine.alerts.report_moved();
         let idle_us = SESSION_IDLE_US_MIN.max(self.stats().timeframe_us());
         self.sessions.sweep(now.monotonic_us.saturating_sub(idle_us));
         if now.monotonic_us >= self.interval_ends_us {
@@ -359,6 +358,7 @@ impl Shard {
             self.publish_ack_latency();
             self.alarm_of_loss();
             self.tell_clocks();
+            self.analytics.engine.alerts.report_moved();
             self.totals_due = true;
             self.stats.hottest_source_permille =
                 self.analytics.summary.as_ref().map_or(0, |summary| summary.hot.hottest_permille());
