@@ -34,7 +34,7 @@ impl LatencyHistogram {
 
     /// Upper bound of each bucket, seconds, and its count.
     pub fn buckets(&self) -> Vec<(f64, u64)> {
-        let bound = |bucket: usize| if bucket < BOUNDS { (FIRST_US << bucket) as f64 / 1e6 } else { f64::MAX };
+        let bound = |bucket: usize| if bucket < BOUNDS { (FIRST_US << bucket) as f64 / 1e6 } else { f64::INFINITY };
         self.counts.iter().enumerate().map(|(bucket, count)| (bound(bucket), *count)).collect()
     }
 
