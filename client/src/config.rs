@@ -1,7 +1,8 @@
 //! How to build a client, with the defaults that suit nearly everyone.
 
 use crate::ack::AckHook;
-use crate::{AckedRecord, Client};
+use crate::denylist::ListHook;
+use crate::{AckedRecord, Client, ListChange};
 use std::net::Ipv6Addr;
 use std::time::Duration;
 use thiserror::Error;
@@ -73,6 +74,7 @@ pub struct ClientBuilder {
     record_time_limit: Duration,
     congestion_control: Option<String>,
     hook: AckHook,
+    list_hook: ListHook,
 }
 
 impl Default for ClientBuilder {
@@ -91,6 +93,7 @@ impl Default for ClientBuilder {
             record_time_limit: Duration::from_secs(900),
             congestion_control: None,
             hook: None,
+            list_hook: None,
         }
     }
 }
@@ -183,6 +186,16 @@ impl ClientBuilder {
         self
     }
 
+    /// Called on the background thread with every change of the denylist that a server makes, once [`crate::Denylist`] shows it.
+    /// Entries that end by their time are not told.
+    ///
+    /// A server's verdicts come on the lanes that are open, and a lane opens with the first record for its shard;
+    /// [`Client::server_stats`] opens all of them. For the callback the same holds as for [`Self::on_acked`].
+    pub fn on_listed(mut self, hook: impl FnMut(&[ListChange]) + Send + 'static) -> Self {
+        self.list_hook = Some(Box::new(hook));
+        self
+    }
+
     /// Starts the background thread. It does not wait for a connection: records are queued until there is one.
     pub fn build(self) -> Result<Client, BuildError> {
         let (host, port) = split_address(&self.server)?;
@@ -208,7 +221,7 @@ impl ClientBuilder {
             record_time_limit_us: micros("record_time_limit", self.record_time_limit, 1000, 86_400_000_000, "1 ms to 24 h")?,
             congestion_control: self.congestion_control,
         };
-        Client::start(config, self.hook)
+        Client::start(config, self.hook, self.list_hook)
     }
 }
 

@@ -18,7 +18,7 @@ use crate::bundle::{Bundle, IdentityKey, Item};
 use crate::config::Config;
 use crate::connection::{Break, Connection, DRAIN_US, PINGS_MAX, Stage};
 use crate::counters::Ledger;
-use crate::denylist::{Denylist, Lister};
+use crate::denylist::{Denylist, ListHook, Lister};
 use crate::lane::{Lane, Wire};
 use crate::stats::ServerStats;
 use crate::status::ClientStatus;
@@ -334,9 +334,14 @@ impl Core {
         self.lister.skipped
     }
 
-    /// Whether the site's callback has panicked, after which the thread is to end.
+    /// Whether a callback of the site has panicked, after which the thread is to end.
     pub(crate) const fn hook_panicked(&self) -> bool {
-        self.acks.panicked
+        self.acks.panicked || self.lister.panicked
+    }
+
+    /// Whom to tell of changes of the denylist.
+    pub(crate) fn tell_of_changes(&mut self, hook: ListHook) {
+        self.lister.tell(hook);
     }
 
     /// When the oldest record that is not settled was accepted.

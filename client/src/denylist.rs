@@ -9,14 +9,30 @@
 use papaya::HashMap;
 use postanalytics_protocol::Source;
 use postanalytics_protocol::frames::{Action, Subject, Verdict, Verdicts};
+use postanalytics_protocol::routing::address_bytes;
 use std::collections::HashMap as Table;
 use std::net::IpAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
 /// Most entries of one shard.
 pub const VERDICTS_PER_SHARD_MAX: usize = 65_536;
 /// The application id that stands for the default application.
 const APPLICATION_DEFAULT: i32 = -1;
+
+/// A change of the denylist, as [`crate::ClientBuilder::on_listed`] hears of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ListChange {
+    /// Whom it is about.
+    pub subject: Subject,
+    /// The application it holds for, `None` for all.
+    pub application: Option<i32>,
+    /// What the list says from now on; `None`: nothing any more.
+    pub action: Option<Action>,
+}
+
+/// What is called with changes that the denylist shows already.
+pub(crate) type ListHook = Option<Box<dyn FnMut(&[ListChange]) + Send>>;
 
 /// The verdicts in force. Get it from [`crate::Client::denylist`].
 #[derive(Debug)]
@@ -59,6 +75,10 @@ impl Entry {
             denylist_until_us: self.denylist_until_us.max(other.denylist_until_us),
             graylist_until_us: self.graylist_until_us.max(other.graylist_until_us),
         }
+    }
+
+    fn action(self) -> Action {
+        if self.denylist_until_us > 0 { Action::Denylist } else { Action::Graylist }
     }
 
     fn is_live(self, now_us: u64) -> bool {
@@ -127,6 +147,13 @@ impl Key {
         };
         Self { subject, application: verdict.application }
     }
+
+    fn subject(self) -> Subject {
+        match self.subject {
+            Listed::Source(key) => Subject::Source(address_bytes(Source::of_key(key).address())),
+            Listed::Session(hash) => Subject::Session(hash),
+        }
+    }
 }
 
 /// The background thread's side: turns Verdicts frames into entries. It keeps a table per shard; what the threads of the site
@@ -138,6 +165,9 @@ pub(crate) struct Lister {
     shard_count: u32,
     pub(crate) skipped: u64,
     next_sweep_us: u64,
+    hook: ListHook,
+    /// The hook has panicked and is gone.
+    pub(crate) panicked: bool,
 }
 
 #[derive(Default)]
@@ -152,7 +182,20 @@ const SWEEP_US: u64 = 10_000_000;
 
 impl Lister {
     pub(crate) fn new(denylist: std::sync::Arc<Denylist>) -> Self {
-        Self { denylist, shards: Table::new(), shard_count: u32::MAX, skipped: 0, next_sweep_us: SWEEP_US }
+        Self {
+            denylist,
+            shards: Table::new(),
+            shard_count: u32::MAX,
+            skipped: 0,
+            next_sweep_us: SWEEP_US,
+            hook: None,
+            panicked: false,
+        }
+    }
+
+    /// Whom to tell of changes.
+    pub(crate) fn tell(&mut self, hook: ListHook) {
+        self.hook = hook;
     }
 
     /// Applies a frame. `to_clock_us` turns the server's time into that of the client's clock.
@@ -194,16 +237,24 @@ impl Lister {
             let former = self.shards.extract_if(|&number, _| number >= shard_count);
             changed.extend(former.flat_map(|(_, shard)| shard.listed.into_keys()));
         }
-        changed.into_iter().for_each(|key| self.publish(key));
+        let changes: Vec<ListChange> = changed.into_iter().map(|key| self.publish(key)).collect();
+        if let Some(hook) = self.hook.as_mut().filter(|_| !changes.is_empty()) {
+            // As with acknowledgements: a hook that panicked is never called again, and the thread ends when it has published.
+            if catch_unwind(AssertUnwindSafe(|| hook(&changes))).is_err() {
+                (self.hook, self.panicked) = (None, true);
+            }
+        }
     }
 
     /// Shows the threads of the site what all shards together say of a key.
-    fn publish(&self, key: Key) {
+    fn publish(&self, key: Key) -> ListChange {
         let listed = self.shards.values().filter_map(|shard| shard.listed.get(&key));
-        match listed.copied().reduce(Entry::union) {
+        let entry = listed.copied().reduce(Entry::union);
+        match entry {
             Some(entry) => self.denylist.entries.pin().insert(key, entry),
             None => self.denylist.entries.pin().remove(&key),
         };
+        ListChange { subject: key.subject(), application: key.application, action: entry.map(Entry::action) }
     }
 
     /// The server has so many shards from now on. What those listed that are no more stays until the first whole set.
@@ -234,7 +285,6 @@ impl Lister {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use postanalytics_protocol::routing::address_bytes;
     use std::sync::Arc;
 
     fn verdict(address: &str, application: Option<i32>, action: Option<Action>) -> Verdict {
@@ -272,6 +322,39 @@ mod tests {
         lister.apply(0, &frame(false, false, &[deny("192.0.2.4"), verdict("192.0.2.2", None, None)]), 0, |us| us);
         assert!(has(&denylist, "192.0.2.3") && has(&denylist, "192.0.2.4") && !has(&denylist, "192.0.2.2"));
         assert_eq!(denylist.len(), 3);
+    }
+
+    #[test]
+    fn the_hook_hears_of_what_the_list_shows_already() {
+        let (denylist, mut lister) = lists();
+        let (told, list) = (Arc::new(std::sync::Mutex::new(Vec::new())), Arc::clone(&denylist));
+        let keep = Arc::clone(&told);
+        lister.tell(Some(Box::new(move |changes: &[ListChange]| {
+            let seen = |change: &ListChange| match change.subject {
+                Subject::Source(bytes) => list.lookup(postanalytics_protocol::routing::address_of_bytes(bytes), 7),
+                Subject::Session(hash) => list.lookup_session(hash, 7),
+            };
+            keep.lock().expect("no panic").extend(changes.iter().map(|change| (*change, seen(change))));
+        })));
+        let deny = |address| verdict(address, None, Some(Action::Denylist));
+        lister.apply(0, &frame(true, false, &[deny("192.0.2.1")]), 0, |us| us);
+        assert!(told.lock().expect("no panic").is_empty(), "a set that is not whole changes nothing");
+        lister.apply(0, &frame(false, true, &[]), 0, |us| us);
+        lister.apply(0, &frame(false, false, &[verdict("2001:db8:1:2::9", Some(7), Some(Action::Graylist))]), 0, |us| us);
+        lister.apply(0, &frame(false, false, &[verdict("192.0.2.1", None, None)]), 0, |us| us);
+        let source = |text: &str| Subject::Source(address_bytes(text.parse().expect("an address")));
+        let change = |subject, application, action| (ListChange { subject, application, action }, action);
+        let wanted = [
+            change(source("192.0.2.1"), None, Some(Action::Denylist)),
+            change(source("2001:db8:1:2::"), Some(7), Some(Action::Graylist)),
+            change(source("192.0.2.1"), None, None),
+        ];
+        assert_eq!(*told.lock().expect("no panic"), wanted);
+        lister.tell(Some(Box::new(|_| panic!("a test wants this"))));
+        lister.apply(0, &frame(false, false, &[deny("192.0.2.3"), deny("192.0.2.4")]), 0, |us| us);
+        assert!(lister.panicked && has(&denylist, "192.0.2.4"), "the list is whole all the same");
+        lister.apply(0, &frame(false, false, &[deny("192.0.2.5")]), 0, |us| us);
+        assert!(has(&denylist, "192.0.2.5"));
     }
 
     #[test]
@@ -341,6 +424,47 @@ mod tests {
         std::thread::sleep(std::time::Duration::from_millis(1));
         let address = "192.0.2.1".parse().expect("an address");
         assert_eq!(denylist.lookup(address, 1), Some(Action::Graylist));
+    }
+
+    /// `cargo test --release -p postanalytics-client --lib -- --ignored --nocapture denylist_cost`
+    #[test]
+    #[ignore = "prints timings, asserts nothing about them; run it alone and in release mode"]
+    fn denylist_cost() {
+        const LOOKUPS: u32 = 4_000_000;
+        let address = |n: u32| IpAddr::from(std::net::Ipv4Addr::from(0x0a00_0000 | n));
+        let of = |n: u32| {
+            let until_us = 3_600_000_000;
+            Verdict { until_us, ..verdict(&address(n).to_string(), Some(-1), Some(Action::Denylist)) }
+        };
+        let cost = |name: &str, denylist: &Denylist, first: u32, mask: u32| {
+            // Drawn before, so that drawing costs nothing; in no order, so that the caches see what a site gives them.
+            let mut state = 1u32;
+            let mut draw = || {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                address(first + (state >> 8 & mask))
+            };
+            let asked: Vec<IpAddr> = (0..1 << 20).map(|_| draw()).collect();
+            let mut rounds = [0.0; 5];
+            for round in &mut rounds {
+                let begun = Instant::now();
+                let found = (0..LOOKUPS as usize).filter(|n| denylist.contains(asked[n & ((1 << 20) - 1)])).count();
+                *round = begun.elapsed().as_nanos() as f64 / f64::from(LOOKUPS);
+                assert!(found == 0 || found == LOOKUPS as usize, "{name}: {found}");
+            }
+            rounds.sort_by(f64::total_cmp);
+            println!("{name}: {:.1} ns (of 5 rounds {:.1} to {:.1})", rounds[2], rounds[0], rounds[4]);
+        };
+        let (denylist, mut lister) = lists();
+        cost("nobody is listed", &denylist, 0, 0xffff);
+        let all: Vec<Verdict> = (0..VERDICTS_PER_SHARD_MAX as u32).map(of).collect();
+        for (index, part) in all.chunks(1024).enumerate() {
+            lister.apply(0, &frame(index == 0, false, part), 0, |us| us);
+        }
+        lister.apply(0, &frame(false, true, &[]), 0, |us| us);
+        assert_eq!(denylist.len(), VERDICTS_PER_SHARD_MAX);
+        cost("65,536 listed, one of them asked for", &denylist, 0, 0xffff);
+        cost("65,536 listed, another asked for", &denylist, 1 << 20, 0xffff);
+        cost("65,536 listed, 16 that are asked for again and again", &denylist, 0, 0xf);
     }
 
     #[test]

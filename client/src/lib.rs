@@ -72,17 +72,18 @@ mod topology;
 pub use crate::ack::AckedRecord;
 pub use crate::config::{BuildError, ClientBuilder};
 pub use crate::counters::Counters;
-pub use crate::denylist::{Denylist, VERDICTS_PER_SHARD_MAX};
+pub use crate::denylist::{Denylist, ListChange, VERDICTS_PER_SHARD_MAX};
 pub use crate::queue::SendError;
 pub use crate::request::{RECORD_BYTES_MAX, Request};
 pub use crate::stats::{ServerStats, StatsError};
 pub use crate::status::ClientStatus;
-pub use postanalytics_protocol::frames::Action;
+pub use postanalytics_protocol::frames::{Action, Subject};
 pub use postanalytics_protocol::{EncodeError, Extension, Hit};
 
 use crate::ack::AckHook;
 use crate::config::Config;
 use crate::core::Core;
+use crate::denylist::ListHook;
 use crate::queue::Queue;
 use nix::sys::signal::{SigSet, SigmaskHow};
 use std::sync::Arc;
@@ -180,12 +181,13 @@ impl Client {
         self.queue.counters()
     }
 
-    fn start(config: Config, hook: AckHook) -> Result<Self, BuildError> {
+    fn start(config: Config, hook: AckHook, list_hook: ListHook) -> Result<Self, BuildError> {
         let system = |what| move |error: std::io::Error| BuildError::System { what, error };
         let queue = Queue::new(config.queue_bytes).map_err(|errno| system("make an eventfd")(errno.into()))?;
         let queue = Arc::new(queue);
         let denylist = Arc::new(Denylist::new(queue.started()));
-        let core = Core::new(config.clone(), u64::from_ne_bytes(random_bytes()?), hook, Arc::clone(&denylist));
+        let mut core = Core::new(config.clone(), u64::from_ne_bytes(random_bytes()?), hook, Arc::clone(&denylist));
+        core.tell_of_changes(list_hook);
 
         // A thread starts with the signals of the one that starts it: blocked here, no signal can ever run on the new one.
         let blocked = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK);

@@ -27,6 +27,11 @@ impl Source {
         Self::of_bytes(&address_bytes(address))
     }
 
+    /// The source with this [`Self::key`].
+    pub const fn of_key(key: u64) -> Self {
+        Self(key)
+    }
+
     /// The number that routing and state tables use.
     pub const fn key(self) -> u64 {
         self.0
