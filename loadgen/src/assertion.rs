@@ -1,7 +1,8 @@
 //! Conditions on the result (`--assert 'p99<5ms,tnt_errors=0'`), so that a script can fail on them.
 
+use crate::attack::witness::AttackSummary;
 use crate::plan::{parse_count, parse_duration};
-use crate::report::Report;
+use crate::report::{Quantiles, Report};
 use std::fmt;
 
 /// One condition: a metric of the report, a comparison, a value.
@@ -48,6 +49,11 @@ const METRICS: &[Metric] = &[
     Metric { name: "uncorrected_p99", is_time: true, of: |report| report.latency_us.uncorrected.p99 as f64 },
     Metric { name: "uncorrected_p999", is_time: true, of: |report| report.latency_us.uncorrected.p999 as f64 },
     Metric { name: "uncorrected_max", is_time: true, of: |report| report.latency_us.uncorrected.max as f64 },
+    Metric { name: "verdict_p50", is_time: true, of: |report| verdict(report).p50 as f64 },
+    Metric { name: "verdict_p99", is_time: true, of: |report| verdict(report).p99 as f64 },
+    Metric { name: "verdict_max", is_time: true, of: |report| verdict(report).max as f64 },
+    Metric { name: "attackers_not_listed", is_time: false, of: |report| attacks(report).not_listed as f64 },
+    Metric { name: "benign_listed", is_time: false, of: |report| attacks(report).benign_listed as f64 },
     Metric { name: "records_generated", is_time: false, of: |report| report.records_generated as f64 },
     Metric { name: "records_acked", is_time: false, of: |report| report.records_acked as f64 },
     Metric { name: "tnt_errors", is_time: false, of: |report| report.tnt_errors as f64 },
@@ -62,6 +68,15 @@ const METRICS: &[Metric] = &[
     Metric { name: "server_rss_bytes", is_time: false, of: |report| report.server.rss_bytes as f64 },
     Metric { name: "reconciled", is_time: false, of: |report| f64::from(u8::from(report.reconciled)) },
 ];
+
+/// Zero without attacks, which breaks every condition on a time.
+fn verdict(report: &Report) -> Quantiles {
+    report.time_to_verdict_us.unwrap_or_default()
+}
+
+fn attacks(report: &Report) -> AttackSummary {
+    report.attacks.unwrap_or_default()
+}
 
 impl Assertion {
     /// Reads one condition. Times take `us`, `ms`, `s`, `m` or `h` (a bare number is µs, as in the report), counts take `k`,

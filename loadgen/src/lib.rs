@@ -1,7 +1,7 @@
 //! Load generator of postanalytics, as a library so that tests can use its parts.
 //!
 //! Rooms: [`plan`] (command line to checked plan) → [`traffic`] or [`replay`] (where records come from) → [`run`] through the
-//! client library, or [`raw`] past it → [`report`]; [`find_max`] makes many
+//! client library, or [`raw`] past it → [`report`]; [`attack`] mixes attacks in; [`find_max`] makes many
 //! runs, [`merge`] one report of several. Beside them [`assertion`], [`clock`],
 //! [`machine`], [`measure`].
 //!
@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 pub mod assertion;
+pub mod attack;
 pub mod clock;
 pub mod find_max;
 pub mod machine;

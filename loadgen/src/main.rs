@@ -4,6 +4,7 @@
 use anyhow::{Context, Result, bail};
 use clap::{CommandFactory, Parser, error::ErrorKind};
 use postanalytics_loadgen::assertion::Assertion;
+use postanalytics_loadgen::attack::campaign::write_truth;
 use postanalytics_loadgen::find_max::{self, CONFIRMATIONS, End, FindMax, Purpose, Step};
 use postanalytics_loadgen::measure::Outcome;
 use postanalytics_loadgen::plan::{Arguments, Command, MergeArguments, Mode, Plan, RunArguments};
@@ -203,12 +204,14 @@ fn print(
 struct Files {
     json: Option<Box<dyn Write>>,
     hgrm: Option<File>,
+    truth: Option<File>,
 }
 
 impl Files {
     fn create(arguments: &RunArguments) -> Result<Self> {
         let json = arguments.json.as_deref().map(create_json).transpose()?;
-        Ok(Self { json, hgrm: arguments.hgrm.as_deref().map(create).transpose()? })
+        let [hgrm, truth] = [&arguments.hgrm, &arguments.truth].map(|file| file.as_deref().map(create).transpose());
+        Ok(Self { json, hgrm: hgrm?, truth: truth? })
     }
 
     fn write(self, report: &Report, outcome: Option<&Outcome>) -> Result<()> {
@@ -219,6 +222,9 @@ impl Files {
             let mut out = BufWriter::new(file);
             let histogram = if outcome.has_schedule { &outcome.acked.corrected } else { &outcome.acked.uncorrected };
             write_hgrm(histogram, &mut out).and_then(|()| out.flush()).context("cannot write the --hgrm file")?;
+        }
+        if let (Some(file), Some(attacks)) = (self.truth, outcome.and_then(|outcome| outcome.attacks.as_ref())) {
+            write_truth(&attacks.attackers, &mut BufWriter::new(file)).context("cannot write the --truth file")?;
         }
         Ok(())
     }

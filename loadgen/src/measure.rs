@@ -3,6 +3,7 @@
 //! Each thread has its own histograms (three significant digits, 1 µs to 60 s): recording takes no shared memory. They are
 //! added up once at the end.
 
+use crate::attack::witness::AttackOutcome;
 use crate::clock::Schedule;
 use hdrhistogram::Histogram;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -181,6 +182,8 @@ pub struct Outcome {
     pub stored_is_partial: Option<String>,
     /// What the reader should know besides.
     pub notes: Vec<String>,
+    /// What came of the attacks, if there were any.
+    pub attacks: Option<AttackOutcome>,
     /// What broke a law of the client library or the server; each makes the run fail.
     pub broken: Vec<String>,
 }

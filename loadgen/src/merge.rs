@@ -109,6 +109,9 @@ fn check(reports: &[(String, Report)]) -> Result<UnixWindow> {
         if report.find_max.is_some() {
             bail!("{name} was written by --find-max, which makes many runs: merge reports of single runs at a rate");
         }
+        if report.attacks.is_some() {
+            bail!("{name} was written with --attack: the verdicts of several generators cannot be told apart afterwards");
+        }
         if report.runs.is_empty() {
             bail!("{name} does not say which run it is of: it must come from --json of this version of loadgen");
         }

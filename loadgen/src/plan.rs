@@ -1,6 +1,8 @@
 //! From the command line to a checked plan. Nothing here does I/O; what cannot work is refused with the value and a remedy.
 
 use crate::assertion::{Assertion, Slo};
+use crate::attack::AttackSpec;
+use crate::attack::campaign::Campaign;
 use crate::traffic::{Mix, RECORD_BYTES_MAX, RECORD_BYTES_MIN, SOURCES_MAX};
 use clap::{Parser, Subcommand};
 use std::path::PathBuf;
@@ -22,6 +24,9 @@ Examples:
   loadgen --replay access.log.1.gz --replay access.log --replay-speed max
   loadgen --find-max --slo p99=5ms,p999=20ms         highest rate that keeps both, confirmed three times
   loadgen --find-max --slo p99=2ms --raw --rate 1M/s --json max.json
+  loadgen --rate 50k/s --attack brute-force --attack scanner:sources=500,rate=200/s --truth truth.jsonl
+                                                     attackers among visitors: are they listed, and how soon?
+  loadgen --rate 300k/s --attack credential-stuffing:sources=1000 --assert 'verdict_p99<2ms,attackers_not_listed=0'
   loadgen merge a.json b.json --json both.json       one report of two generators that ran at the same time
 
 Exit codes: 0 all well; 1 an assertion or the reconciliation is broken, or --find-max could confirm no rate; 2 wrong usage; 3 the run could not be made.";
@@ -138,6 +143,17 @@ pub struct RunArguments {
     /// Distinct sources; with --raw at least 100,000
     #[arg(long, value_name = "N", default_value_t = 131_072)]
     pub sources: u32,
+    /// Mix attackers into the visitors (repeatable), as KIND or KIND:sources=N,rate=R. Kinds: brute-force, credential-stuffing,
+    /// forced-browsing, bola, scanner, probing. N attackers (100), eight at a time and one after the other; R records a second
+    /// of all of them [default: so that all are through within the measured time]. Measured is the time to verdict: from the
+    /// intended send time of the record that decides, by the detectors' definitions, until another client has the attacker on
+    /// its denylist. The server must run with --config FILE that says action = "denylist" for these detectors
+    #[arg(long, value_name = "KIND[:OPTIONS]", value_parser = AttackSpec::parse,
+          conflicts_with_all = ["saturate", "replay", "raw", "find_max"])]
+    pub attack: Vec<AttackSpec>,
+    /// Write who attacked, one JSON object a line: attack, source, first_us, deciding_record, deciding_us, records_sent
+    #[arg(long, value_name = "FILE", requires = "attack")]
+    pub truth: Option<PathBuf>,
     /// Seed of the traffic: the same seed gives the same records
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
@@ -213,6 +229,7 @@ pub struct Plan {
     pub mix: Mix,
     pub sources: u32,
     pub seed: u64,
+    pub attacks: Vec<AttackSpec>,
     /// CPUs to pin thread after thread to, empty if threads are not pinned.
     pub cpus: Vec<usize>,
     pub congestion: Option<String>,
@@ -255,7 +272,7 @@ impl Plan {
         if duration.is_some_and(|duration| duration.is_zero()) {
             return Err("--duration 0: nothing would be measured; give a time such as 10s".to_owned());
         }
-        Ok(Self {
+        let plan = Self {
             target: arguments.target.clone(),
             mode,
             raw: arguments.raw,
@@ -268,9 +285,12 @@ impl Plan {
             mix: arguments.mix,
             sources: arguments.sources,
             seed: arguments.seed,
+            attacks: arguments.attack.clone(),
             cpus: if arguments.pin { pinned_cpus(&arguments.cpus, allowed_cpus)? } else { Vec::new() },
             congestion: arguments.congestion.clone(),
-        })
+        };
+        Campaign::new(&plan)?;
+        Ok(plan)
     }
 
     /// The CPU of a thread, if threads are pinned.
@@ -299,7 +319,7 @@ fn check(value: usize, least: usize, most: usize, what: &str) -> Result<(), Stri
 }
 
 /// `50000`, `50k`, `1.5M`, each with or without `/s`.
-fn parse_rate(text: &str) -> Result<u64, String> {
+pub fn parse_rate(text: &str) -> Result<u64, String> {
     let rate =
         parse_count(text.strip_suffix("/s").unwrap_or(text)).ok_or("write records per second, such as 50000/s or 50k/s")?;
     if (1.0..=1e9).contains(&rate) {
@@ -402,6 +422,9 @@ mod tests {
             (&["--slo", "p99=5ms"][..], "--find-max"),
             (&["--find-max", "--slo", "p99"][..], "p99=5ms"),
             (&["--find-max", "--slo", "p99=5ms", "--saturate"][..], "cannot be used"),
+            (&["--attack", "bola:sources=60k", "--attack", "bola:sources=60k"][..], "120000 attackers"),
+            (&["--attack", "bola", "--raw"][..], "cannot be used"),
+            (&["--truth", "t.jsonl"][..], "--attack"),
         ] {
             let error = plan(arguments).expect_err("it cannot work");
             assert!(error.contains(word), "{arguments:?}: {error}");

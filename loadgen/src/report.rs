@@ -1,5 +1,6 @@
 //! The result of a run: reconciliation, the JSON contract, the table for people, the latency distribution for plotters.
 
+use crate::attack::witness::AttackSummary;
 use crate::find_max::FindMax;
 use crate::machine::{Machine, git_commit};
 use crate::measure::{Outcome, latency_histogram};
@@ -44,6 +45,11 @@ pub struct Report {
     pub runs: Vec<String>,
     /// Both latency histograms whole, so that reports can be merged exactly.
     pub histogram_us: Histograms,
+    /// Only with --attack: from the intended send time of the deciding record until another client has the attacker listed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time_to_verdict_us: Option<Quantiles>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attacks: Option<AttackSummary>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub find_max: Option<FindMax>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -170,6 +176,8 @@ impl Report {
             own_cpu_seconds: outcome.own_cpu_seconds,
             runs: vec![format!("{:016x}", fastrand::u64(..))],
             histogram_us: Histograms { corrected: encode_histogram(corrected), uncorrected: encode_histogram(uncorrected) },
+            time_to_verdict_us: outcome.attacks.as_ref().map(|attacks| Quantiles::of(&attacks.time_to_verdict)),
+            attacks: outcome.attacks.as_ref().map(|attacks| attacks.summary),
             find_max: None,
             merged: Vec::new(),
         };
@@ -215,6 +223,14 @@ impl Report {
         row("acked + tnt_errors", format!("{} + {}", grouped(self.records_acked as f64), self.tnt_errors), in_doubt);
         row("stored by the server", grouped(self.server.stored as f64), format!("{} duplicates dropped", self.server.duplicate));
         row("reconciled", if self.reconciled { "yes" } else { "NO" }.to_owned(), String::new());
+        if let (Some(times), Some(attacks)) = (self.time_to_verdict_us, self.attacks) {
+            row("time to verdict p50", verdict_time(times.p50, attacks), "from the deciding record's intended time".to_owned());
+            row("time to verdict p99", verdict_time(times.p99, attacks), "until another client has him listed".to_owned());
+            row("time to verdict max", verdict_time(times.max, attacks), String::new());
+            let of = format!("of {} attackers, {} undecided", attacks.attackers, attacks.undecided);
+            row("listed + not listed", format!("{} + {}", grouped(attacks.listed as f64), attacks.not_listed), of);
+            row("visitors listed", attacks.benign_listed.to_string(), String::new());
+        }
         for column in table.column_iter_mut().skip(1) {
             column.set_cell_alignment(CellAlignment::Right);
         }
@@ -266,6 +282,10 @@ pub fn write_hgrm(histogram: &Histogram<u64>, out: &mut dyn Write) -> io::Result
     writeln!(out, "#[Mean    = {mean_ms:12.3}, StdDeviation   = {deviation_ms:12.3}]")?;
     writeln!(out, "#[Max     = {:12.3}, Total count    = {:12}]", histogram.max() as f64 / 1000.0, histogram.len())?;
     writeln!(out, "#[Buckets = {:12}, SubBuckets     = {:12}]", histogram.buckets(), histogram.distinct_values())
+}
+
+fn verdict_time(value: u64, attacks: AttackSummary) -> String {
+    if attacks.listed == 0 { "none came".to_owned() } else { microseconds(value) }
 }
 
 fn ratio(part: f64, whole: f64) -> f64 {

@@ -6,10 +6,13 @@
 //! Records of the warm-up count in the reconciliation and in nothing else.
 
 mod send;
+mod stream;
 mod watch;
 
 pub use watch::{CATCH_UP_NS, Timing, Watched, watch};
 
+use crate::attack::campaign::Campaign;
+use crate::attack::witness::Witness;
 use crate::clock::{duration_ns, monotonic_ns, process_cpu_us, unix_us_at};
 use crate::machine::pin_this_thread;
 use crate::measure::{Acked, Live, Outcome, Sent, ServerSide};
@@ -23,7 +26,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// How long connecting, asking, and the last acknowledgements may take.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const STATS_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the last records of a run may take to be acknowledged, all sessions together.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
@@ -72,7 +75,9 @@ pub fn run(plan: &Plan, stop: &AtomicBool) -> Result<Outcome> {
         _ => None,
     };
     let live = Arc::new(Live::default());
+    let campaign = Campaign::new(plan).map_err(anyhow::Error::msg)?;
     let sessions = connect(plan, &live)?;
+    let witness = if campaign.is_empty() { None } else { Some(witness(plan, &campaign)?) };
     let pool = Arc::new(Pool::new(plan.mix, plan.seed, plan.record_bytes));
     let start = snapshot(&sessions);
     let timing = Timing::starting_at(monotonic_ns() + START_DELAY_NS, plan);
@@ -84,7 +89,7 @@ pub fn run(plan: &Plan, stop: &AtomicBool) -> Result<Outcome> {
     let (sent, watched) = std::thread::scope(|scope| {
         let mut threads = Vec::new();
         for (thread, sessions) in sessions.chunks(per_thread).enumerate() {
-            let sender = send::Sender { plan, thread, sessions, timing, live: &live, stop };
+            let sender = send::Sender { plan, thread, sessions, timing, live: &live, stop, campaign: &campaign };
             let (pool, replay) = (Arc::clone(&pool), replay.take());
             threads.push(scope.spawn(move || sender.run(pool, replay)));
         }
@@ -95,7 +100,21 @@ pub fn run(plan: &Plan, stop: &AtomicBool) -> Result<Outcome> {
         }
         Ok::<_, anyhow::Error>((sent, watched))
     })?;
-    Ok(finish(plan, sessions, &timing, &sent, start, watched))
+    let mut outcome = finish(plan, sessions, &timing, &sent, start, watched);
+    if let Some(witness) = witness {
+        let of_threads: Vec<Vec<u64>> = sent.iter().map(|done| done.attack_records.clone()).collect();
+        let attackers = campaign.attackers(&timing, outcome.window_from_unix_us, &of_threads);
+        let attacks = witness.finish(attackers, plan.sources);
+        outcome.notes.extend(attacks.summary.notes());
+        outcome.attacks = Some(attacks);
+    }
+    Ok(outcome)
+}
+
+/// The client that waits for verdicts.
+fn witness(plan: &Plan, campaign: &Campaign) -> Result<Witness> {
+    let timing = Timing { start_ns: 0, from_ns: 0, until_ns: u64::MAX };
+    Witness::connect(plan, &campaign.attackers(&timing, 0, &[]))
 }
 
 /// Builds the sessions, each on the CPU of the thread that will use it, and opens all their connections.

@@ -5,7 +5,7 @@
 //! it measures. The same seed gives the same records. Every record picks its source uniformly out of `sources` visitors,
 //! each with one address and one user agent for good.
 //!
-//! Not here: attacks. A mix is the ordinary traffic in which attacks hide.
+//! Not here: attacks ([`crate::attack`]). A mix is the ordinary traffic in which they hide.
 
 use clap::ValueEnum;
 use fastrand::Rng;

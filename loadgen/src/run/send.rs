@@ -6,8 +6,10 @@
 //! Closed loop and replay keep a bound on the bytes that a client holds, so that its queue never fills: whatever is offered
 //! is offered once.
 
+use super::stream::Stream;
 use super::{Session, Timing};
-use crate::clock::{Schedule, WAKE_INTERVAL_NS, monotonic_ns, set_fine_timers, sleep_until, unix_us};
+use crate::attack::campaign::Campaign;
+use crate::clock::{WAKE_INTERVAL_NS, monotonic_ns, set_fine_timers, sleep_until, unix_us};
 use crate::machine::pin_this_thread;
 use crate::measure::{Acked, Live, Sent};
 use crate::plan::{Mode, Plan, Speed};
@@ -39,12 +41,15 @@ pub(super) struct Sender<'a> {
     pub(super) timing: Timing,
     pub(super) live: &'a Live,
     pub(super) stop: &'a AtomicBool,
+    pub(super) campaign: &'a Campaign,
 }
 
 /// What a sending thread did.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Done {
     pub(super) sent: Sent,
+    /// Records of each attack.
+    pub(super) attack_records: Vec<u64>,
     pub(super) note: Option<String>,
 }
 
@@ -57,8 +62,8 @@ impl Sender<'_> {
         sleep_until(self.timing.start_ns);
         match (&self.plan.mode, replay) {
             (Mode::Replay { speed, .. }, Some(reader)) => self.replay(reader, *speed, Rng::with_seed(seed)),
-            (Mode::Open { rate }, _) => Ok(Done { sent: self.open_loop(&mut traffic, *rate), note: None }),
-            _ => Ok(Done { sent: self.closed_loop(&mut traffic), note: None }),
+            (Mode::Open { rate }, _) => Ok(self.open_loop(Stream::new(traffic, *rate, self, seed))),
+            _ => Ok(Done { sent: self.closed_loop(&mut traffic), ..Done::default() }),
         }
     }
 
@@ -66,8 +71,7 @@ impl Sender<'_> {
         now_ns >= self.timing.until_ns || self.stop.load(Ordering::Relaxed)
     }
 
-    fn open_loop(&self, traffic: &mut Traffic, rate: u64) -> Sent {
-        let schedule = Schedule::new(self.timing.start_ns, rate, 1, self.plan.threads as u64, self.thread as u64);
+    fn open_loop(&self, mut stream: Stream) -> Done {
         let (mut sent, mut timing) = (Sent::default(), self.timing);
         loop {
             let mut now_ns = monotonic_ns();
@@ -75,23 +79,22 @@ impl Sender<'_> {
                 // What is due by now is still sent, as at the planned end.
                 timing.until_ns = timing.until_ns.min(now_ns);
             }
-            let mut due_ns = schedule.due_ns(sent.generated);
+            let mut due_ns = stream.due_ns();
             if due_ns >= timing.until_ns {
-                return sent;
+                return Done { sent, attack_records: stream.attack_records(), note: None };
             }
             if now_ns >= timing.catch_up_until_ns() {
-                let due = schedule.due_before(timing.until_ns);
-                sent.unsent = due - sent.generated;
-                self.with_measured(|acked| {
-                    acked.record_unsent_events(&schedule, sent.generated..due, 1, timing.from_ns, now_ns);
-                });
-                return sent;
+                for (schedule, unsent) in stream.unsent_before(timing.until_ns) {
+                    sent.unsent += unsent.end - unsent.start;
+                    self.with_measured(|acked| acked.record_unsent_events(&schedule, unsent, 1, timing.from_ns, now_ns));
+                }
+                return Done { sent, attack_records: stream.attack_records(), note: None };
             }
             let sent_before = sent.generated;
             let unix_minus_monotonic_us = unix_us().wrapping_sub(now_ns / 1000);
             while due_ns <= now_ns && due_ns < timing.until_ns && sent.generated - sent_before < BURST {
-                let session = &self.sessions[sent.generated as usize % self.sessions.len()];
-                let mut request = traffic.next((due_ns / 1000).wrapping_add(unix_minus_monotonic_us));
+                let (stays, mut request) = stream.next((due_ns / 1000).wrapping_add(unix_minus_monotonic_us));
+                let session = &self.sessions[stays as usize % self.sessions.len()];
                 request.token = session.clock_us(due_ns);
                 // What is refused is counted by the client, as tnt_errors.
                 let _ = session.client.try_send(&request);
@@ -100,7 +103,7 @@ impl Sender<'_> {
                 if due_ns >= timing.from_ns {
                     sent.note_lateness(due_ns / 1000, now_ns / 1000, 1);
                 }
-                due_ns = schedule.due_ns(sent.generated);
+                due_ns = stream.due_ns();
             }
             self.live.generated.fetch_add(sent.generated - sent_before, Ordering::Relaxed);
             if due_ns > now_ns {
@@ -188,7 +191,7 @@ impl Sender<'_> {
         let gaps = if clock.gaps_cut > 0 { format!(", {} gaps of more than a day", clock.gaps_cut) } else { String::new() };
         let note =
             format!("replay: {} lines read, {} of them no lines of an access log{gaps}", reader.lines, reader.lines_unparsable);
-        Ok(Done { sent, note: Some(note) })
+        Ok(Done { sent, note: Some(note), ..Done::default() })
     }
 
     /// Sleeps in steps short enough to notice that the run is to end.
