@@ -4,6 +4,7 @@
 
 pub mod analytics;
 pub mod arena;
+pub mod audit;
 pub mod config;
 pub mod control;
 pub mod correlator;
@@ -42,6 +43,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         None => serve_with(&line.serve),
         Some(Command::Serve(flags)) => serve_with(&flags),
         Some(Command::Replay(flags)) => replay::replay(&flags),
+        Some(Command::Audit(flags)) => audit::audit(&flags),
         Some(Command::Completions { shell }) => {
             let mut text = Vec::new();
             clap_complete::generate(shell, &mut CommandLine::command(), "postanalytics", &mut text);

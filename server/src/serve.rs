@@ -209,7 +209,7 @@ fn random<const N: usize>() -> anyhow::Result<[u8; N]> {
 }
 
 /// Keys of a shard's detectors: one for each KiB of its arena, so that their state takes about a seventh as much.
-fn keys_of(arena_bytes: u64) -> usize {
+pub(crate) fn keys_of(arena_bytes: u64) -> usize {
     (arena_bytes >> 10).clamp(1 << 14, 1 << 22) as usize
 }
 

@@ -11,7 +11,7 @@ const LINE_BYTES_MAX: usize = 1 << 20;
 const BUFFER_BYTES: usize = 256 << 10;
 
 /// The lines of one file.
-pub(super) struct Lines {
+pub(crate) struct Lines {
     reader: Box<dyn BufRead>,
     line: Vec<u8>,
     name: String,
@@ -19,7 +19,7 @@ pub(super) struct Lines {
 
 impl Lines {
     /// Opens a file.
-    pub(super) fn open(path: &Path) -> Result<Self> {
+    pub(crate) fn open(path: &Path) -> Result<Self> {
         let name = path.display().to_string();
         let context = || format!("cannot open {name}: check the name and that this user may read it");
         let mut reader = BufReader::with_capacity(BUFFER_BYTES, File::open(path).with_context(context)?);
@@ -33,7 +33,7 @@ impl Lines {
     }
 
     /// The next line without its end; `None` at the end of the file. One that is too long comes as an empty text marked so.
-    pub(super) fn next(&mut self) -> Result<Option<(&[u8], bool)>> {
+    pub(crate) fn next(&mut self) -> Result<Option<(&[u8], bool)>> {
         self.line.clear();
         let context = || format!("cannot read {}; is the file damaged?", self.name);
         let read = (&mut self.reader).take(LINE_BYTES_MAX as u64).read_until(b'\n', &mut self.line).with_context(context)?;

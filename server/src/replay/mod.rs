@@ -12,8 +12,8 @@
 //!
 //! Alerts are written at the end, ordered by deciding event.
 
-mod lines;
-mod record;
+pub(crate) mod lines;
+pub(crate) mod record;
 
 use crate::analytics::alerts::{Alert, Alerts};
 use crate::analytics::settings::Settings;
@@ -29,6 +29,7 @@ use postanalytics_protocol::schema::v1::SCHEMA;
 use postanalytics_protocol::{AlignedVec, BatchBuilder, Source, ValidBatch, shard_of};
 use rustix::event::{PollFd, PollFlags, poll};
 use std::io::{BufWriter, IsTerminal, Read, Write};
+use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -51,7 +52,7 @@ struct Piece {
 
 /// What was read.
 #[derive(Clone, Copy, Debug, Default)]
-struct Summary {
+pub(crate) struct Summary {
     lines: u64,
     records: u64,
     unreadable: u64,
@@ -60,28 +61,9 @@ struct Summary {
 
 /// Runs the command.
 pub fn replay(flags: &ReplayFlags) -> Result<()> {
-    let config = match &flags.config {
-        Some(path) => {
-            let text = std::fs::read_to_string(path)
-                .with_context(|| format!("cannot read {}: check the name and that this user may read it", path.display()))?;
-            DetectionConfig::parse(&text).map_err(|error| anyhow::anyhow!("{}: {error}", path.display()))?
-        }
-        None => DetectionConfig::default(),
-    };
-    for path in &flags.files {
-        Lines::open(path)?;
-    }
-    let settings = Arc::new(Settings::new(&config).context("the names under attack_tools cannot be searched for")?);
+    let config = configuration(flags.config.as_deref())?;
     let begun = Instant::now();
-    let (mut reader, workers) = start(flags, &settings, config.ahead_us)?;
-    for path in &flags.files {
-        reader.read(path)?;
-    }
-    reader.end_round()?;
-    let summary = reader.summary;
-    // Shards end when their queue does.
-    drop(reader);
-    let alerts = workers.join()?;
+    let (summary, alerts) = find(flags, &config)?;
     let late: u64 = alerts.late;
     let mut out = BufWriter::new(std::io::stdout().lock());
     for alert in &alerts.sorted {
@@ -102,6 +84,31 @@ pub fn replay(flags: &ReplayFlags) -> Result<()> {
     Ok(())
 }
 
+/// The configuration of a file, or the defaults.
+pub fn configuration(path: Option<&Path>) -> Result<DetectionConfig> {
+    let Some(path) = path else { return Ok(DetectionConfig::default()) };
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("cannot read {}: check the name and that this user may read it", path.display()))?;
+    DetectionConfig::parse(&text).map_err(|error| anyhow::anyhow!("{}: {error}", path.display()))
+}
+
+/// The alerts of the files.
+pub(crate) fn find(flags: &ReplayFlags, config: &DetectionConfig) -> Result<(Summary, Found)> {
+    for path in &flags.files {
+        Lines::open(path)?;
+    }
+    let settings = Arc::new(Settings::new(config).context("the names under attack_tools cannot be searched for")?);
+    let (mut reader, workers) = start(flags, &settings, config.ahead_us)?;
+    for path in &flags.files {
+        reader.read(path)?;
+    }
+    reader.end_round()?;
+    let summary = reader.summary;
+    // Shards end when their queue does.
+    drop(reader);
+    Ok((summary, workers.join()?))
+}
+
 /// The threads, and the alerts they will have.
 struct Workers {
     shards: Vec<JoinHandle<Analytics>>,
@@ -109,10 +116,12 @@ struct Workers {
 }
 
 /// What came out.
-struct Found {
-    sorted: Vec<Alert>,
+pub(crate) struct Found {
+    /// Alerts, ordered by deciding event.
+    pub(crate) sorted: Vec<Alert>,
     late: u64,
-    keys: usize,
+    /// Keys that were live at the end.
+    pub(crate) keys: usize,
     evicted: u64,
 }
 
@@ -242,7 +251,7 @@ struct Reader {
 
 impl Reader {
     /// One file, which has a clock of its own.
-    fn read(&mut self, path: &std::path::Path) -> Result<()> {
+    fn read(&mut self, path: &Path) -> Result<()> {
         let mut lines = Lines::open(path)?;
         let mut clock_us = None;
         while let Some((line, is_too_long)) = lines.next()? {

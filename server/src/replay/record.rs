@@ -16,7 +16,7 @@ use std::hash::Hasher;
 use std::net::IpAddr;
 
 /// Gives `take` the record of a line. `None`: the line is none of this format, or has no time.
-pub(super) fn read<T>(format: LineFormat, line: &[u8], take: impl FnOnce(&RecordFields<'_>) -> T) -> Option<T> {
+pub(crate) fn read<T>(format: LineFormat, line: &[u8], take: impl FnOnce(&RecordFields<'_>) -> T) -> Option<T> {
     match format {
         LineFormat::Combined => read_log_line(line, take),
         LineFormat::Jsonl => read_json(line, take),
