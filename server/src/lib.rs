@@ -5,6 +5,7 @@
 pub mod analytics;
 pub mod arena;
 pub mod audit;
+mod commands;
 pub mod config;
 pub mod control;
 pub mod correlator;
@@ -23,7 +24,7 @@ mod sync;
 use anyhow::Context;
 use clap::{CommandFactory, Parser};
 use config::Config;
-use config::flags::{Command, CommandLine};
+use config::flags::{Command, CommandLine, RunFlags};
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::Path;
@@ -40,8 +41,9 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     let result = match line.command {
-        None => serve_with(&line.serve),
-        Some(Command::Serve(flags)) => serve_with(&flags),
+        None => run_with(line.run),
+        Some(Command::Serve(flags)) => run_with(*flags),
+        Some(Command::Ask(command)) => commands::ask(&command).and_then(|text| print(text.as_bytes())),
         Some(Command::Replay(flags)) => replay::replay(&flags),
         Some(Command::Audit(flags)) => audit::audit(&flags),
         Some(Command::Completions { shell }) => {
@@ -68,10 +70,17 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn serve_with(flags: &config::flags::ServeFlags) -> anyhow::Result<()> {
-    let config = Config::resolve(flags, &|name| std::env::var_os(name))?;
+fn run_with(flags: RunFlags) -> anyhow::Result<()> {
+    let read = move || Config::resolve(&flags.serve, &|name| std::env::var_os(name));
+    if flags.check_config {
+        return print(commands::configuration::check(read())?.as_bytes());
+    }
+    let config = read()?;
+    if flags.print_config {
+        return print(commands::configuration::print(&config).as_bytes());
+    }
     let log_is_elsewhere = config.log_file.is_some();
-    serve::serve(config).inspect_err(|error| {
+    serve::serve(config, read).inspect_err(|error| {
         // Standard error gets it anyway.
         if log_is_elsewhere {
             tracing::error!("{error:#}");
@@ -101,5 +110,9 @@ fn manual(subcommand: Option<&str>, out: Option<&Path>) -> anyhow::Result<()> {
 }
 
 fn print(text: &[u8]) -> anyhow::Result<()> {
-    Ok(std::io::stdout().write_all(text)?)
+    match std::io::stdout().write_all(text) {
+        // Who reads has read enough, as `head` does.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        written => Ok(written?),
+    }
 }

@@ -5,10 +5,13 @@
 //! Down: first signal drains, second ends at once; the correlator ends after the shards. The main thread starts things, then
 //! waits.
 
+use crate::analytics::detectors::Detector;
 use crate::analytics::settings::Settings;
-use crate::analytics::{AnalyticsPlan, Room};
+use crate::analytics::{AnalyticsPlan, Reload, Room};
+use crate::config::detection::DetectionConfig;
 use crate::config::machine::Machine;
 use crate::config::plan::Plan;
+use crate::config::reload::{self, Change};
 use crate::config::{Config, ConfigError};
 use crate::control::{self, ControlConfig, ToControl, sockets};
 use crate::correlator::{self, CorrelatorConfig, CorrelatorHandle};
@@ -42,12 +45,15 @@ const CORRELATOR_END_MAX: Duration = Duration::from_secs(2);
 enum Event {
     /// The first SIGTERM or SIGINT.
     Stop,
+    /// SIGHUP.
+    Reload,
     /// The control plane is through, or something failed.
     Ended(anyhow::Result<()>),
 }
 
-/// Runs the server until it is told to stop. Errors: why it could not start, or what failed.
-pub fn serve(config: Config) -> anyhow::Result<()> {
+/// Runs the server until it is told to stop; `read` reads the configuration anew. Errors: why it could not start, or what
+/// failed.
+pub fn serve(config: Config, read: impl Fn() -> Result<Config, ConfigError>) -> anyhow::Result<()> {
     process::started();
     let log_file = logging::start(&config)?;
     log_config(&config);
@@ -56,7 +62,7 @@ pub fn serve(config: Config) -> anyhow::Result<()> {
     let plan = Plan::make(&config, &machine, arena::SLAB_BYTES, arena::SLABS_MIN)?;
     log_plan(&config, &machine, &plan, &features.kernel);
     allow_locked_memory()?;
-    let config = Arc::new(allow_descriptors(config, plan.shard_count()));
+    let mut config = Arc::new(allow_descriptors(config, plan.shard_count()));
     let listener = sockets::listen(&config.listen)?;
     let status = config.status.as_ref().map(sockets::listen).transpose()?;
     let topology = Arc::new(topology(&config, plan.shard_count())?);
@@ -81,6 +87,12 @@ pub fn serve(config: Config) -> anyhow::Result<()> {
     loop {
         match events.recv().context("the control plane and the signals are gone")? {
             Event::Stop => tell(ToControl::Stop)?,
+            Event::Reload => {
+                if let Some(reload) = reload(&config, &read) {
+                    config = Arc::clone(&reload.0);
+                    tell(ToControl::Reload { config: reload.0, analytics: reload.1 })?;
+                }
+            }
             Event::Ended(result) => {
                 if result.is_ok() {
                     wait_for_correlator(&correlator_thread);
@@ -90,6 +102,42 @@ pub fn serve(config: Config) -> anyhow::Result<()> {
             }
         }
     }
+}
+
+/// Reads the configuration anew and says what of it holds from now on. `None`: it is wrong, and the old one stays.
+fn reload(running: &Config, read: impl Fn() -> Result<Config, ConfigError>) -> Option<(Arc<Config>, Option<Reload>)> {
+    let checked = read().map_err(anyhow::Error::from).and_then(|config| {
+        let settings = config.detection.as_ref().map(settings_of).transpose()?;
+        Ok((config, settings))
+    });
+    let (config, settings) = match checked {
+        Ok(read) => read,
+        Err(error) => {
+            tracing::error!("the configuration is not reloaded, the old one goes on: {error:#}");
+            return None;
+        }
+    };
+    let reload = reload::Reload::of(running, config);
+    for Change { key, old, new } in &reload.kept {
+        tracing::warn!(key, old, new, "this cannot be changed while the server runs: restart it");
+    }
+    for Change { key, old, new } in &reload.changed {
+        tracing::info!(key, old, new, "changed");
+    }
+    if !reload.detectors.is_empty() {
+        tracing::info!(
+            detectors = reload.detectors.join(" "),
+            "the numbers of these detectors changed: they forget what they counted, their alerts are final"
+        );
+    }
+    tracing::info!("configuration reloaded");
+    let changed = Detector::ALL.into_iter().filter(|detector| reload.detectors.contains(&detector.name())).collect();
+    let analytics = settings.filter(|_| reload.config.detection.is_some()).map(|settings| Reload { settings, changed });
+    Some((Arc::new(reload.config), analytics))
+}
+
+fn settings_of(detection: &DetectionConfig) -> anyhow::Result<Arc<Settings>> {
+    Ok(Arc::new(Settings::new(detection).context("the names under attack_tools cannot be searched for")?))
 }
 
 fn log_config(config: &Config) {
@@ -239,8 +287,7 @@ fn start_shards(
     events: Option<LogFile>,
 ) -> anyhow::Result<(Vec<ShardHandle>, CorrelatorHandle, JoinHandle<()>)> {
     let begun = Instant::now();
-    let detection = config.detection.clone().unwrap_or_default();
-    let settings = Arc::new(Settings::new(&detection).context("the names under attack_tools cannot be searched for")?);
+    let settings = settings_of(&config.detection.clone().unwrap_or_default())?;
     let keys = if config.detection.is_some() { keys_of(plan.arena_bytes_per_shard) } else { 0 };
     if keys == 0 {
         tracing::info!("no detector runs; an empty file as --config FILE runs them all with their defaults");
@@ -292,10 +339,14 @@ fn listen_to_signals(files: Vec<LogFile>, serving: Arc<AtomicBool>, events: mpsc
         let mut stopping = false;
         for signal in signals.forever() {
             match signal {
-                SIGHUP | SIGUSR1 if files.is_empty() => {
-                    tracing::info!(signal, "there is no file to reopen (--log-file, --events): the signal does nothing");
+                SIGHUP | SIGUSR1 => {
+                    files.iter().for_each(LogFile::reopen);
+                    if signal == SIGHUP {
+                        let _ = events.send(Event::Reload);
+                    } else if files.is_empty() {
+                        tracing::info!(signal, "there is no file to reopen (--log-file, --events): the signal does nothing");
+                    }
                 }
-                SIGHUP | SIGUSR1 => files.iter().for_each(LogFile::reopen),
                 _ if stopping => {
                     tracing::warn!(signal, "second signal: ending at once");
                     std::process::exit(128 + signal);

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const ORACLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/oracle");
-const TOOLS_OF_SERVER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../server/src/analytics/attack_tools.txt");
+const TOOLS_OF_SERVER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../server/config/attack_tools.txt");
 const BASE_US: i64 = 1_700_000_000_000_000;
 
 /// Runs `replay`; returns its alerts.

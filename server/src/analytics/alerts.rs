@@ -22,6 +22,8 @@ const TEXT_BYTES_MAX: usize = 2048;
 pub const REAL_IP_SUSPECT: &str = "real_ip_suspect";
 const REAL_IP_NOTE: &str = "the filter probably sees a proxy's address instead of the client's, so the source was not listed: set the real \
                             address in the filter (NGINX: set_real_ip_from and real_ip_header), or name the proxy under trusted_proxies";
+/// Stands for the application of an alert of a detector that counts all of them together.
+pub const ALL_APPLICATIONS: i32 = i32::MIN;
 
 /// Where an alert is in its life.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -53,7 +55,7 @@ pub struct Alert {
     pub count: u64,
     /// Different values among them.
     pub distinct: u64,
-    /// Application.
+    /// Application, or [`ALL_APPLICATIONS`].
     pub application: i32,
     /// Key of the source, see [`Source::key`].
     pub source: u64,
@@ -134,7 +136,7 @@ impl Alert {
             id: self.id(name, kind, &value, &scope),
             detector: name,
             key: KeyJson { kind, value },
-            application: self.application,
+            application: (self.application != ALL_APPLICATIONS).then_some(self.application),
             scope,
             first: time_text(self.first_us),
             fired: time_text(self.fired_us),
@@ -167,7 +169,7 @@ pub struct AlertJson {
     pub id: String,
     pub detector: &'static str,
     pub key: KeyJson,
-    pub application: i32,
+    pub application: Option<i32>,
     pub scope: ScopeJson,
     pub first: String,
     pub fired: String,
@@ -261,6 +263,12 @@ impl Alerts {
     pub fn held(&mut self, number: u32, key: u64) -> Option<&mut Alert> {
         let alert = self.slots.get_mut((number as usize).checked_sub(1)?)?;
         (alert.stage == Stage::Held && alert.key == key).then_some(alert)
+    }
+
+    /// Until when the alert of this number holds its key.
+    pub fn hold_until_us(&self, number: u32, key: u64) -> Option<u64> {
+        let alert = self.get(number)?;
+        (alert.stage == Stage::Held && alert.key == key).then_some(alert.hold_until_us)
     }
 
     /// An alert by its number.

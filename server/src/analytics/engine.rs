@@ -4,7 +4,7 @@
 
 use super::alerts::{Alert, Alerts, EVIDENCE_MAX};
 use super::detectors::{COUNTED, Detector, Event};
-use super::keys::{Cell, EVIDENCE, KeyTable, clear_lists};
+use super::keys::{Cell, EVIDENCE, KeyTable, Pool, clear_lists};
 use super::rules::{Firing, State};
 use super::settings::Settings;
 use std::sync::Arc;
@@ -43,6 +43,46 @@ impl Engine {
     /// An engine for `keys` keys.
     pub fn new(settings: Arc<Settings>, keys: usize, alerts: Alerts) -> Self {
         Self { settings, table: KeyTable::new(keys), alerts, counters: Counters::default() }
+    }
+
+    /// Goes on with other settings. Keys of detectors for which `is_changed` are forgotten, their alerts final: what they hold
+    /// was counted by other rules.
+    pub fn reload(&mut self, settings: Arc<Settings>, is_changed: impl Fn(Detector) -> bool) {
+        for position in 0..self.table.capacity() {
+            let cell = self.table.cell(position);
+            if cell.key != 0 && is_changed(Detector::of_plan(cell.plan)) {
+                if !cell.is_single() {
+                    self.alerts.finish(cell.alert, cell.key);
+                }
+                self.table.remove(position);
+            }
+        }
+        self.table.forget_probation();
+        self.settings = settings;
+    }
+
+    /// Until when a key is on hold.
+    pub fn hold_until_us(&self, key: u64) -> Option<u64> {
+        let cell = self.table.cell(self.table.find(key)?);
+        if cell.is_single() { None } else { self.alerts.hold_until_us(cell.alert, key) }
+    }
+
+    /// How near a key is to firing, in thousandths; 0 if nothing is known of it.
+    pub fn progress_of(&self, key: u64, now_us: u64) -> i64 {
+        let Some(position) = self.table.find(key) else { return 0 };
+        let cell = self.table.cell(position);
+        if !cell.is_single() {
+            return Detector::of_plan(cell.plan).progress(self.settings.numbers(cell.plan), cell, &self.table.pool, now_us);
+        }
+        // Its one event waits to be unpacked: it is counted on a copy.
+        let (event, mut pool) = (cell.event(), Pool::new(4096));
+        let mut unpacked = Cell::empty(&event);
+        let (detector, numbers) = (Detector::of_plan(event.plan), self.settings.numbers(event.plan));
+        unpacked.clock_us = event.time_us;
+        unpacked.seq = 1;
+        let mut state = State { cell: &mut unpacked, pool: &mut pool };
+        let _ = detector.decide(numbers, &mut state, &event, event.time_us, 0);
+        detector.progress(numbers, &unpacked, &pool, now_us)
     }
 
     /// Takes an event. If it decides, the new alert is described by `describe`, and its number returned.

@@ -7,6 +7,7 @@
 //! - [`summary`]: counters of all requests, for pages
 //! - [`users`]: what is keyed by a user and belongs to the correlator; [`reports`]: what it is told of alerts
 //! - [`guards`]: whom detectors must not list
+//! - [`explain`]: what they make of a record that was seen before
 //! - [`verdicts`]: the sources and sessions that filters are to deny or watch
 //!
 //! One [`Analytics`] belongs to one shard and sees all records of its sources, in order of arrival. Everything is made when
@@ -16,6 +17,7 @@ pub mod alerts;
 pub mod attacks;
 pub mod detectors;
 pub mod engine;
+pub mod explain;
 pub mod fingerprint;
 pub mod guards;
 pub mod keys;
@@ -30,7 +32,7 @@ pub mod users;
 pub mod verdicts;
 
 use crate::config::detection::Response;
-use alerts::{Alert, Alerts};
+use alerts::{ALL_APPLICATIONS, Alert, Alerts};
 use attacks::hits::HitSampler;
 use bumpalo::Bump;
 use bumpalo::collections::Vec as BumpVec;
@@ -85,6 +87,15 @@ impl Default for Room {
     fn default() -> Self {
         Self { keys: 1 << 16, alerts: Some(1024), hands_on_failures: false, reports: false }
     }
+}
+
+/// Settings that take the place of others while all runs.
+#[derive(Clone, Debug, Default)]
+pub struct Reload {
+    /// What holds from now on.
+    pub settings: Arc<Settings>,
+    /// Detectors that count otherwise with them.
+    pub changed: Vec<Detector>,
 }
 
 /// How to make the analysis of a shard: its memory is touched first by the thread that will use it.
@@ -185,6 +196,14 @@ impl Analytics {
         fresh
     }
 
+    /// Goes on with other settings; keys of the detectors that count otherwise with them are forgotten.
+    pub fn reload(&mut self, reload: &Reload) {
+        self.settings = Arc::clone(&reload.settings);
+        // What is known of user agents may be of other tools.
+        self.user_agents.fill(0);
+        self.engine.reload(Arc::clone(&reload.settings), |detector| reload.changed.contains(&detector));
+    }
+
     /// Looks at every record of a batch. `orders` are their positions in the input, if that is not simply the order of calls.
     /// Returns the positions of those whose hits are to be kept whole, in `scratch`.
     pub fn observe<'scratch>(
@@ -257,13 +276,23 @@ impl Analytics {
     fn take(&mut self, detector: Detector, observation: &Observation<'_>, look: Look, timing: Timing, order: u64) {
         let rank = self.settings.rank(detector, observation.application, observation.host, observation.path);
         let plan = detector.plan(rank);
+        let numbers = self.settings.numbers(plan);
+        if !detector.is_enabled(numbers) {
+            return;
+        }
+        let is_across = detector.is_across_applications(numbers);
+        let application = if is_across { ALL_APPLICATIONS } else { observation.application };
         let network = observation.ipv6_network();
         let slot = network.map_or(0, KeyTable::network_slot);
-        let mut key = self.key(detector, plan, observation, observation.source_fingerprint);
+        let source = match is_across {
+            true => self.prints.pair(observation.source.key(), application as u32 as u64),
+            false => observation.source_fingerprint,
+        };
+        let mut key = self.key(detector, plan, observation, source);
         // The /64s of a network that has its share of the table share one key.
         let is_network = self.engine.table.is_network_full(slot) && self.engine.table.find(key).is_none();
         if let Some(network) = network.filter(|_| is_network) {
-            let of_network = self.prints.pair(self.prints.pair(network, observation.application as u32 as u64), 48);
+            let of_network = self.prints.pair(self.prints.pair(network, application as u32 as u64), 48);
             key = self.key(detector, plan, observation, of_network);
         }
         let event = Event {
@@ -276,7 +305,7 @@ impl Analytics {
             network: slot,
             plan,
         };
-        let fired = self.engine.take(&event, order, |alert| describe(alert, detector, observation, is_network));
+        let fired = self.engine.take(&event, order, |alert| describe(alert, detector, observation, application, is_network));
         if let Some(number) = fired {
             self.list(number, observation, timing);
         }
@@ -310,8 +339,8 @@ impl Analytics {
             return;
         }
         if let Some(summary) = &self.summary {
-            // The configuration has no lists of these yet.
-            let (is_allowed, is_proxy) = (false, false);
+            let is_allowed = self.settings.is_allowlisted(observation.source);
+            let is_proxy = self.settings.is_trusted_proxy(observation.source);
             let pending = self.listed.len();
             let source = observation.source_fingerprint;
             if let Some(objection) = self.guards.object(is_allowed, is_proxy, source, pending, &summary.hot) {
@@ -327,7 +356,8 @@ impl Analytics {
         };
         self.listed.push(Verdict {
             subject,
-            application: Some(alert.application),
+            application: Some(alert.application)
+                .filter(|application| !reaction.for_all_applications && *application != ALL_APPLICATIONS),
             action: Some(action),
             until_us: timing.arrival_us + reaction.action_us,
             detector: alert.detector() as u16 + 1,
@@ -385,8 +415,8 @@ impl Analytics {
 }
 
 /// Says of a new alert whom and what it is about.
-fn describe(alert: &mut Alert, detector: Detector, observation: &Observation<'_>, is_network: bool) {
-    alert.application = observation.application;
+fn describe(alert: &mut Alert, detector: Detector, observation: &Observation<'_>, application: i32, is_network: bool) {
+    alert.application = application;
     alert.source = observation.source.key();
     alert.is_network = is_network;
     Alert::set_text(&mut alert.source_text, &[observation.source_text]);

@@ -2,8 +2,10 @@
 
 use super::detectors::Detector;
 use super::path::is_path_or_below;
-use crate::config::detection::{DetectionConfig, Numbers};
+use crate::config::detection::{DetectionConfig, Numbers, touches};
 use aho_corasick::AhoCorasick;
+use ipnet::IpNet;
+use postanalytics_protocol::Source;
 
 /// What login endpoints end in.
 const LOGIN_ENDINGS: &[&str] = &[
@@ -24,9 +26,6 @@ const LOGIN_ENDINGS: &[&str] = &[
     "/account/login",
     "/admin/login",
 ];
-
-/// The names that are built in, one a line, lines with `#` apart.
-const ATTACK_TOOLS: &str = include_str!("attack_tools.txt");
 
 /// A part of the traffic that has numbers of its own.
 #[derive(Debug)]
@@ -50,6 +49,8 @@ pub struct Settings {
     /// The endings of login endpoints.
     login_endings: Vec<String>,
     attack_tools: AhoCorasick,
+    allowlist: Vec<IpNet>,
+    trusted_proxies: Vec<IpNet>,
     /// The numbers of no override, then of each.
     numbers: Vec<Numbers>,
     scopes: Vec<Scope>,
@@ -64,13 +65,7 @@ impl Default for Settings {
 impl Settings {
     /// The settings of a configuration. Fails if the names of tools cannot be searched for together.
     pub fn new(config: &DetectionConfig) -> Result<Self, aho_corasick::BuildError> {
-        let built_in = || ATTACK_TOOLS.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
-        let mut tools: Vec<&str> = match &config.attack_tools {
-            Some(names) => names.iter().map(String::as_str).collect(),
-            None => built_in().collect(),
-        };
-        tools.retain(|name| !name.is_empty());
-        let attack_tools = AhoCorasick::builder().ascii_case_insensitive(true).build(tools)?;
+        let attack_tools = AhoCorasick::builder().ascii_case_insensitive(true).build(&config.attack_tools)?;
         let scopes = config.overrides.iter().map(|given| Scope {
             application: given.application,
             host: given.host.as_ref().map(|host| host.as_bytes().to_vec()),
@@ -83,6 +78,8 @@ impl Settings {
             weightless_paths: config.weightless_paths.clone(),
             login_endings: LOGIN_ENDINGS.iter().map(|&ending| ending.to_owned()).chain(config.login_endpoints.clone()).collect(),
             attack_tools,
+            allowlist: config.allowlist.clone(),
+            trusted_proxies: config.trusted_proxies.clone(),
             numbers: std::iter::once(config.numbers).chain(config.overrides.iter().map(|given| given.numbers)).collect(),
             scopes: scopes.collect(),
         })
@@ -107,6 +104,16 @@ impl Settings {
                 && scope.path.as_ref().is_none_or(|wanted| is_path_or_below(path, wanted))
         };
         self.scopes.iter().position(fits).map_or(0, |position| position as u16 + 1)
+    }
+
+    /// Whether a source, or a part of it, is on the operator's allowlist.
+    pub fn is_allowlisted(&self, source: Source) -> bool {
+        touches(&self.allowlist, source)
+    }
+
+    /// Whether a source, or a part of it, is a proxy that speaks for others.
+    pub fn is_trusted_proxy(&self, source: Source) -> bool {
+        touches(&self.trusted_proxies, source)
     }
 
     /// Whether a path is that of a login endpoint.
@@ -154,6 +161,19 @@ mod tests {
         assert_eq!([rank(0, "b", "/o/x"), rank(3, "c", "/o/x"), rank(3, "c", "/o"), rank(0, "", "/")], [1, 2, 3, 0]);
         assert_eq!(settings.rank(Detector::Scanner, 3, b"b", b"/o/x"), 2);
         assert_eq!(settings.numbers(Detector::Crawl.plan(3)).crawl.events, 3);
+    }
+
+    #[test]
+    fn networks_on_a_list_hold_sources_and_lie_in_them() {
+        let config =
+            DetectionConfig::parse("allowlist=['10.0.0.0/8','2001:db8::7','2001:db8:1::/48']\ntrusted_proxies=['192.0.2.1']");
+        let settings = Settings::new(&config.expect("it is right")).expect("built");
+        let source = |text: &str| Source::of(text.parse().expect("an address"));
+        for listed in ["10.9.8.7", "2001:db8::9", "2001:db8:1:5::1"] {
+            assert!(settings.is_allowlisted(source(listed)), "{listed}");
+        }
+        assert!(!settings.is_allowlisted(source("11.0.0.1")) && !settings.is_allowlisted(source("2001:db8:0:1::7")));
+        assert!(settings.is_trusted_proxy(source("192.0.2.1")) && !settings.is_trusted_proxy(source("192.0.2.2")));
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! Shards send a small event for each failure; here they are applied in the order in which they are given.
 
-use super::alerts::{Alert, Alerts};
+use super::Reload;
+use super::alerts::{ALL_APPLICATIONS, Alert, Alerts};
 use super::detectors::{COUNTED, Detector, Event, FAILED};
 use super::engine::Engine;
 use super::fingerprint::Fingerprints;
@@ -34,6 +35,7 @@ pub const USER_DETECTORS: [Detector; 2] = [Detector::UserBruteForce, Detector::U
 /// See the module.
 #[derive(Debug)]
 pub struct Users {
+    settings: Arc<Settings>,
     /// Keys and alerts.
     pub engine: Engine,
     prints: Fingerprints,
@@ -42,14 +44,25 @@ pub struct Users {
 impl Users {
     /// State for `keys` keys.
     pub fn new(settings: Arc<Settings>, keys: usize, alerts: Alerts, seed: u64) -> Self {
-        Self { engine: Engine::new(settings, keys, alerts), prints: Fingerprints::new(seed) }
+        Self { engine: Engine::new(Arc::clone(&settings), keys, alerts), settings, prints: Fingerprints::new(seed) }
+    }
+
+    /// Goes on with other settings; keys of the detectors that count otherwise with them are forgotten.
+    pub fn reload(&mut self, reload: &Reload) {
+        self.settings = Arc::clone(&reload.settings);
+        self.engine.reload(Arc::clone(&reload.settings), |detector| reload.changed.contains(&detector));
     }
 
     /// Takes a failure.
     pub fn observe(&mut self, failure: &UserFailure) {
-        let base = self.prints.pair(failure.user, failure.application as u32 as u64);
         for (detector, rank) in USER_DETECTORS.into_iter().zip(failure.ranks) {
             let plan = detector.plan(rank);
+            let numbers = self.settings.numbers(plan);
+            if !detector.is_enabled(numbers) {
+                continue;
+            }
+            let application = if detector.is_across_applications(numbers) { ALL_APPLICATIONS } else { failure.application };
+            let base = self.prints.pair(failure.user, application as u32 as u64);
             let event = Event {
                 key: self.prints.pair(base, u64::from(plan)),
                 time_us: failure.time_us,
@@ -61,7 +74,7 @@ impl Users {
                 plan,
             };
             self.engine.take(&event, failure.order, |alert: &mut Alert| {
-                alert.application = failure.application;
+                alert.application = application;
                 alert.user = failure.user;
             });
         }

@@ -1,6 +1,7 @@
 //! The command line. Values stay texts here: flags, environment and env file go through the same parsers later, so that
 //! each value is read the same way wherever it stands, and an error can say where that was.
 
+use super::ask_flags::AskCommand;
 use clap::{Args, Parser, Subcommand};
 
 const EXAMPLES: &str = "\
@@ -11,9 +12,12 @@ Examples:
   SLAB_ALLOC_ARENA=8.0 postanalytics serve
   postanalytics --env-file /etc/postanalytics/env --log-file /var/log/postanalytics.log
   postanalytics doctor                                would it start here, as configured?
+  postanalytics --print-config > postanalytics.toml   every number of the detectors, explained
+  postanalytics --check-config --config postanalytics.toml
   curl -s 127.0.0.1:9001/status
 
-Every value: flag, else environment, else env file, else default; the log names the source of each.";
+Every value: flag, else environment, else env file, else default; the log names the source of each. SIGHUP reads env file, --config,
+allowlist and token anew; shards, memory and ports stay as they are.";
 
 const DOCTOR_HELP: &str = "\
 Give the flags, environment and env file that the server gets. Run it as the user, in the unit or container, that the server runs in.
@@ -36,6 +40,20 @@ pub struct CommandLine {
     pub command: Option<Command>,
     /// Flags of `serve`.
     #[command(flatten)]
+    pub run: RunFlags,
+}
+
+/// Flags of `serve`, and what to do with the configuration instead of running it.
+#[derive(Clone, Debug, Default, Args)]
+pub struct RunFlags {
+    /// Say what is wrong with the configuration, all of it, and exit: 0 if it is right, 2 if not
+    #[arg(long, conflicts_with = "print_config")]
+    pub check_config: bool,
+    /// Print the configuration of the detectors as --config would read it, every value with what it means, and exit
+    #[arg(long)]
+    pub print_config: bool,
+    /// Flags of `serve`.
+    #[command(flatten)]
     pub serve: ServeFlags,
 }
 
@@ -44,7 +62,10 @@ pub struct CommandLine {
 pub enum Command {
     /// Run the server (the default).
     #[command(after_help = EXAMPLES)]
-    Serve(Box<ServeFlags>),
+    Serve(Box<RunFlags>),
+    /// What asks a running server.
+    #[command(flatten)]
+    Ask(AskCommand),
     /// Run the detectors over access logs or records, and print their alerts as JSON lines
     #[command(after_help = REPLAY_EXAMPLES)]
     Replay(ReplayFlags),
@@ -204,8 +225,8 @@ pub struct ServeFlags {
     /// Id of this server; random if not given [env: POSTANALYTICS_SERVER_ID]
     #[arg(long, value_name = "UUID")]
     pub server_id: Option<String>,
-    /// Run the detectors, with these numbers and actions (TOML, may be empty). Without it none runs: they still cost several
-    /// times as much as all the rest [env: POSTANALYTICS_CONFIG]
+    /// Run the detectors, with these numbers and actions (TOML, may be empty), read again on SIGHUP. Without it none runs: they
+    /// still cost several times as much as all the rest [env: POSTANALYTICS_CONFIG]
     #[arg(long, value_name = "FILE")]
     pub config: Option<String>,
     /// Log as text or json [env: POSTANALYTICS_LOG] [default: text]

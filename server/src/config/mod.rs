@@ -3,6 +3,7 @@
 //! Flags win over the environment, that over the env file, that over defaults; node.yaml gives the address only, and may not
 //! contradict HOST and PORT. Everything is read once, before any thread starts. It does not look at the network.
 
+pub mod ask_flags;
 pub mod detection;
 pub mod env_file;
 pub mod flags;
@@ -10,6 +11,7 @@ mod layers;
 pub mod machine;
 pub mod node_yaml;
 pub mod plan;
+pub mod reload;
 pub mod values;
 
 pub use layers::{Setting, Source};
@@ -353,7 +355,7 @@ fn read_token(path: &Path) -> Result<String, ConfigError> {
 }
 
 /// Reads a text file of at most `bytes_max` bytes.
-fn read_small_file(path: &Path, bytes_max: u64) -> Result<String, String> {
+pub(crate) fn read_small_file(path: &Path, bytes_max: u64) -> Result<String, String> {
     let mut text = String::new();
     let read = std::fs::File::open(path).and_then(|file| file.take(bytes_max + 1).read_to_string(&mut text));
     match read {

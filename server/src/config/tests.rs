@@ -137,8 +137,8 @@ fn the_command_line_takes_flags_in_both_places() {
     use clap::Parser;
     let bare =
         flags::CommandLine::try_parse_from(["postanalytics", "--shards", "2", "--allow", "a", "--allow", "b"]).expect("good");
-    assert_eq!((bare.serve.shards.as_deref(), bare.serve.allow.len()), (Some("2"), 2));
+    assert_eq!((bare.run.serve.shards.as_deref(), bare.run.serve.allow.len()), (Some("2"), 2));
     let named = flags::CommandLine::try_parse_from(["postanalytics", "serve", "--shards", "2"]).expect("good");
-    assert!(matches!(named.command, Some(flags::Command::Serve(flags)) if flags.shards.as_deref() == Some("2")));
+    assert!(matches!(named.command, Some(flags::Command::Serve(flags)) if flags.serve.shards.as_deref() == Some("2")));
     <flags::CommandLine as clap::CommandFactory>::command().debug_assert();
 }

@@ -118,7 +118,8 @@ fn take(state: &State, stream: TcpStream, guests: &LocalSender<Guest>) {
         return tell_refused(address, decision);
     }
     let load = state.load(address);
-    let (total_max, address_max) = (state.config.connections_max, state.config.connections_per_address_max);
+    let config = state.config();
+    let (total_max, address_max) = (config.connections_max, config.connections_per_address_max);
     if load.total >= total_max as usize {
         let text = format!("{total_max} connections are open, the limit (--connections-max): come back later");
         return turn_away(state, &stream, Refused::ConnectionsMax, text);

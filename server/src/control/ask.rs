@@ -14,8 +14,7 @@ use crate::shard::messages::{ToShard, VerdictPage};
 use glommio::TaskQueueHandle;
 use glommio::channels::local_channel::{self, LocalSender};
 use glommio::timer::timeout;
-use postanalytics_protocol::frames::{Subject, Verdict};
-use postanalytics_protocol::{Source, shard_of};
+use postanalytics_protocol::frames::Verdict;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -141,17 +140,11 @@ async fn verdict_page(port: &ShardPort, from: usize) -> Option<Box<VerdictPage>>
     port.verdicts.ask(send).await
 }
 
-/// Sets a verdict by hand, or takes it back: on the shard of the source, or for a session on every one. `false` if a queue
-/// is full: try again.
+/// Sets a verdict by hand, or takes it back, on every shard: a filter that has sent nothing of the source yet has no connection
+/// to the shard of it. `false` if a queue is full: try again.
 pub(super) fn set_verdict(state: &State, verdict: Verdict) -> bool {
-    let shard = match verdict.subject {
-        Subject::Source(address) => {
-            Some(shard_of(Source::of_bytes(&address), state.topology.routing_seed, state.topology.shard_count))
-        }
-        Subject::Session(_) => None,
-    };
     let mut done = true;
-    for port in state.shards().iter().filter(|port| shard.is_none_or(|shard| shard == port.shard)) {
+    for port in state.shards() {
         done &= port.messages.borrow_mut().send(ToShard::SetVerdict(verdict)).is_ok();
     }
     done

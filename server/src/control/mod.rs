@@ -15,18 +15,19 @@
 
 mod accept;
 mod access;
-#[expect(dead_code, reason = "the pages that ask for alerts, attacks and verdicts come next")]
 mod ask;
 mod handshake;
 pub mod http;
 pub mod sockets;
 mod state;
 
+use crate::analytics::Reload;
 use crate::config::Config;
 use crate::correlator::CorrelatorHandle;
+use crate::correlator::messages::Ask;
 use crate::process;
 use crate::queue::{Receiver, Sender, queue};
-use crate::shard::messages::{FromShard, Query, QueryPage, ShardHandle, ToShard, Topology};
+use crate::shard::messages::{FromShard, Query, QueryPage, ShardHandle, ShardReload, ToShard, Topology};
 use anyhow::Context;
 use futures_lite::AsyncReadExt;
 use glommio::net::UnixStream;
@@ -70,6 +71,13 @@ pub struct ControlConfig {
 pub enum ToControl {
     /// The shards are ready, and the correlator: take connections.
     Ready(Vec<ShardHandle>, CorrelatorHandle),
+    /// Go on with this configuration, and tell the shards what concerns them.
+    Reload {
+        /// What holds from now on.
+        config: Arc<Config>,
+        /// What detectors count; `None`: none runs.
+        analytics: Option<Reload>,
+    },
     /// Take no more connections, drain the shards, report.
     Stop,
 }
@@ -125,6 +133,16 @@ where
                     ask::open(&state, correlator, pages)?;
                     open(&state, shards, &control.listener.0, links, &ended)?;
                     tracing::info!(address = %control.listener.1, "listening");
+                }
+                ToControl::Reload { config, analytics } => {
+                    let (frame_deadline, drain_deadline) = (config.frame_deadline, config.drain_deadline);
+                    state.reload(config);
+                    if let Some(reload) = &analytics
+                        && ask::correlator(&state, Ask::Reload(reload.clone())).await.is_none()
+                    {
+                        tracing::error!("the correlator did not take the new configuration, the shards do: send SIGHUP again");
+                    }
+                    tell_shards(&state, &ShardReload { analytics, frame_deadline, drain_deadline }).await;
                 }
                 ToControl::Stop => {
                     let result = drain(&state, &control.listener.0).await;
@@ -193,7 +211,16 @@ where
 }
 
 fn blank_query() -> Query {
-    Query { id: 0, source: None, request_id: None, since_us: None, limit: 0, cursor: None, page: QueryPage::new() }
+    Query {
+        id: 0,
+        source: None,
+        request_id: None,
+        since_us: None,
+        limit: 0,
+        explain: false,
+        cursor: None,
+        page: QueryPage::new(),
+    }
 }
 
 /// Takes a shard's answers for as long as it lives, and reports how it ended.
@@ -236,6 +263,19 @@ async fn watch<F>(
     }
 }
 
+/// Hands every shard what concerns it of a configuration, waiting for those whose queue is full.
+async fn tell_shards(state: &State, reload: &ShardReload) {
+    let mut to_tell: Vec<&ShardPort> = state.shards().iter().collect();
+    loop {
+        let tell = |port: &&ShardPort| port.messages.borrow_mut().send(ToShard::Reload(Box::new(reload.clone()))).is_err();
+        to_tell.retain(|port| !port.ended.get() && tell(port));
+        if to_tell.is_empty() {
+            return;
+        }
+        Timer::new(Duration::from_millis(5)).await;
+    }
+}
+
 /// Takes no more connections, lets the shards finish what arrived, and waits for them.
 async fn drain(state: &State, listener: &TcpListener) -> anyhow::Result<()> {
     if state.stopping.replace(true) {
@@ -243,9 +283,10 @@ async fn drain(state: &State, listener: &TcpListener) -> anyhow::Result<()> {
     }
     // Ends the pending accept without cancelling it, and refuses what comes from now on.
     let _ = rustix::net::shutdown(listener, rustix::net::Shutdown::Both);
-    let give_up = Instant::now() + state.config.drain_deadline + DRAIN_SLACK;
+    let drain_deadline = state.config().drain_deadline;
+    let give_up = Instant::now() + drain_deadline + DRAIN_SLACK;
     let mut to_tell: Vec<&ShardPort> = state.shards().iter().collect();
-    tracing::info!(shards = to_tell.len(), deadline = ?state.config.drain_deadline, "draining");
+    tracing::info!(shards = to_tell.len(), deadline = ?drain_deadline, "draining");
     loop {
         to_tell.retain(|port| port.messages.borrow_mut().send(ToShard::Drain).is_err());
         let left: Vec<u32> = state.shards().iter().filter(|port| !port.ended.get()).map(|port| port.shard).collect();
@@ -255,9 +296,8 @@ async fn drain(state: &State, listener: &TcpListener) -> anyhow::Result<()> {
         }
         anyhow::ensure!(
             Instant::now() < give_up,
-            "shards {left:?} did not finish within the drain deadline of {:?} and {DRAIN_SLACK:?} more: they are given up; clients \
-             will send again what was not acknowledged",
-            state.config.drain_deadline
+            "shards {left:?} did not finish within the drain deadline of {drain_deadline:?} and {DRAIN_SLACK:?} more: they are given up; \
+             clients will send again what was not acknowledged"
         );
         Timer::new(Duration::from_millis(5)).await;
     }

@@ -109,7 +109,7 @@ pub(super) struct Load {
 /// See the module.
 #[derive(Debug)]
 pub(super) struct State {
-    pub(super) config: Arc<Config>,
+    config: RefCell<Arc<Config>>,
     pub(super) topology: Arc<Topology>,
     pub(super) status_address: Option<SocketAddr>,
     pub(super) shards: OnceCell<Vec<ShardPort>>,
@@ -133,7 +133,7 @@ impl State {
     pub(super) fn new(config: Arc<Config>, topology: Arc<Topology>, status_address: Option<SocketAddr>) -> Self {
         let gate = RefCell::new(Gate::new(config.access.clone()));
         Self {
-            config,
+            config: RefCell::new(config),
             topology,
             status_address,
             shards: OnceCell::new(),
@@ -150,6 +150,17 @@ impl State {
             // Never more than one query per shard is under way, so the channel's length is that of the shards.
             answers: local_channel::new_unbounded(),
         }
+    }
+
+    /// The configuration that holds now.
+    pub(super) fn config(&self) -> Arc<Config> {
+        Arc::clone(&self.config.borrow())
+    }
+
+    /// Goes on with another configuration.
+    pub(super) fn reload(&self, config: Arc<Config>) {
+        *self.gate.borrow_mut() = Gate::new(config.access.clone());
+        *self.config.borrow_mut() = config;
     }
 
     /// The shards; none until they are ready.

@@ -1,7 +1,7 @@
 //! Attacks as shown.
 
 use super::messages::{AttackDetail, AttackFilter, AttackSource, AttackView, ROWS_MAX, Sample};
-use crate::analytics::alerts::{source_text, time_text};
+use crate::analytics::alerts::{ALL_APPLICATIONS, source_text, time_text};
 use crate::analytics::attacks::samples;
 use crate::analytics::attacks::table::{Attack, AttackTable, Kind};
 use crate::analytics::detectors::Detector;
@@ -48,7 +48,7 @@ fn view(attack: &Attack, now_us: u64) -> AttackView {
         id: format!("{:016x}", attack.id),
         kind: if matches!(attack.kind, Kind::Hits(_)) { "hits" } else { "behaviour" },
         attack_type: type_name(attack.kind),
-        application: attack.application,
+        application: Some(attack.application).filter(|application| *application != ALL_APPLICATIONS),
         host: escape(&attack.host),
         template: escape(&attack.template),
         point: escape(&attack.point),

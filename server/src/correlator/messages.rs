@@ -1,5 +1,6 @@
 //! What the control plane asks the correlator, and what it answers: plain data, with the names that the pages show.
 
+use crate::analytics::Reload;
 use crate::analytics::alerts::AlertJson;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -31,6 +32,8 @@ pub enum Ask {
     Stats,
     /// How the clocks of nodes go.
     Clocks,
+    /// To go on with other settings; answered with the counters.
+    Reload(Reload),
 }
 
 /// An answer.
@@ -116,7 +119,8 @@ pub struct AttackView {
     /// Type of the hits, or name of the detector.
     #[serde(rename = "type")]
     pub attack_type: String,
-    pub application: i32,
+    /// `null`: all together.
+    pub application: Option<i32>,
     pub host: String,
     /// Template of the path; of behaviour the endpoint, if its scope has one.
     pub template: String,

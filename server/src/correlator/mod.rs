@@ -109,8 +109,12 @@ impl Correlator {
     }
 
     /// Answers a question.
-    pub fn answer(&self, ask: &Ask, now_us: u64) -> Reply {
+    pub fn answer(&mut self, ask: &Ask, now_us: u64) -> Reply {
         match ask {
+            Ask::Reload(reload) => {
+                self.users.reload(reload);
+                Reply::Stats(self.stats())
+            }
             Ask::Alerts(filter) => Reply::Alerts(self.alerts.find(filter, now_us)),
             Ask::Attacks(filter) => Reply::Attacks(attacks::find(&self.attacks, filter, now_us)),
             Ask::Attack(id) => Reply::Attack(self.attacks.get(*id).map(|attack| Box::new(attacks::detail(attack, now_us)))),

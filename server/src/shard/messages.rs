@@ -1,12 +1,15 @@
 //! What the control plane and a shard say to each other. Plain data over bounded queues, a wake-up beside them.
 
 use super::page::StatsPage;
+use crate::analytics::Reload;
+use crate::analytics::explain::Standings;
 use crate::analytics::summary::page::SummaryPage;
 use postanalytics_protocol::frames::{Hello, PackageVersion, Verdict};
 use postanalytics_protocol::{BatchBuilder, Source};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Capacity of the queue to a shard, and of the queue back.
 pub const MESSAGES_MAX: usize = 256;
@@ -24,6 +27,8 @@ pub enum ToShard {
     Summary(Box<SummaryPage>),
     /// Set or take back a verdict by hand.
     SetVerdict(Verdict),
+    /// Go on with these settings and deadlines.
+    Reload(Box<ShardReload>),
     /// Say Goodbye, finish and acknowledge what arrived, then end the thread.
     Drain,
 }
@@ -50,6 +55,17 @@ pub struct VerdictPage {
     pub verdicts: Vec<Verdict>,
     /// Position to go on from; `None` at the end.
     pub next: Option<usize>,
+}
+
+/// What a shard may be told anew of its configuration.
+#[derive(Clone, Debug)]
+pub struct ShardReload {
+    /// What detectors count; `None`: none runs.
+    pub analytics: Option<Reload>,
+    /// A frame that is not whole after this long ends its connection.
+    pub frame_deadline: Duration,
+    /// A drain ends after this long, whoever is left.
+    pub drain_deadline: Duration,
 }
 
 /// A connection on its way to its shard. The socket closes if it is never adopted.
@@ -96,6 +112,8 @@ pub struct Query {
     pub since_us: Option<u64>,
     /// Most records to put into the page.
     pub limit: usize,
+    /// Say also what the detectors make of each record.
+    pub explain: bool,
     /// Where to go on; `None` from the newest. A place that was recycled meanwhile ends the search.
     pub cursor: Option<Cursor>,
     /// Where the answer goes. Give it capacity: the shard does not grow it beyond.
@@ -109,6 +127,8 @@ pub struct QueryPage {
     pub records: BatchBuilder,
     /// What the server knows of each, same order.
     pub stored: Vec<StoredRecord>,
+    /// What the detectors make of each, same order, if that was asked for.
+    pub standings: Vec<Standings>,
     /// Records looked at.
     pub records_scanned: u64,
     /// Whether all that matches was found: nothing older is left.
@@ -126,6 +146,7 @@ impl QueryPage {
         Self {
             records: BatchBuilder::with_capacity(Self::RECORDS, Self::BLOB_BYTES),
             stored: Vec::with_capacity(Self::RECORDS),
+            standings: Vec::new(),
             records_scanned: 0,
             complete: false,
         }

@@ -31,7 +31,7 @@ use bumpalo::collections::Vec as BumpVec;
 use connection::{CONTROL_BODY_BYTES_MAX, Connection, Incoming, Refusal, UNSENT_BYTES_MAX};
 use derived::{ClockReport, DerivedSender};
 use hdrhistogram::Histogram;
-use messages::{ConnectionTicket, Query, Topology, VerdictPage};
+use messages::{ConnectionTicket, Query, ShardReload, Topology, VerdictPage};
 use page::{ShardStats, ShardTotals};
 use postanalytics_protocol::frames::{
     Ack, ControlFrame, Goodbye, Hello, Pong, Stats, StoredSequence, VERDICTS_PER_FRAME_MAX, Verdict, Welcome, encode_verdicts,
@@ -315,6 +315,14 @@ impl Shard {
     pub fn fill_summary(&self, page: &mut SummaryPage) {
         if let Some(summary) = &self.analytics.summary {
             page.fill(summary);
+        }
+    }
+
+    /// Goes on with other settings and deadlines.
+    pub fn reload(&mut self, reload: &ShardReload) {
+        self.frame_deadline_us = reload.frame_deadline.as_micros() as u64;
+        if let Some(analytics) = &reload.analytics {
+            self.analytics.reload(analytics);
         }
     }
 

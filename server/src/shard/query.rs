@@ -1,8 +1,10 @@
 //! Reading stored records out of the slabs, newest first, a bounded slice per turn.
 
-use super::Shard;
 use super::messages::{Cursor, Query, QueryPage, StoredRecord};
+use super::{Now, Shard};
+use crate::analytics::{Analytics, Timing};
 use crate::arena::{Log, PlaceHeader, SlabHandle};
+use bumpalo::Bump;
 use postanalytics_protocol::{RecordView, ValidBatch};
 
 /// Bytes of places looked at in one turn. Validating them touches a third of them at most, which takes some 50 µs.
@@ -26,9 +28,10 @@ impl Shard {
     }
 
     /// Works on the query for one slice; returns it when its page is full or its search over.
-    pub fn query_slice(&mut self) -> Option<Box<Query>> {
+    pub fn query_slice(&mut self, now: Now) -> Option<Box<Query>> {
         let mut query = self.query.take()?;
-        let done = slice(&self.requests, &mut query);
+        let explain = Explain { analytics: &self.analytics, scratch: &self.scratch, now_us: now.wall_us };
+        let done = slice(&self.requests, &mut query, &explain);
         if done {
             return Some(query);
         }
@@ -37,8 +40,15 @@ impl Shard {
     }
 }
 
+/// What says what the detectors make of a record.
+struct Explain<'a> {
+    analytics: &'a Analytics,
+    scratch: &'a Bump,
+    now_us: u64,
+}
+
 /// Returns whether the query goes back to who asked.
-fn slice(log: &Log, query: &mut Query) -> bool {
+fn slice(log: &Log, query: &mut Query, explain: &Explain<'_>) -> bool {
     let (mut next, mut records_left) = match query.cursor {
         None => (log.newest(), u32::MAX),
         Some(cursor) => {
@@ -66,7 +76,7 @@ fn slice(log: &Log, query: &mut Query) -> bool {
             && query.since_us.is_none_or(|since_us| header.arrival_us >= since_us)
         {
             bytes_left = bytes_left.saturating_sub(u64::from(header.length));
-            if let Some(left) = frame(query, &header, body, records_left) {
+            if let Some(left) = frame(query, &header, body, records_left, explain) {
                 query.cursor = Some(cursor(handle, left));
                 return true;
             }
@@ -85,7 +95,7 @@ const fn cursor(handle: SlabHandle, records_left: u32) -> Cursor {
 }
 
 /// Looks at the first `records_left` records of a frame, last first. Returns how many are left when the page is full.
-fn frame(query: &mut Query, header: &PlaceHeader, body: &[u8], records_left: u32) -> Option<u32> {
+fn frame(query: &mut Query, header: &PlaceHeader, body: &[u8], records_left: u32, explain: &Explain<'_>) -> Option<u32> {
     // Checked again rather than trusted: 4 ns a record, and no unsafe access.
     let Ok(batch) = ValidBatch::parse(header.schema, header.record_count, body) else { return None };
     let mut left = records_left.min(header.record_count);
@@ -107,6 +117,11 @@ fn frame(query: &mut Query, header: &PlaceHeader, body: &[u8], records_left: u32
                 session: header.session,
                 sent_us: header.sent_us,
             });
+            if query.explain {
+                let timing = Timing { arrival_us: header.arrival_us, sent_us: header.sent_us, is_replay: false };
+                let Explain { analytics, scratch, now_us } = explain;
+                query.page.standings.push(analytics.explain(&record, timing, *now_us, scratch));
+            }
         }
         query.page.records_scanned += 1;
         left -= 1;

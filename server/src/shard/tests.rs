@@ -439,7 +439,16 @@ fn queries_find_newest_first_page_by_page() {
         world.turn(0);
     }
     let query = |limit, source| {
-        Box::new(Query { id: 1, source, request_id: None, since_us: None, limit, cursor: None, page: QueryPage::new() })
+        Box::new(Query {
+            id: 1,
+            source,
+            request_id: None,
+            since_us: None,
+            limit,
+            explain: false,
+            cursor: None,
+            page: QueryPage::new(),
+        })
     };
     let mut found = Vec::new();
     let mut next = Some(query(300, None));
@@ -449,7 +458,7 @@ fn queries_find_newest_first_page_by_page() {
         let mut slices = 0;
         let answer = loop {
             slices += 1;
-            if let Some(answer) = world.shard.query_slice() {
+            if let Some(answer) = world.shard.query_slice(Now::default()) {
                 break answer;
             }
         };
@@ -469,7 +478,7 @@ fn queries_find_newest_first_page_by_page() {
     let source = Source::of("192.0.2.7".parse().expect("an address"));
     assert!(world.shard.begin_query(query(1000, Some(source))).is_none());
     let answer = loop {
-        if let Some(answer) = world.shard.query_slice() {
+        if let Some(answer) = world.shard.query_slice(Now::default()) {
             break answer;
         }
     };
@@ -565,9 +574,18 @@ fn a_query_over_empty_batches_is_worked_on_in_slices_too() {
     }
     world.send(0, &bytes);
     world.turn(0);
-    let query = Query { id: 1, source: None, request_id: None, since_us: None, limit: 10, cursor: None, page: QueryPage::new() };
+    let query = Query {
+        id: 1,
+        source: None,
+        request_id: None,
+        since_us: None,
+        limit: 10,
+        explain: false,
+        cursor: None,
+        page: QueryPage::new(),
+    };
     assert!(world.shard.begin_query(Box::new(query)).is_none());
-    let slices = std::iter::repeat_with(|| world.shard.query_slice()).position(|answer| answer.is_some());
+    let slices = std::iter::repeat_with(|| world.shard.query_slice(Now::default())).position(|answer| answer.is_some());
     assert!(slices.is_some_and(|slices| (15..50).contains(&slices)), "{slices:?}");
 }
 

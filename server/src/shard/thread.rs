@@ -275,7 +275,7 @@ impl<K: Kernel> Driver<K> {
             self.complete(completion, now)?;
         }
         self.completions = completions;
-        if let Some(query) = self.shard.query_slice() {
+        if let Some(query) = self.shard.query_slice(now) {
             // The queue has room for every query: one is under way at a time.
             let _ = self.answers.send(FromShard::Query(query));
         }
@@ -357,6 +357,10 @@ impl<K: Kernel> Driver<K> {
                     let _ = self.answers.send(FromShard::Summary(page));
                 }
                 Some(ToShard::SetVerdict(verdict)) => self.shard.set_verdict(verdict),
+                Some(ToShard::Reload(reload)) => {
+                    self.config.drain_deadline = reload.drain_deadline;
+                    self.shard.reload(&reload);
+                }
                 Some(ToShard::Drain) => {
                     self.drain_until_us = Some(now.monotonic_us + self.config.drain_deadline.as_micros() as u64);
                     self.shard.drain(now);

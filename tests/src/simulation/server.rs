@@ -261,7 +261,16 @@ impl Server {
                 self.fate.once_in(2).then(|| super::books::Content::new(self.fate.below(64) as u64, books.long).source());
             let cursor = self.units[shard].cursor.filter(|_| !self.fate.once_in(3));
             let limit = 1 + self.fate.below(100);
-            let query = Query { id: 1, source, request_id: None, since_us: None, limit, cursor, page: QueryPage::default() };
+            let query = Query {
+                id: 1,
+                source,
+                request_id: None,
+                since_us: None,
+                limit,
+                explain: false,
+                cursor,
+                page: QueryPage::default(),
+            };
             self.tell(shard, ToShard::Query(Box::new(query)));
         }
     }

@@ -133,6 +133,16 @@ macro_rules! detectors {
                 match self { $(Self::$name => numbers.$module.hold_us as u64,)* }
             }
 
+            /// Whether it runs.
+            pub const fn is_enabled(self, numbers: &Numbers) -> bool {
+                match self { $(Self::$name => numbers.$module.enabled,)* }
+            }
+
+            /// Whether it counts all applications together.
+            pub const fn is_across_applications(self, numbers: &Numbers) -> bool {
+                match self { $(Self::$name => numbers.$module.across_applications,)* }
+            }
+
             /// What follows its alerts.
             pub const fn reaction(self, numbers: &Numbers) -> Reaction {
                 match self { $(Self::$name => numbers.$module.reaction,)* }

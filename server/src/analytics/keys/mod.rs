@@ -153,6 +153,11 @@ impl KeyTable {
         None
     }
 
+    /// Forgets the first events of keys that are not in the table yet.
+    pub fn forget_probation(&mut self) {
+        self.probation.fill([Event::default(); PROBATION_BUCKET]);
+    }
+
     #[inline]
     fn buckets(&self, key: u64) -> (usize, usize) {
         let count = self.tags.len() as u64;

@@ -1,17 +1,21 @@
 //! What fuzzing drives of the status pages: see `tests/src/fuzz` of the workspace.
 
-use super::request::{self, HEAD_BYTES_MAX, Method};
-use super::{LIMIT_MAX, parse_id, wanted_of};
+use super::denylist;
+use super::pages::wanted_of;
+use super::parameters::{LIMIT_MAX, Parameters, parse_id};
+use super::request::{self, BODY_BYTES_MAX, HEAD_BYTES_MAX, Method};
 
-/// The head of a request: nothing panics, it takes no more than it may, and reads the same whatever follows it. Its query,
-/// host and id are read as the pages read them.
+/// A request: nothing panics, it takes no more than it may, and reads the same whatever follows it. Its query, host, id and
+/// body are read as the pages read them.
 pub fn http(bytes: &[u8]) {
     let (request, taken) = match request::parse(bytes) {
         Ok(Some(found)) => found,
-        Ok(None) => return assert!(bytes.len() < HEAD_BYTES_MAX, "a head that never ends is refused"),
+        Ok(None) => return assert!(bytes.len() < HEAD_BYTES_MAX + BODY_BYTES_MAX, "a request that never ends is refused"),
         Err(bad) => return assert!((400..500).contains(&bad.status) && !bad.text.is_empty()),
     };
-    assert!(taken <= bytes.len().min(HEAD_BYTES_MAX));
+    assert!(taken <= bytes.len().min(HEAD_BYTES_MAX + BODY_BYTES_MAX) && request.body.len() <= BODY_BYTES_MAX);
+    assert!(request.body.is_empty() || matches!(request.method, Method::Post | Method::Delete));
+    denylist::read(&request.body);
     assert_eq!(request::parse(&bytes[..taken]), Ok(Some((request.clone(), taken))), "what follows does not matter");
     assert!(request::parse(&bytes[..taken - 1]).is_ok_and(|found| found.is_none()), "it ends where it ends");
     assert!(request.method != Method::Get || bytes.trim_ascii_start().starts_with(b"GET"));
@@ -19,7 +23,8 @@ pub fn http(bytes: &[u8]) {
     let ours = request::host_is_ours(host, None, None, &[]);
     assert_eq!(ours, request::host_is_ours(&host.to_ascii_uppercase(), None, None, &[]));
     assert!(!ours || host.to_ascii_lowercase().contains("localhost") || host.contains("127.") || host.contains("::"), "{host:?}");
-    if let Ok(wanted) = wanted_of(&request) {
+    let parameters = Parameters::of(&request, &["source", "since", "limit"], 1 << 50);
+    if let Ok(wanted) = parameters.and_then(|parameters| wanted_of(&parameters)) {
         assert!((1..=LIMIT_MAX).contains(&wanted.limit) && wanted.request_id.is_none());
         assert!(wanted.since_us.is_some() == request.query_value("since").is_some());
     }

@@ -6,7 +6,9 @@
 use super::status;
 use crate::analytics::detectors::Detector;
 use crate::analytics::users::USER_DETECTORS;
+use crate::control::ask;
 use crate::control::state::{Refused, State};
+use crate::correlator::messages::{Ask, CorrelatorStats, Reply};
 use crate::process;
 use crate::shard::histogram::LatencyHistogram;
 use crate::shard::page::{ShardStats, ShardTotals};
@@ -142,8 +144,26 @@ const SHARD_FAMILIES: [ShardFamily; 48] = [
     }),
 ];
 
+/// A value of the correlator.
+type CorrelatorFamily = (&'static str, &'static str, fn(&CorrelatorStats) -> u64);
+
+const CORRELATOR_FAMILIES: [CorrelatorFamily; 11] = [
+    ("postanalytics_alerts_kept", "Alerts that /alerts can show", |s| s.alerts_kept),
+    ("postanalytics_alerts_forgotten_total", "Alerts that yielded to newer ones", |s| s.alerts_forgotten),
+    ("postanalytics_user_alerts_raised_total", "Alerts about users", |s| s.user_alerts_raised),
+    ("postanalytics_user_keys_live", "Users that detectors have state of", |s| s.user_keys_live),
+    ("postanalytics_user_keys_max", "Users that detectors have room for", |s| s.user_keys_max),
+    ("postanalytics_user_keys_evicted_total", "Users that yielded to others", |s| s.user_keys_evicted),
+    ("postanalytics_attacks_live", "Attacks that /attacks can show", |s| s.attacks_live),
+    ("postanalytics_attacks_forgotten_total", "Attacks that yielded to newer ones", |s| s.attacks_forgotten),
+    ("postanalytics_attacks_cut_short_total", "Attacks forgotten although hits could still join them", |s| s.attacks_cut_short),
+    ("postanalytics_events_written_total", "Lines written to the events file", |s| s.events_written),
+    ("postanalytics_events_lost_total", "Lines for the events file that were dropped", |s| s.events_lost),
+];
+
 /// The page.
-pub(in crate::control) fn metrics(state: &State) -> String {
+pub(in crate::control) async fn metrics(state: &State) -> String {
+    let correlator = ask::correlator(state, Ask::Stats).await;
     let stats: Vec<ShardStats> = state.shards().iter().map(|shard| shard.page.read()).collect();
     let mut families = server_families(state, &stats);
     for (name, help, value) in SHARD_FAMILIES {
@@ -152,6 +172,21 @@ pub(in crate::control) fn metrics(state: &State) -> String {
     }
     let totals: Vec<ShardTotals> = state.shards().iter().map(|shard| shard.page.read_totals()).collect();
     families.push(alerts_by_detector(&totals));
+    if let Some(Reply::Clocks(clocks)) = ask::correlator(state, Ask::Clocks).await {
+        let largest_us = clocks.iter().map(|(_, offset_us)| offset_us.unsigned_abs()).max().unwrap_or(0);
+        families.push(Family {
+            name: "postanalytics_node_clock_offset_max_seconds",
+            help: "Largest offset of a node's clock, either way; /status says whose",
+            samples: vec![(None, largest_us as f64 / 1e6)],
+        });
+    }
+    if let Some(Reply::Stats(correlator)) = correlator {
+        families.extend(CORRELATOR_FAMILIES.iter().map(|(name, help, value)| Family {
+            name,
+            help,
+            samples: vec![(None, value(&correlator) as f64)],
+        }));
+    }
     // A family without samples would be a declaration of nothing.
     families.retain(|family| !family.samples.is_empty());
     render(Snapshot { families, histograms: histograms(&totals) })
@@ -295,8 +330,9 @@ mod tests {
 
     #[test]
     fn names_are_named_once() {
-        let names: std::collections::HashSet<_> = SHARD_FAMILIES.iter().map(|family| family.0).collect();
-        assert_eq!(names.len(), SHARD_FAMILIES.len());
+        let of_shards = SHARD_FAMILIES.iter().map(|family| family.0);
+        let names: std::collections::HashSet<_> = of_shards.chain(CORRELATOR_FAMILIES.iter().map(|family| family.0)).collect();
+        assert_eq!(names.len(), SHARD_FAMILIES.len() + CORRELATOR_FAMILIES.len());
         assert!(names.iter().all(|name| name.starts_with("postanalytics_")));
     }
 }

@@ -178,7 +178,7 @@ fn is_query_name(name: &[u8]) -> bool {
 }
 
 /// A URL or path whose query values are not kept, nor user and password before its host, nor its fragment, which may hold tokens.
-fn redact_url(url: &[u8]) -> Vec<u8> {
+pub(super) fn redact_url(url: &[u8]) -> Vec<u8> {
     let url = url.split(|byte| *byte == b'#').next().unwrap_or_default();
     let (address, query) = match url.iter().position(|byte| *byte == b'?') {
         Some(at) => (&url[..at], Some(&url[at + 1..])),

@@ -6,14 +6,45 @@ use std::net::{IpAddr, SocketAddr};
 pub(in crate::control) const HEAD_BYTES_MAX: usize = 8 << 10;
 /// Most headers of a request.
 const HEADERS_MAX: usize = 64;
+/// Longest body of a request.
+pub(in crate::control) const BODY_BYTES_MAX: usize = 4 << 10;
 
 /// Methods that are told apart.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(in crate::control) enum Method {
     Get,
     Head,
+    Post,
+    Delete,
     #[default]
     Other,
+}
+
+impl Method {
+    fn of(name: &str) -> Self {
+        match name {
+            "GET" => Self::Get,
+            "HEAD" => Self::Head,
+            "POST" => Self::Post,
+            "DELETE" => Self::Delete,
+            _ => Self::Other,
+        }
+    }
+
+    pub(in crate::control) const fn name(self) -> &'static str {
+        match self {
+            Self::Get => "GET",
+            Self::Head => "HEAD",
+            Self::Post => "POST",
+            Self::Delete => "DELETE",
+            Self::Other => "another",
+        }
+    }
+
+    /// Whether requests of this method may have a body.
+    const fn takes_body(self) -> bool {
+        matches!(self, Self::Post | Self::Delete)
+    }
 }
 
 /// A request, as far as we care.
@@ -28,6 +59,7 @@ pub(in crate::control) struct Request {
     /// Token of an `Authorization: Bearer`.
     pub(in crate::control) bearer: Option<String>,
     pub(in crate::control) keep_alive: bool,
+    pub(in crate::control) body: Vec<u8>,
 }
 
 /// What is answered instead, and then the connection closes.
@@ -48,7 +80,8 @@ impl Request {
     }
 }
 
-/// Parses a request at the start of `bytes`; the number is that of the bytes it took. `None`: more bytes are needed.
+/// Parses a request, body and all, at the start of `bytes`; the number is that of the bytes it took. `None`: more bytes are
+/// needed.
 pub(in crate::control) fn parse(bytes: &[u8]) -> Result<Option<(Request, usize)>, Bad> {
     let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
     let mut parsed = httparse::Request::new(&mut headers);
@@ -64,24 +97,24 @@ pub(in crate::control) fn parse(bytes: &[u8]) -> Result<Option<(Request, usize)>
     let (authority, target) = split_target(parsed.path.unwrap_or_default());
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
     let mut request = Request {
-        method: match parsed.method {
-            Some("GET") => Method::Get,
-            Some("HEAD") => Method::Head,
-            _ => Method::Other,
-        },
+        method: Method::of(parsed.method.unwrap_or_default()),
         path: path.to_owned(),
         query: parse_query(query),
         keep_alive: parsed.version == Some(1),
         ..Request::default()
     };
+    let mut body_bytes = None;
     for header in parsed.headers.iter() {
-        apply_header(&mut request, header)?;
+        apply_header(&mut request, header, &mut body_bytes)?;
     }
     if let Some(authority) = authority {
         // As proxies ask; the name in it counts instead of the Host header.
         request.host = Some(authority.to_owned());
     }
-    Ok(Some((request, head_bytes)))
+    let end = head_bytes + body_bytes.unwrap_or(0);
+    let Some(body) = bytes.get(head_bytes..end) else { return Ok(None) };
+    request.body = body.to_vec();
+    Ok(Some((request, end)))
 }
 
 /// `http://host:port/path` is split into host and path; any other target is a path.
@@ -98,7 +131,7 @@ fn split_target(target: &str) -> (Option<&str>, &str) {
     }
 }
 
-fn apply_header(request: &mut Request, header: &httparse::Header<'_>) -> Result<(), Bad> {
+fn apply_header(request: &mut Request, header: &httparse::Header<'_>, body_bytes: &mut Option<usize>) -> Result<(), Bad> {
     let value = std::str::from_utf8(header.value).unwrap_or_default().trim();
     if header.name.eq_ignore_ascii_case("host") {
         if request.host.replace(value.to_owned()).is_some() {
@@ -110,12 +143,30 @@ fn apply_header(request: &mut Request, header: &httparse::Header<'_>) -> Result<
     } else if header.name.eq_ignore_ascii_case("authorization") {
         let token = value.split_once(' ').filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
         request.bearer = token.map(|(_, token)| token.trim().to_owned());
-    } else if header.name.eq_ignore_ascii_case("transfer-encoding")
-        || header.name.eq_ignore_ascii_case("content-length") && value != "0"
-    {
-        return Err(bad(413, "requests with a body are not taken"));
+    } else if header.name.eq_ignore_ascii_case("transfer-encoding") {
+        return Err(bad(411, "a body in pieces is not taken: give Content-Length"));
+    } else if header.name.eq_ignore_ascii_case("content-length") {
+        let length = content_length(value)?;
+        // Two that differ are how requests are smuggled past others that read the first (RFC 9112, 6.3).
+        if body_bytes.replace(length).is_some_and(|earlier| earlier != length) {
+            return Err(bad(400, "more than one Content-Length"));
+        }
+        if length > 0 && !request.method.takes_body() {
+            return Err(bad(413, "a body is taken with POST and DELETE only"));
+        }
     }
     Ok(())
+}
+
+fn content_length(value: &str) -> Result<usize, Bad> {
+    if value.is_empty() || !value.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(bad(400, "Content-Length is no number"));
+    }
+    // What does not fit a number is too long as well.
+    match value.parse() {
+        Ok(length) if length <= BODY_BYTES_MAX => Ok(length),
+        _ => Err(bad(413, "the body is longer than 4 KiB")),
+    }
 }
 
 fn parse_query(query: &str) -> Vec<(String, String)> {
@@ -211,8 +262,19 @@ mod tests {
         assert!(!parsed("GET / HTTP/1.0\r\n\r\n").keep_alive);
         assert!(parsed("GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n").keep_alive);
         assert!(!parsed("GET / HTTP/1.1\r\nConnection: close\r\n\r\n").keep_alive);
-        assert_eq!(parsed("POST / HTTP/1.1\r\nContent-Length: 0\r\n\r\n").method, Method::Other);
+        assert_eq!(parsed("PUT / HTTP/1.1\r\nContent-Length: 0\r\n\r\n").method, Method::Other);
         assert_eq!(parsed("HEAD / HTTP/1.1\r\n\r\n").method, Method::Head);
+    }
+
+    #[test]
+    fn bodies_come_whole_or_not_at_all() {
+        let text = "POST /denylist HTTP/1.1\r\nContent-Length: 4\r\n\r\nabcdGET /";
+        let (request, taken) = parse(text.as_bytes()).expect("good").expect("whole");
+        assert_eq!((request.method, request.body.as_slice(), &text[taken..]), (Method::Post, &b"abcd"[..], "GET /"));
+        assert_eq!(parse(&text.as_bytes()[..taken - 1]), Ok(None));
+        assert_eq!(parsed("DELETE / HTTP/1.1\r\n\r\n").body, b"");
+        let largest = format!("POST / HTTP/1.1\r\nContent-Length: {BODY_BYTES_MAX}\r\n\r\n{}", "b".repeat(BODY_BYTES_MAX));
+        assert_eq!(parsed(&largest).body.len(), BODY_BYTES_MAX);
     }
 
     #[test]
@@ -229,7 +291,13 @@ mod tests {
         assert_eq!(status(format!("GET /{} HTTP/1.1\r\n\r\n", "a".repeat(HEAD_BYTES_MAX))), 431);
         assert_eq!(status(format!("GET / HTTP/1.1\r\n{}\r\n", "A: b\r\n".repeat(65))), 431);
         assert_eq!(status("GET / HTTP/1.1\r\nContent-Length: 5\r\n\r\n".to_owned()), 413);
-        assert_eq!(status("GET / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n".to_owned()), 413);
+        assert_eq!(status("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n".to_owned()), 411);
+        for (length, code) in
+            [("4097", 413), ("99999999999999999999999", 413), ("-1", 400), ("+1", 400), ("", 400), ("1, 1", 400)]
+        {
+            assert_eq!(status(format!("POST / HTTP/1.1\r\nContent-Length: {length}\r\n\r\n")), code, "{length}");
+        }
+        assert_eq!(status("POST / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n".to_owned()), 400);
         assert_eq!(status("GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n".to_owned()), 400);
         assert_eq!(status("PSTA\0\0\0\r\n".to_owned()), 400);
     }

@@ -4,6 +4,7 @@
 //! what it has when it took too long, grew too large, or a shard did not answer; then it says that it is partial.
 
 use super::record::{Show, to_json};
+use crate::analytics::explain::Standings;
 use crate::control::state::{ScanSlot, ShardPort, State};
 use crate::shard::messages::{Cursor, Query, QueryPage, StoredRecord, ToShard};
 use glommio::timer::timeout;
@@ -27,6 +28,8 @@ pub(in crate::control) struct Wanted {
     pub(in crate::control) request_id: Option<[u8; 16]>,
     pub(in crate::control) since_us: Option<u64>,
     pub(in crate::control) limit: usize,
+    /// Also what the detectors make of each record.
+    pub(in crate::control) explain: bool,
 }
 
 /// What was found, newest first.
@@ -38,16 +41,51 @@ pub(in crate::control) struct Found {
 }
 
 /// One shard's part of a scan.
-struct Lane {
+pub(super) struct Lane {
     shard: u32,
-    body: AlignedVec<16>,
-    stored: Vec<StoredRecord>,
+    pub(super) body: AlignedVec<16>,
+    pub(super) stored: Vec<StoredRecord>,
+    pub(super) standings: Vec<Standings>,
     /// Records of the page that were taken.
     taken: usize,
     cursor: Option<Cursor>,
     /// A page was asked for and is not here yet.
     waiting: bool,
-    complete: bool,
+    pub(super) complete: bool,
+}
+
+/// All records of one source, with what the detectors make of them: page by page, each given to `take`, newest first, which
+/// says whether it wants another. Returns whether all was looked at.
+pub(super) async fn explain(
+    state: &State,
+    _slot: &ScanSlot<'_>,
+    index: usize,
+    source: Source,
+    mut take: impl FnMut(&Lane) -> bool,
+) -> bool {
+    state.scan_id.set(state.scan_id.get() + 1);
+    let deadline = Instant::now() + SCAN_TIME_MAX;
+    let wanted = Wanted { source: Some(source), limit: QueryPage::RECORDS, explain: true, ..Wanted::default() };
+    let Some(port) = state.shards().get(index) else { return false };
+    // One for every shard, as answers come with the index of theirs; only that of the source is asked.
+    let mut lanes: Vec<Lane> = state.shards().iter().map(|port| Lane::new(port.shard)).collect();
+    while lanes[index].ask(state, port, &wanted) {
+        while lanes[index].waiting {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let receive = async { Ok(state.answers.1.recv().await) };
+            let Ok(Some((from, query))) = timeout(left.max(Duration::from_millis(1)), receive).await else {
+                state.scan_id.set(state.scan_id.get() + 1);
+                return false;
+            };
+            take_answer(state, &mut lanes, from, query);
+        }
+        let wants_more = take(&lanes[index]);
+        if lanes[index].complete || !wants_more || Instant::now() >= deadline {
+            break;
+        }
+    }
+    state.scan_id.set(state.scan_id.get() + 1);
+    lanes[index].complete
 }
 
 /// Runs a scan. The slot stays with the caller until the answer is written.
@@ -107,7 +145,7 @@ fn take_answer(state: &State, lanes: &mut [Lane], index: usize, query: Box<Query
 impl Lane {
     fn new(shard: u32) -> Self {
         let body = AlignedVec::new();
-        Self { shard, body, stored: Vec::new(), taken: 0, cursor: None, waiting: false, complete: false }
+        Self { shard, body, stored: Vec::new(), standings: Vec::new(), taken: 0, cursor: None, waiting: false, complete: false }
     }
 
     /// Asks the shard for the next page; `false` if it cannot be asked now.
@@ -121,6 +159,11 @@ impl Lane {
         query.cursor = self.cursor;
         query.page.records.clear();
         query.page.stored.clear();
+        query.page.standings.clear();
+        query.explain = wanted.explain;
+        if wanted.explain {
+            query.page.standings.reserve(QueryPage::RECORDS);
+        }
         query.page.records_scanned = 0;
         query.page.complete = false;
         let sent = port.messages.borrow_mut().send(ToShard::Query(query));
@@ -137,6 +180,7 @@ impl Lane {
         self.waiting = false;
         self.taken = 0;
         self.stored.clone_from(&query.page.stored);
+        self.standings.clone_from(&query.page.standings);
         self.body.clear();
         self.body.resize(query.page.records.body_bytes(), 0);
         query.page.records.encode_body(&mut self.body);

@@ -1,12 +1,14 @@
 //! `/status`: the server at one instant, as JSON.
 
 use crate::config::values::GIGABYTE;
+use crate::control::ask;
 use crate::control::state::State;
+use crate::correlator::messages::{Ask, Reply};
 use crate::process;
 use crate::shard::messages::ConnectionTicket;
 use crate::shard::page::ShardStats;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 /// Timeframe above which all is well, seconds.
@@ -17,7 +19,11 @@ const TIMEFRAME_CRITICAL_SECONDS: f64 = 300.0;
 const YOUNG_SECONDS: f64 = 30.0;
 
 /// The page.
-pub(in crate::control) fn status(state: &State) -> Value {
+pub(in crate::control) async fn status(state: &State) -> Value {
+    let clocks: HashMap<[u8; 16], i64> = match ask::correlator(state, Ask::Clocks).await {
+        Some(Reply::Clocks(clocks)) => clocks.into_iter().collect(),
+        _ => HashMap::new(),
+    };
     let stats: Vec<ShardStats> = state.shards().iter().map(|shard| shard.page.read()).collect();
     let shards = state.shards().iter().zip(&stats).map(|(shard, stats)| {
         let mut entry = counts(stats, seconds(stats.timeframe_us()));
@@ -47,7 +53,7 @@ pub(in crate::control) fn status(state: &State) -> Value {
             "arena_gb_for_900s": arena_gigabytes_for_fine(&stats),
         },
         "connections": tickets.len(),
-        "clients": clients(&tickets, state),
+        "clients": clients(&tickets, state, &clocks),
         "cpu_seconds": process::cpu_time().as_secs_f64(),
     })
 }
@@ -142,7 +148,7 @@ fn arena_bytes_per_second(stats: &ShardStats) -> Option<f64> {
 }
 
 /// Clients: connections of one node and session together.
-fn clients(tickets: &[Arc<ConnectionTicket>], state: &State) -> Vec<Value> {
+fn clients(tickets: &[Arc<ConnectionTicket>], state: &State, clocks: &HashMap<[u8; 16], i64>) -> Vec<Value> {
     let mut groups: BTreeMap<([u8; 16], u64), Vec<&ConnectionTicket>> = BTreeMap::new();
     for ticket in tickets {
         groups.entry((ticket.node, ticket.session)).or_default().push(ticket);
@@ -156,6 +162,8 @@ fn clients(tickets: &[Arc<ConnectionTicket>], state: &State) -> Vec<Value> {
                 "version": first.package.to_string(),
                 "peer": first.peer.to_string(),
                 "connections": members.len(),
+                // Arrival less sending: what the node's clock is behind this one, and the way here.
+                "clock_offset_ms": clocks.get(&node).map(|offset_us| offset_us / 1000),
                 "outdated_server": first.package > state.topology.package,
             })
         })

@@ -21,7 +21,7 @@ fn sources(count: usize) -> Vec<IpAddr> {
 }
 
 fn query(source: Option<Source>, since_us: Option<u64>, limit: usize) -> Box<Query> {
-    Box::new(Query { id: 1, source, request_id: None, since_us, limit, cursor: None, page: QueryPage::new() })
+    Box::new(Query { id: 1, source, request_id: None, since_us, limit, explain: false, cursor: None, page: QueryPage::new() })
 }
 
 /// A session that sends frames with ids that count up.
@@ -100,7 +100,7 @@ fn search(world: &mut World, mut asked: Box<Query>, mut between: impl FnMut(&mut
     loop {
         assert!(world.shard.begin_query(asked).is_none());
         let answer = loop {
-            if let Some(answer) = world.shard.query_slice() {
+            if let Some(answer) = world.shard.query_slice(Now::default()) {
                 break answer;
             }
             between(world);

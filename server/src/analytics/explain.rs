@@ -1,0 +1,208 @@
+//! What the detectors make of a record that was seen before: which key it belongs to, how near that is to firing now, and why
+//! the record did not count. Changes nothing that is known.
+
+use super::detectors::{Detector, KeyKind};
+use super::observation::{Observation, Outcome};
+use super::{ALL_APPLICATIONS, Analytics, KeyTable, REFUSALS, Timing};
+use bumpalo::Bump;
+use postanalytics_protocol::RecordView;
+
+/// Why a record does not count for a detector.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum WhyNot {
+    /// The detector does not run for it.
+    Off,
+    /// It is none of the requests that the detector is about.
+    OtherBusiness,
+    /// It carries a hit.
+    CarriesAHit,
+    /// The filter blocked it, or its source was listed: its status is the filter's doing.
+    FilterActed,
+    /// The path is one of a file that does not change.
+    Static,
+    /// The path says nothing if it is not there.
+    Weightless,
+    /// The status says nothing.
+    StatusSaysNothing,
+    /// It was no failure.
+    NoFailure,
+}
+
+impl WhyNot {
+    /// Its name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::OtherBusiness => "other_business",
+            Self::CarriesAHit => "carries_a_hit",
+            Self::FilterActed => "filter_acted",
+            Self::Static => "static",
+            Self::Weightless => "weightless",
+            Self::StatusSaysNothing => "status_says_nothing",
+            Self::NoFailure => "no_failure",
+        }
+    }
+}
+
+/// A record to a detector.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// Fingerprint of the key.
+    pub key: u64,
+    /// When the detector takes it to have happened.
+    pub time_us: u64,
+    /// Until when the key is on hold, 0 if it is not.
+    pub hold_until_us: u64,
+    /// How near the key is to firing, in thousandths; `None`: the correlator knows, not the shard.
+    pub progress: Option<i64>,
+    /// Why it does not count.
+    pub why_not: Option<WhyNot>,
+    /// The detector counts all applications together.
+    pub is_across_applications: bool,
+}
+
+/// A record to all of them.
+pub type Standings = [Standing; Detector::ALL.len()];
+
+impl Analytics {
+    /// What each detector makes of a record; levels are those at `now_us`.
+    pub fn explain(&self, record: &RecordView<'_>, timing: Timing, now_us: u64, scratch: &Bump) -> Standings {
+        let mut observation = Observation::of(record, timing, &self.settings, &self.prints, scratch);
+        observation.is_attack_tool = self.settings.is_attack_tool(record.user_agent());
+        if observation.is_attempt(&self.settings) {
+            observation.attempt = Some(observation.outcome(self.was_refused(&observation)));
+        }
+        Detector::ALL.map(|detector| self.standing(detector, &observation, now_us))
+    }
+
+    fn standing(&self, detector: Detector, observation: &Observation<'_>, now_us: u64) -> Standing {
+        let plan = detector.plan(self.settings.rank(detector, observation.application, observation.host, observation.path));
+        let numbers = self.settings.numbers(plan);
+        let is_across_applications = detector.is_across_applications(numbers);
+        let application = if is_across_applications { ALL_APPLICATIONS } else { observation.application };
+        let mut key =
+            self.key(detector, plan, observation, self.prints.pair(observation.source.key(), application as u32 as u64));
+        if let Some(network) = observation.ipv6_network()
+            && self.engine.table.is_network_full(KeyTable::network_slot(network))
+            && self.engine.table.find(key).is_none()
+        {
+            let of_network = self.prints.pair(self.prints.pair(network, application as u32 as u64), 48);
+            key = self.key(detector, plan, observation, of_network);
+        }
+        let is_here = detector.key_kind() != KeyKind::User;
+        Standing {
+            key,
+            time_us: observation.time_us,
+            hold_until_us: self.engine.hold_until_us(key).filter(|until_us| *until_us > now_us).unwrap_or(0),
+            progress: is_here.then(|| self.engine.progress_of(key, now_us)),
+            why_not: if detector.is_enabled(numbers) { why_not(detector, observation) } else { Some(WhyNot::Off) },
+            is_across_applications,
+        }
+    }
+
+    /// Whether an endpoint is remembered to have refused this source.
+    fn was_refused(&self, observation: &Observation<'_>) -> bool {
+        let key = self.prints.pair(observation.source_fingerprint, observation.endpoint_fingerprint).max(1);
+        let ways = &self.refusals[(key >> 32) as usize % REFUSALS];
+        ways.iter().any(|way| way.0 == key && observation.time_us < way.1.saturating_add(self.settings.refusal_us))
+    }
+}
+
+/// `None`: it counts, or at least the detector looks at it.
+fn why_not(detector: Detector, observation: &Observation<'_>) -> Option<WhyNot> {
+    use Detector::{
+        Bola, BruteForce, BruteForceAttempts, Crawl, CredentialStuffing, ForcedBrowsing, ForcedBrowsingCount, MultiPayload,
+        Probing, Scanner, UserBruteForce, UserManySources,
+    };
+    let failure_only = |found: Option<Outcome>| (found != Some(Outcome::Failed)).then_some(WhyNot::NoFailure);
+    let is_about = match detector {
+        BruteForce | BruteForceAttempts | CredentialStuffing => observation.attempt.is_some(),
+        UserBruteForce | UserManySources => observation.attempt.is_some() && observation.user != 0,
+        ForcedBrowsing | ForcedBrowsingCount => true,
+        Bola => observation.object.is_some(),
+        MultiPayload => observation.has_hits,
+        Scanner => observation.is_attack_tool,
+        Probing => observation.is_probe,
+        Crawl => matches!(observation.method, b"GET" | b"HEAD"),
+    };
+    let minds_hits = matches!(detector, BruteForce | BruteForceAttempts | ForcedBrowsing | ForcedBrowsingCount | Bola);
+    let reads_status = !matches!(detector, Bola | MultiPayload | Scanner | Probing | Crawl);
+    let minds_static = matches!(detector, ForcedBrowsingCount | Crawl);
+    let minds_weight = matches!(detector, ForcedBrowsing | ForcedBrowsingCount);
+    match detector {
+        _ if !is_about => Some(WhyNot::OtherBusiness),
+        _ if minds_hits && observation.has_hits => Some(WhyNot::CarriesAHit),
+        _ if reads_status && observation.is_listed => Some(WhyNot::FilterActed),
+        _ if minds_static && observation.is_static => Some(WhyNot::Static),
+        _ if minds_weight && observation.is_weightless => Some(WhyNot::Weightless),
+        BruteForce | UserBruteForce | UserManySources => failure_only(observation.attempt),
+        ForcedBrowsing => detector.look(observation).is_none().then_some(WhyNot::StatusSaysNothing),
+        ForcedBrowsingCount => detector.look(observation).is_none().then_some(WhyNot::NoFailure),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::analytics::{Room, settings::Settings};
+    use crate::config::detection::DetectionConfig;
+    use postanalytics_protocol::schema::v1::{FLAG_BLOCKED, Method, SCHEMA};
+    use postanalytics_protocol::{AlignedVec, BatchBuilder, Hit, RecordFields, ValidBatch};
+    use std::sync::Arc;
+
+    const TIMING: Timing = Timing { arrival_us: 1 << 50, sent_us: 1 << 50, is_replay: false };
+
+    /// What the detectors make of a record, after it came `times` times.
+    fn explained(config: &str, fields: &RecordFields<'_>, times: usize) -> Standings {
+        let config = DetectionConfig::parse(config).expect("it is right");
+        let settings = Arc::new(Settings::new(&config).expect("built"));
+        let mut analytics = Analytics::new(settings, Room::default(), 7);
+        let mut builder = BatchBuilder::default();
+        builder.push(fields, 1 << 20).expect("fits");
+        let mut body = AlignedVec::<16>::new();
+        body.resize(builder.body_bytes(), 0);
+        builder.encode_body(&mut body);
+        let batch = ValidBatch::parse(SCHEMA, 1, &body).expect("valid");
+        let scratch = Bump::new();
+        for _ in 0..times {
+            analytics.observe(&batch, TIMING, &[], &scratch);
+        }
+        let before = analytics.engine.counters;
+        let standings = analytics.explain(&batch.record(0).expect("one"), TIMING, TIMING.arrival_us, &scratch);
+        assert_eq!(analytics.engine.counters, before, "explaining counts nothing");
+        standings
+    }
+
+    fn request<'a>(path: &'a [u8], method: Method, status: u16) -> RecordFields<'a> {
+        RecordFields { event_us: 1 << 50, path, method: method as u8, status, ..RecordFields::default() }
+    }
+
+    #[test]
+    fn levels_are_those_of_the_key_and_holds_are_told() {
+        let login = request(b"/login", Method::Post, 401);
+        let of = |times| explained("", &login, times)[Detector::BruteForce as usize];
+        assert_eq!((of(3).why_not, of(3).hold_until_us), (None, 0));
+        assert!((500..=700).contains(&of(3).progress.expect("of a shard")), "{:?}", of(3));
+        assert_eq!(of(6).hold_until_us, TIMING.arrival_us + 300_000_000);
+    }
+
+    #[test]
+    fn it_is_told_why_a_record_does_not_count() {
+        let why = |config: &str, fields: &RecordFields<'_>, detector| explained(config, fields, 1)[detector as usize].why_not;
+        let login = request(b"/login", Method::Post, 401);
+        let hits = vec![Hit { attack_type: 1, severity: 1, rule_id: 1, point: b"p", payload: b"x" }];
+        assert_eq!(why("", &login, Detector::BruteForce), None);
+        assert_eq!(why("", &RecordFields { hits, ..login.clone() }, Detector::BruteForce), Some(WhyNot::CarriesAHit));
+        assert_eq!(
+            why("", &RecordFields { flags: FLAG_BLOCKED, ..login.clone() }, Detector::BruteForce),
+            Some(WhyNot::FilterActed)
+        );
+        assert_eq!(why("detectors.brute_force.enabled = false", &login, Detector::BruteForce), Some(WhyNot::Off));
+        assert_eq!(why("", &request(b"/login", Method::Post, 200), Detector::BruteForce), Some(WhyNot::NoFailure));
+        assert_eq!(why("", &request(b"/x", Method::Get, 200), Detector::BruteForce), Some(WhyNot::OtherBusiness));
+        assert_eq!(why("", &request(b"/x.png", Method::Get, 404), Detector::Crawl), Some(WhyNot::Static));
+        assert_eq!(why("", &request(b"/favicon.ico", Method::Get, 404), Detector::ForcedBrowsing), Some(WhyNot::Weightless));
+        assert_eq!(why("", &request(b"/x", Method::Get, 302), Detector::ForcedBrowsing), Some(WhyNot::StatusSaysNothing));
+    }
+}

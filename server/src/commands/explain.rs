@@ -1,0 +1,58 @@
+//! `explain`: what is known of a source or a request.
+
+use super::client::Client;
+use super::table::{Column, cell, facts, table};
+use super::{rows, shown};
+use crate::config::ask_flags::ExplainFlags;
+use anyhow::Result;
+use serde_json::Value;
+
+const DETECTORS: [Column; 9] = [
+    ("DETECTOR", "/detector"),
+    ("APPLICATION", "/application"),
+    ("HOST", "/scope/host"),
+    ("ENDPOINT", "/scope/endpoint"),
+    ("LEVEL, %", "/level_percent"),
+    ("ON HOLD UNTIL", "/hold_until"),
+    ("REQUESTS", "/requests"),
+    ("COUNTED", "/counted"),
+    ("NOT COUNTED", "/not_counted"),
+];
+
+/// Runs the command.
+pub(crate) fn explain(flags: &ExplainFlags) -> Result<String> {
+    let is_id = flags.what.len() == 32 && flags.what.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let name = if is_id { "request_id" } else { "source" };
+    let answer = Client::new(&flags.ask)?.get("/explain", &[(name, flags.what.clone())])?;
+    Ok(shown(&flags.ask, &answer, page))
+}
+
+fn page(answer: &Value) -> String {
+    let fact = |pointer: &str| cell(answer.pointer(pointer).unwrap_or(&Value::Null));
+    let mut known = vec![("source", fact("/source")), ("shard", fact("/shard"))];
+    if answer["request"].is_object() {
+        known.push(("request received", fact("/request/arrival")));
+        known.push(("from node", fact("/request/node")));
+    }
+    known.extend([
+        ("stored requests", fact("/stored/requests")),
+        ("oldest, newest", format!("{}, {}", fact("/stored/oldest"), fact("/stored/newest"))),
+        ("shard stores since", fact("/stored/shard_oldest")),
+        ("on the allowlist", fact("/allowlisted")),
+        ("trusted proxy", fact("/trusted_proxy")),
+    ]);
+    for verdict in rows(answer, "verdicts") {
+        let by =
+            verdict["detector"].as_str().map_or_else(|| "by hand".to_owned(), |name| format!("by {}", super::table::plain(name)));
+        known.push(("listed", format!("{} until {}, {by}", cell(&verdict["action"]), cell(&verdict["until"]))));
+    }
+    let none = "no detector has looked at a stored request of this source";
+    let mut text = format!("{}\n{}", facts(&known), table(rows(answer, "detectors"), &DETECTORS, none));
+    text.push_str(
+        "\nA detector fires above 100 %. Levels are those of now: they count requests that are not stored any more, too.\n",
+    );
+    if answer["partial"] == true {
+        text.push_str("Not all stored requests were looked at: ask again.\n");
+    }
+    text
+}

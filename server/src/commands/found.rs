@@ -1,0 +1,202 @@
+//! `alerts`, `attacks`, `requests`, `top`, `timeline`: what was found, as tables.
+
+use super::client::{Client, encoded};
+use super::table::{Column, cell, facts, table};
+use super::{rows, shown};
+use crate::config::ask_flags::{AlertsFlags, AttacksFlags, RequestsFlags, RowFlags, TimelineFlags, TopFlags, TopOf};
+use anyhow::Result;
+use serde_json::Value;
+
+const ALERTS: [Column; 10] = [
+    ("FIRED", "/fired"),
+    ("LEVEL", "/level"),
+    ("DETECTOR", "/detector"),
+    ("KEY", "/key/value"),
+    ("APPLICATION", "/application"),
+    ("HOST", "/scope/host"),
+    ("ENDPOINT", "/scope/endpoint"),
+    ("COUNT", "/count"),
+    ("DISTINCT", "/distinct"),
+    ("FINAL", "/final"),
+];
+
+const ATTACKS: [Column; 11] = [
+    ("ID", "/id"),
+    ("LAST", "/last"),
+    ("TYPE", "/type"),
+    ("APPLICATION", "/application"),
+    ("HOST", "/host"),
+    ("TEMPLATE", "/template"),
+    ("POINT", "/point"),
+    ("KEY", "/key"),
+    ("COUNT", "/count"),
+    ("BLOCKED", "/blocked"),
+    ("SOURCES", "/distinct_sources"),
+];
+
+const SAMPLES: [Column; 7] = [
+    ("TIME", "/time"),
+    ("SOURCE", "/source"),
+    ("METHOD", "/method"),
+    ("STATUS", "/status"),
+    ("BLOCKED", "/blocked"),
+    ("PAYLOAD", "/payload"),
+    ("REQUEST", "/request_id"),
+];
+
+const SOURCES: [Column; 3] = [("SOURCE", "/source"), ("COUNT", "/count"), ("LESS BY AT MOST", "/error")];
+
+const REQUESTS: [Column; 9] = [
+    ("ARRIVED", "/arrival"),
+    ("SOURCE", "/client_ip"),
+    ("METHOD", "/method"),
+    ("STATUS", "/status"),
+    ("HOST", "/host"),
+    ("PATH", "/path"),
+    ("HITS", "/hits"),
+    ("SHARD", "/shard"),
+    ("ID", "/request_id"),
+];
+
+const TOP: [Column; 3] = [("COUNT", "/count"), ("LESS BY AT MOST", "/error"), ("VALUE", "/value")];
+
+const MINUTES: [Column; 9] = [
+    ("MINUTE", "/time"),
+    ("REQUESTS", "/requests"),
+    ("WITH HITS", "/attacks"),
+    ("BLOCKED", "/blocked"),
+    ("STATUSES", "/statuses"),
+    ("HITS", "/hits"),
+    ("P50, ms", "/response_p50_ms"),
+    ("P90, ms", "/response_p90_ms"),
+    ("P99, ms", "/response_p99_ms"),
+];
+
+type Query = Vec<(&'static str, String)>;
+
+fn put(query: &mut Query, name: &'static str, value: Option<&impl ToString>) {
+    query.extend(value.map(|value| (name, value.to_string())));
+}
+
+fn query_of(flags: &RowFlags) -> Query {
+    let mut query = vec![("limit", flags.limit.to_string())];
+    put(&mut query, "source", flags.source.as_ref());
+    put(&mut query, "application", flags.application.as_ref());
+    put(&mut query, "host", flags.host.as_ref());
+    put(&mut query, "since", flags.since.as_ref());
+    put(&mut query, "until", flags.until.as_ref());
+    query
+}
+
+/// `postanalytics alerts`
+pub(crate) fn alerts(flags: &AlertsFlags) -> Result<String> {
+    let mut query = query_of(&flags.rows);
+    put(&mut query, "detector", flags.detector.as_ref());
+    let answer = Client::new(&flags.ask)?.get("/alerts", &query)?;
+    Ok(shown(&flags.ask, &answer, |answer| table(rows(answer, "alerts"), &ALERTS, "no alert")))
+}
+
+/// `postanalytics attacks`
+pub(crate) fn attacks(flags: &AttacksFlags) -> Result<String> {
+    let client = Client::new(&flags.ask)?;
+    if let Some(id) = &flags.id {
+        let answer = client.get(&format!("/attacks/{}", encoded(id)), &[])?;
+        return Ok(shown(&flags.ask, &answer, attack));
+    }
+    let mut query = query_of(&flags.rows);
+    put(&mut query, "type", flags.attack_type.as_ref());
+    let answer = client.get("/attacks", &query)?;
+    Ok(shown(&flags.ask, &answer, |answer| table(rows(answer, "attacks"), &ATTACKS, "no attack")))
+}
+
+/// One attack: its facts, its sources, its samples.
+fn attack(attack: &Value) -> String {
+    let names = [
+        "id",
+        "kind",
+        "type",
+        "application",
+        "host",
+        "template",
+        "point",
+        "key",
+        "first",
+        "last",
+        "count",
+        "blocked",
+        "kept",
+        "suppressed",
+        "statuses",
+        "distinct_sources",
+        "distinct_payloads",
+        "closed",
+    ];
+    let known: Vec<(&str, String)> = names.iter().filter_map(|name| attack.get(name).map(|value| (*name, cell(value)))).collect();
+    format!(
+        "{}\n{}\n{}",
+        facts(&known),
+        table(rows(attack, "sources"), &SOURCES, "no source is kept"),
+        table(rows(attack, "samples"), &SAMPLES, "no sample is kept")
+    )
+}
+
+/// `postanalytics requests`
+pub(crate) fn requests(flags: &RequestsFlags) -> Result<String> {
+    let client = Client::new(&flags.ask)?;
+    if let Some(id) = &flags.id {
+        let answer = client.get(&format!("/requests/{}", encoded(id)), &[])?;
+        return Ok(shown(&flags.ask, &answer, |answer| {
+            let all = rows(answer, "requests").iter().map(|request| {
+                let fields = request.as_object().into_iter().flatten();
+                let fields: Vec<(&str, String)> = fields.map(|(name, value)| (name.as_str(), cell(value))).collect();
+                facts(&fields)
+            });
+            all.collect::<Vec<_>>().join("\n")
+        }));
+    }
+    let mut query = vec![("limit", flags.limit.to_string())];
+    put(&mut query, "source", flags.source.as_ref());
+    put(&mut query, "since", flags.since.as_ref());
+    let answer = client.get("/requests", &query)?;
+    Ok(shown(&flags.ask, &answer, |answer| {
+        let mut found = rows(answer, "requests").to_vec();
+        for request in &mut found {
+            // Types are what fits a line; `requests ID` and --json show all.
+            let types: Vec<Value> = rows(request, "hits").iter().map(|hit| hit["attack_type"].clone()).collect();
+            request["hits"] = types.into();
+        }
+        let mut text = table(&found, &REQUESTS, "no request that is stored fits");
+        if answer["partial"] == true {
+            text.push_str(
+                "Not all was looked at: another search was under way, it took too long, or too much was found. Ask again.\n",
+            );
+        }
+        text
+    }))
+}
+
+/// `postanalytics top`
+pub(crate) fn top(flags: &TopFlags) -> Result<String> {
+    let of = match flags.of {
+        TopOf::Sources => "sources",
+        TopOf::Paths => "paths",
+        TopOf::UserAgents => "user_agents",
+        TopOf::Types => "types",
+    };
+    let mut query = vec![("of", of.to_owned()), ("limit", flags.limit.to_string())];
+    put(&mut query, "application", flags.application.as_ref());
+    let answer = Client::new(&flags.ask)?.get("/top", &query)?;
+    Ok(shown(&flags.ask, &answer, |answer| {
+        let table = table(rows(answer, "rows"), &TOP, "nothing was counted yet");
+        format!("{} of {} since {}\n\n{table}", cell(&answer["total"]), of, cell(&answer["since"]))
+    }))
+}
+
+/// `postanalytics timeline`
+pub(crate) fn timeline(flags: &TimelineFlags) -> Result<String> {
+    let mut query = Query::new();
+    put(&mut query, "application", flags.application.as_ref());
+    put(&mut query, "since", flags.since.as_ref());
+    let answer = Client::new(&flags.ask)?.get("/timeline", &query)?;
+    Ok(shown(&flags.ask, &answer, |answer| table(rows(answer, "minutes"), &MINUTES, "no request came")))
+}

@@ -1,0 +1,265 @@
+//! `/explain`: what is known of a source. Its stored requests are looked at anew, to say which keys of the detectors they
+//! belong to, how near those are to firing now, and why requests did not count.
+//!
+//! What only the order of arrival tells is worked out here from the stored requests: whether one was late for its key, or
+//! came while the key was on hold. Requests that were evicted are not in these counts, though they are in the levels.
+
+use super::answer::Response;
+use super::denylist::{self, VerdictView};
+use super::detection::no_answer;
+use super::pages::not_ready;
+use super::parameters::{Parameters, parse_id, parse_source};
+use super::record::Show;
+use super::scan::{self, Wanted};
+use crate::analytics::alerts::time_text;
+use crate::analytics::detectors::{Detector, KeyKind};
+use crate::analytics::explain::{Standing, WhyNot};
+use crate::analytics::path;
+use crate::config::detection::touches;
+use crate::control::ask;
+use crate::control::state::State;
+use crate::correlator::messages::{AlertFilter, AlertView, Ask, Reply};
+use crate::escape::escape;
+use bumpalo::Bump;
+use postanalytics_protocol::schema::v1::{Method, SCHEMA, TAG_METHOD};
+use postanalytics_protocol::{RecordView, ValidBatch, shard_of};
+use serde::Serialize;
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, HashMap};
+
+/// Most requests of a source that are looked at.
+const REQUESTS_MAX: usize = 8192;
+/// Most rows of an answer.
+const ROWS_MAX: usize = 1000;
+
+/// What is said of a key of a detector.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+struct Row {
+    detector: &'static str,
+    /// `null`: all together.
+    application: Option<i32>,
+    scope: Scope,
+    /// How near to firing, by the rule that is nearest; `null`: the correlator knows.
+    level_percent: Option<f64>,
+    hold_until: Option<String>,
+    /// Stored requests that the detector is about.
+    requests: u64,
+    counted: u64,
+    not_counted: BTreeMap<&'static str, u64>,
+    #[serde(skip)]
+    clock_us: u64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+struct Scope {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    host: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    endpoint: Option<String>,
+}
+
+/// A stored request of the source, as far as rows need it.
+struct Seen {
+    arrival_us: u64,
+    application: i32,
+    host: String,
+    endpoint: String,
+    standings: [Standing; Detector::ALL.len()],
+}
+
+/// The page.
+pub(super) async fn explain<'a>(state: &'a State, parameters: &Parameters<'_>, show: Show) -> Result<Response<'a>, String> {
+    let asked = match (parameters.text("source"), parameters.text("request_id")) {
+        (Some(source), None) => Ok(parse_source(source)?),
+        (None, Some(id)) => Err(parse_id(id).ok_or_else(|| "request_id is 32 hexadecimal digits".to_owned())?),
+        _ => return Err("give source or request_id".to_owned()),
+    };
+    if state.shards().is_empty() {
+        return Ok(not_ready());
+    }
+    let Some(slot) = state.take_scan_slot() else {
+        return Ok(Response::error(503, "another search is under way: ask again"));
+    };
+    let (source, request) = match asked {
+        Ok(source) => (source, Value::Null),
+        Err(id) => {
+            let wanted = Wanted { request_id: Some(id), limit: 1, ..Wanted::default() };
+            let found = scan::scan(state, &slot, &wanted, show).await;
+            let first = found.records.first().and_then(|(_, json)| serde_json::from_str::<Value>(json).ok());
+            let Some(request) = first else { return Ok(not_stored(state, found.partial)) };
+            (parse_source(request["client_ip"].as_str().unwrap_or_default())?, request)
+        }
+    };
+    let topology = &state.topology;
+    let shard = shard_of(source, topology.routing_seed, topology.shard_count);
+    let mut seen = Vec::new();
+    let is_whole = scan::explain(state, &slot, shard as usize, source, |lane| {
+        gather(lane, &mut seen);
+        seen.len() < REQUESTS_MAX
+    })
+    .await;
+    let filter = AlertFilter { source: Some(source.key()), limit: ROWS_MAX, ..AlertFilter::default() };
+    let Some(Reply::Alerts(alerts)) = ask::correlator(state, Ask::Alerts(filter)).await else { return Ok(no_answer(state)) };
+    let Some(verdicts) = ask::verdicts(state).await else { return Ok(no_answer(state)) };
+    let config = state.config();
+    let (allowlist, proxies) =
+        config.detection.as_ref().map(|detection| (&*detection.allowlist, &*detection.trusted_proxies)).unwrap_or_default();
+    let late_us = config.detection.as_ref().map_or(u64::MAX, |detection| detection.late_us);
+    let time = |us: Option<u64>| us.filter(|us| *us > 0).map(time_text);
+    let shard_oldest = state.shards().get(shard as usize).map(|port| port.page.read().oldest_arrival_us);
+    let answer = json!({
+        "source": denylist::source_text(source),
+        "shard": shard,
+        "request": request,
+        "detectors_run": config.detection.is_some(),
+        "allowlisted": touches(allowlist, source),
+        "trusted_proxy": touches(proxies, source),
+        "verdicts": denylist::of_source(verdicts, source).iter().map(VerdictView::of).collect::<Vec<_>>(),
+        "stored": {
+            "requests": seen.len(),
+            "oldest": time(seen.last().map(|seen| seen.arrival_us)),
+            "newest": time(seen.first().map(|seen| seen.arrival_us)),
+            "shard_oldest": time(shard_oldest),
+        },
+        "partial": !is_whole,
+        "detectors": rows_of(&seen, &alerts, late_us),
+    });
+    Ok(Response::json(200, &answer).with_slot(slot))
+}
+
+fn not_stored(state: &State, is_partial: bool) -> Response<'static> {
+    if is_partial {
+        return Response::error(503, "not all stored requests could be looked at in time: ask again");
+    }
+    let since: Vec<String> = state
+        .shards()
+        .iter()
+        .map(|port| match port.page.read().oldest_arrival_us {
+            0 => format!("shard {} holds none", port.shard),
+            oldest_us => format!("shard {} holds those since {}", port.shard, time_text(oldest_us)),
+        })
+        .collect();
+    let text = format!("no stored request has this id: it never came, or it was evicted; {}", since.join(", "));
+    Response::error(404, &text)
+}
+
+/// Takes the records of a page over.
+fn gather(lane: &scan::Lane, seen: &mut Vec<Seen>) {
+    let Ok(batch) = ValidBatch::parse(SCHEMA, lane.stored.len() as u32, &lane.body) else { return };
+    let scratch = Bump::new();
+    for ((record, stored), standings) in batch.records().zip(&lane.stored).zip(&lane.standings) {
+        seen.push(Seen {
+            arrival_us: stored.arrival_us,
+            application: record.application(),
+            host: escape(record.host()),
+            endpoint: endpoint_of(&record, &scratch),
+            standings: *standings,
+        });
+    }
+}
+
+/// Method and template, as alerts write them.
+fn endpoint_of(record: &RecordView<'_>, scratch: &Bump) -> String {
+    let other = record.extensions().find(|extension| extension.tag == TAG_METHOD).map_or(&b""[..], |extension| extension.value);
+    let method = Method::from_wire(record.method()).map_or(other, |known| known.name().as_bytes());
+    if method.is_empty() {
+        return escape(record.path());
+    }
+    let (path, _) = path::normalise(record.path(), scratch);
+    let (template, _) = path::template(path, scratch);
+    format!("{} {}", escape(method), escape(template))
+}
+
+/// A row for each key that the requests belong to, nearest to firing first.
+fn rows_of(seen: &[Seen], alerts: &[AlertView], late_us: u64) -> Vec<Row> {
+    let mut rows: HashMap<(u8, u64), Row> = HashMap::new();
+    // In the order of arrival: seen is newest first.
+    for request in seen.iter().rev() {
+        for (detector, standing) in Detector::ALL.into_iter().zip(&request.standings) {
+            // What the detector is not about would fill the page with nothing.
+            if standing.why_not == Some(WhyNot::OtherBusiness) {
+                continue;
+            }
+            let row = rows.entry((detector as u8, standing.key)).or_insert_with(|| row_of(detector, standing, request));
+            row.requests += 1;
+            let why_not = standing.why_not.map(WhyNot::name).or_else(|| why_in_order(row, standing, alerts, late_us));
+            match why_not {
+                Some(why) => *row.not_counted.entry(why).or_default() += 1,
+                None => row.counted += 1,
+            }
+        }
+    }
+    let mut rows: Vec<Row> = rows.into_values().collect();
+    rows.sort_by(|one, other| {
+        let level = |row: &Row| row.level_percent.unwrap_or(-1.0);
+        let by_level = level(other).total_cmp(&level(one));
+        by_level.then_with(|| {
+            (one.detector, &one.scope.host, &one.scope.endpoint).cmp(&(other.detector, &other.scope.host, &other.scope.endpoint))
+        })
+    });
+    rows.truncate(ROWS_MAX);
+    rows
+}
+
+fn row_of(detector: Detector, standing: &Standing, request: &Seen) -> Row {
+    let kind = detector.key_kind();
+    let has_host = !matches!(kind, KeyKind::Source | KeyKind::User) && !request.host.is_empty();
+    let has_endpoint = matches!(kind, KeyKind::SourceEndpoint | KeyKind::SessionEndpoint);
+    Row {
+        detector: detector.name(),
+        application: (!standing.is_across_applications).then_some(request.application),
+        scope: Scope { host: has_host.then(|| request.host.clone()), endpoint: has_endpoint.then(|| request.endpoint.clone()) },
+        level_percent: standing.progress.map(|progress| progress as f64 / 10.0),
+        hold_until: (standing.hold_until_us > 0).then(|| time_text(standing.hold_until_us)),
+        ..Row::default()
+    }
+}
+
+/// What the order of arrival tells: that an event was late for its key, or came while the key was on hold.
+fn why_in_order(row: &mut Row, standing: &Standing, alerts: &[AlertView], late_us: u64) -> Option<&'static str> {
+    if standing.time_us.saturating_add(late_us) < row.clock_us {
+        return Some("late");
+    }
+    row.clock_us = row.clock_us.max(standing.time_us);
+    let us = |text: &str| text.parse::<jiff::Timestamp>().map_or(0, |time| u64::try_from(time.as_microsecond()).unwrap_or(0));
+    let is_held = alerts.iter().any(|AlertView { alert, .. }| {
+        alert.detector == row.detector
+            && alert.application == row.application
+            && alert.scope.host == row.scope.host
+            && alert.scope.endpoint == row.scope.endpoint
+            && (us(&alert.fired) + 1..=us(&alert.last)).contains(&row.clock_us)
+    });
+    is_held.then_some("on_hold")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen(at_us: u64, why_not: Option<WhyNot>) -> Seen {
+        let standing = Standing {
+            key: 5,
+            time_us: at_us,
+            hold_until_us: 0,
+            progress: Some(250),
+            why_not: Some(WhyNot::OtherBusiness),
+            is_across_applications: false,
+        };
+        let mut standings = [standing; Detector::ALL.len()];
+        standings[Detector::Crawl as usize].why_not = why_not;
+        Seen { arrival_us: at_us, application: 3, host: "a".to_owned(), endpoint: "GET /".to_owned(), standings }
+    }
+
+    #[test]
+    fn requests_are_counted_by_key_with_the_reason_why_not() {
+        // Newest first; the last one that came is late.
+        let seen = [seen(10, None), seen(1_000_000, None), seen(900_000, Some(WhyNot::Static)), seen(1000, None)];
+        let rows = rows_of(&seen, &[], 100_000);
+        assert_eq!(rows.len(), 1);
+        let row = &rows[0];
+        assert_eq!((row.detector, row.application, row.level_percent), ("crawl", Some(3), Some(25.0)));
+        assert_eq!((row.scope.host.as_deref(), row.scope.endpoint.as_deref()), (Some("a"), None));
+        assert_eq!((row.requests, row.counted), (4, 2));
+        assert_eq!(row.not_counted, BTreeMap::from([("late", 1), ("static", 1)]));
+    }
+}
