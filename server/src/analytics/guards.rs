@@ -10,12 +10,10 @@
 //! 3.3 %; nearly exact below some thousand): the limit of a twentieth is as exact as that.
 
 use super::fingerprint::mix;
-use super::summary::hot::HotSources;
+use super::summary::hot::{HotSources, OTHERS_ACTIVE};
 
 /// Share of the requests, in thousandths, above which a source is taken for a proxy.
 const PROXY_PERMILLE: u64 = 200;
-/// And how many others must be active at least: more than this.
-const OTHERS_ACTIVE: usize = 10;
 /// Share of the sources, in thousandths, that may be listed.
 const LISTED_PERMILLE: u64 = 50;
 /// Below so many sources there is no share to speak of.

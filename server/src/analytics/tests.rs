@@ -141,3 +141,58 @@ fn without_room_for_keys_no_detector_runs_and_hits_are_found() {
     };
     assert_eq!((alerts(0), alerts(1 << 16) > 0), (0, true));
 }
+
+#[test]
+fn what_is_told_and_sampled_changes_no_detection() {
+    let run = |reports| {
+        let settings = Arc::new(Settings::default());
+        let (mut subject, mut scratch) = (Analytics::new(settings, Room { reports, ..ROOM }, 7), Bump::new());
+        for step in 0..2000u32 {
+            let mut hit = request(v4(step % 7), 1_000_000_000 + u64::from(step) * 300_000, "/search", 200);
+            let payload = [step as u8 % 11];
+            hit.hits = vec![postanalytics_protocol::Hit { attack_type: 1, payload: &payload, ..Default::default() }];
+            let path = format!("/missing-{}", step % 50);
+            let records = [hit, request(v4(step % 5), 1_000_000_000 + u64::from(step) * 300_000, &path, 404)];
+            observe(&mut subject, &mut scratch, &records);
+        }
+        let mut alerts: Vec<_> = subject.engine.alerts.take_all().iter().map(|alert| alert.to_json()).collect();
+        alerts.sort_by(|left, right| left.id.cmp(&right.id));
+        alerts
+    };
+    let alerts = run(true);
+    assert!(alerts.len() > 10, "{}", alerts.len());
+    assert_eq!(alerts, run(false));
+}
+
+#[test]
+fn whoever_seems_to_be_a_proxy_is_reported_and_not_listed() {
+    let config = DetectionConfig::parse("[detectors.scanner]\naction = 'denylist'").expect("a configuration");
+    let settings = Arc::new(Settings::new(&config).expect("settings"));
+    let room = Room { reports: true, alerts: Some(16), ..ROOM };
+    let (mut subject, mut scratch) = (Analytics::new(settings, room, 7), Bump::new());
+    let mut observe_live = |subject: &mut Analytics, sources: &[u32], user_agent: &[u8]| {
+        let mut batch = BatchBuilder::default();
+        for source in sources {
+            let fields = RecordFields { user_agent, ..request(v4(*source), 1, "/", 200) };
+            batch.push(&fields, usize::MAX).expect("fits");
+        }
+        let mut body = AlignedVec::<16>::new();
+        body.resize(batch.body_bytes(), 0);
+        batch.encode_body(&mut body);
+        let valid = ValidBatch::parse(1, sources.len() as u32, &body).expect("valid");
+        let timing = Timing { arrival_us: 1_700_000_000_000_000, ..Timing::default() };
+        subject.observe(&valid, timing, &[], &scratch);
+        scratch.reset();
+    };
+    // Twenty visitors, one of whom sends as much as half of them, and two tools among what he sends.
+    let visitors: Vec<u32> = (0..20).chain([99; 10]).collect();
+    observe_live(&mut subject, &visitors, b"Mozilla/5.0");
+    observe_live(&mut subject, &[99, 99], b"sqlmap/1.7");
+    assert!(subject.listed.is_empty() && subject.guards.objections.real_ip_suspect == 1);
+    let told: Vec<_> = subject.engine.alerts.reports.alerts().map(|(alert, is_final)| (alert.to_json(), is_final)).collect();
+    let names: Vec<_> = told.iter().map(|(json, is_final)| (json.detector, json.note.is_some(), *is_final)).collect();
+    assert_eq!(names, [("scanner", false, false), ("real_ip_suspect", true, true)]);
+    assert_ne!(told[0].0.id, told[1].0.id);
+    observe_live(&mut subject, &[3, 3], b"sqlmap/1.7");
+    assert_eq!(subject.listed.len(), 1, "an ordinary source is listed");
+}

@@ -7,6 +7,7 @@
 //! of these. An Ack goes out only after the batch is committed and analysed. A session has one connection at a time.
 //! Nothing in [`Shard::received`] allocates once buffers have grown to their size.
 
+mod alarms;
 pub mod connection;
 pub mod derived;
 pub mod histogram;
@@ -26,6 +27,7 @@ use crate::analytics::Analytics;
 use crate::analytics::summary::page::SummaryPage;
 use crate::analytics::verdicts::VerdictSet;
 use crate::arena::Log;
+use alarms::Alarms;
 use bumpalo::Bump;
 use bumpalo::collections::Vec as BumpVec;
 use connection::{CONTROL_BODY_BYTES_MAX, Connection, Incoming, Refusal, UNSENT_BYTES_MAX};
@@ -117,8 +119,7 @@ pub struct Shard {
     query: Option<Box<Query>>,
     /// The way to the correlator; `None`: nobody wants to know.
     derived: Option<DerivedSender>,
-    derived_lost_logged: u64,
-    too_many_logged: u64,
+    alarms: Alarms,
     draining: bool,
     stats: ShardStats,
     /// Lines about closed connections that may still be logged in this interval.
@@ -170,8 +171,7 @@ impl Shard {
             commands: VecDeque::with_capacity(64),
             query: None,
             derived: None,
-            derived_lost_logged: 0,
-            too_many_logged: 0,
+            alarms: Alarms::default(),
             draining: false,
             stats: ShardStats::default(),
             log_lines_left: LOG_LINES_PER_INTERVAL,
@@ -364,12 +364,13 @@ impl Shard {
             self.interval_ends_us = now.monotonic_us + INTERVAL_US;
             self.log_lines_left = LOG_LINES_PER_INTERVAL;
             self.publish_ack_latency();
-            self.alarm_of_loss();
             self.tell_clocks();
             self.analytics.engine.alerts.report_moved();
             self.totals_due = true;
             self.stats.hottest_source_permille =
                 self.analytics.summary.as_ref().map_or(0, |summary| summary.hot.hottest_permille());
+            let stats = self.stats();
+            self.alarms.look(self.id, &stats, now.monotonic_us);
         }
     }
 
@@ -835,31 +836,6 @@ impl Shard {
                 connection.clock_offset_us = None;
             }
         }
-    }
-
-    /// Says so, once in an interval, when events for the correlator were dropped, or detectors may list nobody more.
-    fn alarm_of_loss(&mut self) {
-        let too_many = self.analytics.guards.objections.too_many;
-        if too_many > self.too_many_logged {
-            tracing::warn!(
-                shard = self.id,
-                listings = too_many - self.too_many_logged,
-                listed = self.verdicts.len(),
-                "over 5 % of the sources of the last 10 minutes are listed: detectors list nobody more until it is less. Look at \
-                 /denylist: a detector may be too strict, or this is an attack from very many sources"
-            );
-        }
-        self.too_many_logged = too_many;
-        let lost = self.stats().derived_lost;
-        if lost > self.derived_lost_logged {
-            tracing::warn!(
-                shard = self.id,
-                events = lost - self.derived_lost_logged,
-                "events for the correlator were dropped: attacks and alerts are shown incompletely, detection is not touched. The \
-                 CPU of the correlator is too busy: give it one by fewer --shards"
-            );
-        }
-        self.derived_lost_logged = lost;
     }
 
     fn publish_ack_latency(&mut self) {

@@ -19,6 +19,9 @@ const WEIGHT: u32 = 8;
 /// Multiples of this spread evenly, whatever steps they are taken in: no pattern of sources escapes the counting.
 const GOLDEN: u32 = 0x9e37_79b1;
 
+/// A share says something while more others than this are active.
+pub const OTHERS_ACTIVE: usize = 10;
+
 #[derive(Clone, Copy, Debug, Default)]
 struct Span {
     /// Number of the span of time, from 1 on; 0: none.
@@ -83,8 +86,11 @@ impl HotSources {
         self.live().filter_map(of_span).map(u64::from).sum()
     }
 
-    /// The largest share of a source, in thousandths.
+    /// The largest share of a source, in thousandths; 0 while no more than ten others are active, for then any share is large.
     pub fn hottest_permille(&self) -> u64 {
+        if self.sources() <= OTHERS_ACTIVE + 1 {
+            return 0;
+        }
         let total = self.total();
         let counted = self.live().flat_map(|span| span.values.iter().zip(&span.counts).filter(|(_, count)| **count > 0));
         let largest = counted.map(|(value, _)| self.count_of(*value)).max().unwrap_or(0);
