@@ -200,8 +200,10 @@ impl HitSampler {
         }
         cell.count = cell.count.saturating_add(1);
         let hash = (sample >> 32) as u32;
+        // A request that comes again is told once: it is one sample.
+        let is_known = cell.smallest.contains(&hash);
         let may_be_sample = match cell.smallest.iter_mut().max() {
-            Some(largest) if hash <= *largest => {
+            Some(largest) if hash < *largest && !is_known => {
                 *largest = hash;
                 true
             }

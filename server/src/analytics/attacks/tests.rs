@@ -224,3 +224,15 @@ fn a_full_table_forgets_the_quietest_and_counts_it() {
     assert_eq!((table.len(), table.forgotten, table.cut_short), (2, 1, 1));
     assert_eq!(table.newest_first().map(|attack| attack.count).collect::<Vec<_>>(), [1, 2]);
 }
+
+/// As from a node that gives all its requests the same id: they must not flood the correlator.
+#[test]
+fn requests_of_one_id_are_one_sample_and_few_reports() {
+    let prints = Fingerprints::new(3);
+    let mut sampler = HitSampler::new();
+    for step in 0..10_000 {
+        let made = Made { time_us: START_US + step, attack: 0, source: 0, status: 200, payload: 0, blocked: false };
+        sample(&mut sampler, made, 7, &prints);
+    }
+    assert_eq!((sampler.reports.iter().len(), sampler.lost, sampler.suppressed), (6, 0, 9995));
+}
