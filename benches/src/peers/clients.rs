@@ -72,7 +72,7 @@ impl Clients {
         let acked = Acked { records: 0, from_ns: u64::MAX, until_ns: u64::MAX, latency: latency_histogram() };
         let acked = Arc::new(Mutex::new(acked));
         let count = match workload {
-            Workload::Batched | Workload::BatchedNoindex => 1,
+            Workload::Batched | Workload::BatchedNoindex | Workload::Detectors => 1,
             Workload::Single => SINGLE_CLIENTS,
             Workload::Fleet => FLEET_CLIENTS,
         };
@@ -85,7 +85,9 @@ impl Clients {
                 .congestion_control(Some(plan.congestion.clone()))
                 .on_acked(move |records| acked.lock().unwrap_or_else(PoisonError::into_inner).take(records));
             builder = match workload {
-                Workload::Batched | Workload::BatchedNoindex => builder.batch_records_aim(BATCH).batch_records_max(BATCH),
+                Workload::Batched | Workload::BatchedNoindex | Workload::Detectors => {
+                    builder.batch_records_aim(BATCH).batch_records_max(BATCH)
+                }
                 Workload::Single => builder.batch_records_max(1),
                 Workload::Fleet => builder,
             };

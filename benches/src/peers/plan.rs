@@ -20,6 +20,12 @@ pub struct Arguments {
     /// Only these systems (repeatable)
     #[arg(long, value_enum)]
     pub system: Vec<SystemKind>,
+    /// Ours by pre-built messages only, not through the client crate too
+    #[arg(long)]
+    pub no_client: bool,
+    /// Option of our server, to compare settings (repeatable): --server-option=--receive-buffers=64
+    #[arg(long, value_name = "OPTION", allow_hyphen_values = true)]
+    pub server_option: Vec<String>,
     /// Runs of each, of which the medians count
     #[arg(long, default_value_t = 5)]
     pub runs: usize,
@@ -79,6 +85,8 @@ pub enum Workload {
     Batched,
     /// The same for Tarantool without its index by source, which is less work
     BatchedNoindex,
+    /// 64 records a message of visitors who browse, ours with all detectors, which no peer has
+    Detectors,
     /// One record a message and a write, 256 connections
     Single,
     /// 1,000 filtering nodes of 80 records a second, each with the lanes of eight shards
@@ -91,6 +99,7 @@ impl Workload {
         match self {
             Self::Batched => "batched",
             Self::BatchedNoindex => "batched_noindex",
+            Self::Detectors => "detectors",
             Self::Single => "single",
             Self::Fleet => "fleet",
         }
@@ -103,6 +112,8 @@ impl Workload {
 pub struct Plan {
     pub workloads: Vec<Workload>,
     pub systems: Vec<SystemKind>,
+    pub no_client: bool,
+    pub server_option: Vec<String>,
     pub runs: usize,
     pub duration: Duration,
     pub warm_up: Duration,
@@ -136,6 +147,8 @@ impl Plan {
         Ok(Self {
             workloads: if arguments.workload.is_empty() { all() } else { arguments.workload.clone() },
             systems: if arguments.system.is_empty() { systems() } else { arguments.system.clone() },
+            no_client: arguments.no_client,
+            server_option: arguments.server_option.clone(),
             runs: if quick { 1 } else { arguments.runs },
             duration: if quick { Duration::from_millis(300) } else { arguments.duration },
             warm_up: Duration::from_millis(if quick { 50 } else { 300 }),

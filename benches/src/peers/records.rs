@@ -17,6 +17,12 @@ use std::sync::Arc;
 
 /// Distinct sources, and records: each source has one.
 pub const SOURCES: u32 = 131_072;
+/// Sources of the corpus that browses.
+pub const BROWSING_SOURCES: u32 = 100_000;
+/// Its records, user agents and paths: a source has one user agent and two or three paths.
+const BROWSING_RECORDS: u32 = 262_144;
+const BROWSING_AGENTS: u32 = 10_000;
+const BROWSING_PATHS: u32 = 100_000;
 /// Bytes of the texts together: with 176 fixed bytes and the table of extensions a record is 512 bytes on our wire.
 const TEXT_BYTES: usize = 312;
 const PATH_BYTES: usize = 80;
@@ -87,10 +93,8 @@ pub struct Record {
 }
 
 impl Record {
-    fn new(request: &Request<'_>, number: u32) -> Self {
-        let (mut path, mut user_agent) = (request.path.to_vec(), request.user_agent.to_vec());
-        fit(&mut path, PATH_BYTES, number);
-        fit(&mut user_agent, USER_AGENT_BYTES, number);
+    /// A record of a request, with this path and user agent.
+    fn new(request: &Request<'_>, number: u32, path: Vec<u8>, user_agent: Vec<u8>) -> Self {
         let (mut query, mut payload) = (request.query.to_vec(), b"1' or sleep(5)-- ".to_vec());
         fit(&mut query, QUERY_BYTES, number);
         fit(&mut payload, PAYLOAD_BYTES, number);
@@ -220,6 +224,15 @@ fn pack_rest(fields: &RecordFields<'_>) -> [u8; REST_BYTES] {
     rest
 }
 
+/// The same, leaving the file's extension at the end: what is an image or a style sheet stays one.
+fn fit_path(path: &mut Vec<u8>, number: u32) {
+    let file = path.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
+    let extension = path.iter().rposition(|byte| *byte == b'.').filter(|at| *at > file && path.len() - at <= 6);
+    let extension = extension.map(|at| path.split_off(at)).unwrap_or_default();
+    fit(path, PATH_BYTES - extension.len(), number);
+    path.extend(extension);
+}
+
 /// Cuts or pads a text to `bytes`, with something of the record's own at the end.
 fn fit(text: &mut Vec<u8>, bytes: usize, number: u32) {
     let tail = format!("{number:06x}");
@@ -244,9 +257,38 @@ impl Corpus {
         let mut traffic = Traffic::new(pool, 1, SOURCES);
         let record = |source| {
             debug_assert!(source_address(source) != source_address(source ^ 1), "sources are distinct");
-            Record::new(&traffic.next_of(source, EVENT_US + u64::from(source)), source)
+            let request = traffic.next_of(source, EVENT_US + u64::from(source));
+            let (mut path, mut user_agent) = (request.path.to_vec(), request.user_agent.to_vec());
+            fit(&mut path, PATH_BYTES, source);
+            fit(&mut user_agent, USER_AGENT_BYTES, source);
+            Record::new(&request, source, path, user_agent)
         };
-        let records: Vec<Record> = (0..SOURCES).map(record).collect();
+        Self::of((0..SOURCES).map(record).collect())
+    }
+
+    /// Visitors that browse, for the detectors: 100,000 sources, 10,000 user agents, 100,000 paths.
+    pub fn browsing() -> Self {
+        let pool = Arc::new(Pool::new(Mix::Browse, 1, 512));
+        let mut traffic = Traffic::new(pool, 1, BROWSING_SOURCES);
+        let mut path = |number| {
+            let mut path = traffic.next_of(number, EVENT_US).path.to_vec();
+            fit_path(&mut path, number);
+            path
+        };
+        let paths: Vec<Vec<u8>> = (0..BROWSING_PATHS).map(&mut path).collect();
+        let record = |number: u32| {
+            let source = number % BROWSING_SOURCES;
+            let request = traffic.next_of(source, EVENT_US + u64::from(number));
+            // Odd and no multiple of 5, so that all paths come before one comes again.
+            let path = paths[(u64::from(number) * 7_919 % u64::from(BROWSING_PATHS)) as usize].clone();
+            let mut user_agent = request.user_agent.to_vec();
+            fit(&mut user_agent, USER_AGENT_BYTES, source % BROWSING_AGENTS);
+            Record::new(&request, number, path, user_agent)
+        };
+        Self::of((0..BROWSING_RECORDS).map(record).collect())
+    }
+
+    fn of(records: Vec<Record>) -> Self {
         let hashes = records.iter().map(|record| record.row().hash()).collect();
         Self { records, hashes }
     }
@@ -310,5 +352,18 @@ mod tests {
         let mut other = corpus.records[0].row();
         other.status += 1;
         assert_ne!(other.hash(), corpus.hash(0));
+    }
+
+    #[test]
+    fn those_who_browse_are_as_many_as_stated() {
+        let corpus = Corpus::browsing();
+        let distinct = |part: fn(&Record) -> Vec<u8>| corpus.records.iter().map(part).collect::<HashSet<_>>().len();
+        assert_eq!(distinct(|record| record.client_ip.to_vec()), BROWSING_SOURCES as usize);
+        assert_eq!(distinct(|record| record.path.clone()), BROWSING_PATHS as usize);
+        // The texts before the tail may differ too.
+        assert!(distinct(|record| record.user_agent.clone()) >= BROWSING_AGENTS as usize);
+        assert!(corpus.records.iter().all(|record| RECORD_BYTES + blob_bytes(&record.fields()) == 512));
+        let images = corpus.records.iter().filter(|record| record.path.ends_with(b".png") || record.path.ends_with(b".css"));
+        assert!(images.count() > corpus.records.len() / 100, "files keep their extension");
     }
 }

@@ -86,24 +86,25 @@ pub struct Finding {
 pub fn run(plan: &Plan, programs: &Programs) -> Result<Vec<Finding>> {
     pin_this_thread(Some(plan.generator_cpu)).map_err(anyhow::Error::msg)?;
     set_fine_timers();
-    let corpus = Corpus::new();
     let mut findings = Vec::new();
     for entries in groups(plan) {
+        let browse = entries.iter().any(|entry| entry.workload == Workload::Detectors);
+        let corpus = &if browse { Corpus::browsing() } else { Corpus::new() };
         if entries.iter().any(|entry| entry.workload == Workload::Fleet) {
             plan.raise_file_limit(FLEET_FILES)?;
         }
-        let start = |entry: &Entry| Contestant::start(*entry, plan, programs, &corpus).with_context(|| entry.title());
+        let start = |entry: &Entry| Contestant::start(*entry, plan, programs, corpus).with_context(|| entry.title());
         let mut contestants = entries.iter().map(start).collect::<Result<Vec<_>>>()?;
         for run in 0..plan.runs {
             for contestant in &mut contestants {
                 eprint!("\r\x1b[Krun {} of {}: {}", run + 1, plan.runs, contestant.entry.title());
-                contestant.run(plan, &corpus, run).with_context(|| contestant.entry.title())?;
+                contestant.run(plan, corpus, run).with_context(|| contestant.entry.title())?;
             }
         }
         for contestant in contestants {
             eprint!("\r\x1b[Kproof: {}", contestant.entry.title());
             let title = contestant.entry.title();
-            findings.push(contestant.finish(plan, programs, &corpus).context(title)?);
+            findings.push(contestant.finish(plan, programs, corpus).context(title)?);
         }
         eprint!("\r\x1b[K");
     }
@@ -121,7 +122,8 @@ fn groups(plan: &Plan) -> Vec<Vec<Entry>> {
             .collect()
     };
     let fleet = of(&[Workload::Fleet]).into_iter().map(|entry| vec![entry]);
-    [of(&[Workload::Batched, Workload::BatchedNoindex]), of(&[Workload::Single])].into_iter().chain(fleet).collect()
+    let together = [&[Workload::Batched, Workload::BatchedNoindex][..], &[Workload::Detectors], &[Workload::Single]];
+    together.into_iter().map(of).chain(fleet).collect()
 }
 
 fn entries(plan: &Plan, workload: Workload) -> Vec<Entry> {
@@ -131,7 +133,7 @@ fn entries(plan: &Plan, workload: Workload) -> Vec<Entry> {
             continue;
         }
         entries.push(Entry { system, workload, path: Path::Raw });
-        if system == SystemKind::Postanalytics {
+        if system == SystemKind::Postanalytics && !plan.no_client {
             entries.push(Entry { system, workload, path: Path::Client });
         }
     }
@@ -146,7 +148,7 @@ impl Entry {
     }
 
     const fn size(&self) -> usize {
-        if matches!(self.workload, Workload::Batched | Workload::BatchedNoindex) { BATCH } else { 1 }
+        if matches!(self.workload, Workload::Single | Workload::Fleet) { 1 } else { BATCH }
     }
 }
 
@@ -173,18 +175,17 @@ enum Sender {
 impl Contestant {
     fn start(entry: Entry, plan: &Plan, programs: &Programs, corpus: &Corpus) -> Result<Self> {
         let connections = match entry.workload {
-            Workload::Batched | Workload::BatchedNoindex => BATCHED_CONNECTIONS,
+            Workload::Batched | Workload::BatchedNoindex | Workload::Detectors => BATCHED_CONNECTIONS,
             Workload::Single => SINGLE_CONNECTIONS,
             Workload::Fleet => FLEET_CLIENTS * FLEET_LANES,
         };
-        let indexed = entry.workload != Workload::BatchedNoindex;
-        let mut system = System::start(entry.system, plan, programs, indexed, connections)?;
+        let mut system = System::start(entry.system, plan, programs, entry.workload, connections)?;
         let sizes: Vec<usize> =
             if entry.workload == Workload::Fleet { (1..=FLEET_BATCH_MAX).collect() } else { vec![entry.size()] };
         let messages = Arc::new(System::messages(entry.system, plan, corpus, &sizes)?);
         let wire_bytes_per_record = messages.bytes_per_record(entry.size());
         let depth = match entry.workload {
-            Workload::Batched | Workload::BatchedNoindex => BATCHED_DEPTH,
+            Workload::Batched | Workload::BatchedNoindex | Workload::Detectors => BATCHED_DEPTH,
             Workload::Single => SINGLE_DEPTH,
             Workload::Fleet => FLEET_DEPTH,
         };

@@ -11,7 +11,7 @@ pub mod tarantool;
 use crate::peers::connection::{Connection, Owes};
 use crate::peers::install::Programs;
 use crate::peers::messages::Messages;
-use crate::peers::plan::{Plan, SystemKind};
+use crate::peers::plan::{Plan, SystemKind, Workload};
 use crate::peers::process::ServerProcess;
 use crate::peers::records::{Corpus, Stored};
 use anyhow::{Context, Result};
@@ -24,6 +24,8 @@ use tempfile::TempDir;
 pub struct System {
     /// Which.
     pub kind: SystemKind,
+    /// Keys that its detectors must hold in the end.
+    keys_min: f64,
     /// Its process.
     pub process: ServerProcess,
     /// Where it takes records.
@@ -49,14 +51,14 @@ pub struct ReadBack {
 }
 
 impl System {
-    /// Starts one in a folder of its own. `indexed`: Tarantool keeps its index by source.
-    pub fn start(kind: SystemKind, plan: &Plan, programs: &Programs, indexed: bool, connections: usize) -> Result<Self> {
+    /// Starts one in a folder of its own, as the workload wants it.
+    pub fn start(kind: SystemKind, plan: &Plan, programs: &Programs, workload: Workload, connections: usize) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("postanalytics-peers-").tempdir()?;
         let (address, other) = (crate::peers::process::free_address()?, crate::peers::process::free_address()?);
-        let at = Start { plan, folder: folder.path(), address, other, connections };
+        let at = Start { plan, folder: folder.path(), workload, address, other, connections };
         let (mut command, ready) = match kind {
             SystemKind::Postanalytics => (postanalytics::command(&at)?, address),
-            SystemKind::Tarantool => (tarantool::command(&at, programs, indexed)?, address),
+            SystemKind::Tarantool => (tarantool::command(&at, programs)?, address),
             SystemKind::Redis => (redis::command(&at, programs)?, address),
             SystemKind::Discard => (discard::command(&at)?, other),
         };
@@ -69,7 +71,8 @@ impl System {
         let note =
             set.err().map(|error| format!("{}: accepted sockets have the system's congestion control: {error:#}", kind.name()));
         let resident_bytes_empty = process.resident_bytes()?;
-        Ok(Self { kind, process, address, other, resident_bytes_empty, note: note.unwrap_or_default(), folder })
+        let keys_min = if workload == Workload::Detectors { postanalytics::keys_min(plan) } else { 0.0 };
+        Ok(Self { kind, keys_min, process, address, other, resident_bytes_empty, note: note.unwrap_or_default(), folder })
     }
 
     /// Opens connections to it and checks what the accepted sockets are set to.
@@ -125,7 +128,10 @@ impl System {
     pub fn read_back(&self, corpus: &Corpus) -> Result<ReadBack> {
         let resident = self.process.resident_bytes()?.saturating_sub(self.resident_bytes_empty);
         let mut read = match self.kind {
-            SystemKind::Postanalytics => return postanalytics::read_back(&self.process, self.other),
+            SystemKind::Postanalytics => {
+                postanalytics::detectors_were_at_work(self.other, self.keys_min)?;
+                return postanalytics::read_back(&self.process, self.other);
+            }
             SystemKind::Tarantool => tarantool::read_back(self.address)?,
             SystemKind::Redis => redis::read_back(self.address, corpus)?,
             SystemKind::Discard => return Ok(ReadBack::default()),
@@ -158,6 +164,7 @@ impl System {
 pub struct Start<'a> {
     plan: &'a Plan,
     folder: &'a Path,
+    workload: Workload,
     address: SocketAddr,
     other: SocketAddr,
     connections: usize,

@@ -8,9 +8,9 @@
 use super::{ReadBack, Start};
 use crate::peers::connection::{Connection, connect as connect_socket};
 use crate::peers::measure::ratio;
-use crate::peers::plan::Plan;
+use crate::peers::plan::{Plan, Workload};
 use crate::peers::process::ServerProcess;
-use crate::peers::records::{Record, Stored, hash_of_view};
+use crate::peers::records::{BROWSING_SOURCES, Record, Stored, hash_of_view};
 use crate::peers::replies::Replies;
 use anyhow::{Context, Result, bail, ensure};
 use postanalytics_loadgen::machine::git_commit;
@@ -42,7 +42,14 @@ pub(super) fn command(at: &Start<'_>) -> Result<Command> {
     command.args(["--listen", &at.address.to_string(), "--status", &at.other.to_string()]);
     let connections = (at.connections + 100).to_string();
     command.args(["--connections-max", &connections, "--connections-per-address-max", &connections]);
+    command.args(&at.plan.server_option);
     command.arg("--log-file").arg(at.folder.join("server.log"));
+    if at.workload == Workload::Detectors {
+        // An empty file: every detector, as it is by default.
+        let config = at.folder.join("detectors.toml");
+        File::create(&config)?;
+        command.arg("--config").arg(config);
+    }
     // The defaults are measured, whatever the environment says.
     for name in ["HOST", "PORT", "ALLOW", "SLAB_ALLOC_ARENA", "TARANTOOL_MEMORY_GB"] {
         command.env_remove(name);
@@ -107,6 +114,20 @@ pub(super) fn read_back(process: &ServerProcess, status: SocketAddr) -> Result<R
         stored.rows
     );
     Ok(ReadBack { stored, taken, bytes_per_record: ratio(used as f64, stored.rows as f64) })
+}
+
+/// Keys that detectors hold after all sources have come: one has room for a key a KiB of its arena.
+pub(super) fn keys_min(plan: &Plan) -> f64 {
+    f64::from(BROWSING_SOURCES).min(plan.arena_gb * f64::from(1 << 20) / 2.0)
+}
+
+/// Detectors that look at nothing would be fast: they must hold so many keys.
+pub(super) fn detectors_were_at_work(status: SocketAddr, keys_min: f64) -> Result<()> {
+    let (_, metrics) = get(status, "/metrics")?;
+    let keys = metrics.lines().filter(|line| line.starts_with("postanalytics_keys_live"));
+    let keys: f64 = keys.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum();
+    ensure!(keys >= keys_min, "the detectors hold {keys} keys of {BROWSING_SOURCES} sources, {keys_min} at least were to be");
+    Ok(())
 }
 
 /// Every committed record in the slabs of the server's memory.

@@ -120,7 +120,10 @@ fn ask(input: &mut BufReader<TcpStream>, arguments: &[&[u8]]) -> Result<Answer> 
 pub(super) fn read_back(address: SocketAddr, corpus: &Corpus) -> Result<ReadBack> {
     let mut input = BufReader::new(TcpStream::connect(address)?);
     let mut read = ReadBack::default();
-    let counters: Vec<Vec<u8>> = corpus.records.iter().map(|record| counter(record.row().client_ip)).collect();
+    // A source may have several records, and has one counter.
+    let mut counters: Vec<Vec<u8>> = corpus.records.iter().map(|record| counter(record.row().client_ip)).collect();
+    counters.sort_unstable();
+    counters.dedup();
     for page in counters.chunks(PAGE_ROWS) {
         let arguments: Vec<&[u8]> = [&b"MGET"[..]].into_iter().chain(page.iter().map(Vec::as_slice)).collect();
         for count in ask(&mut input, &arguments)?.array()? {

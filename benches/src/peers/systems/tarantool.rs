@@ -5,7 +5,7 @@ use super::{ReadBack, Start};
 use crate::peers::connection::{Connection, connect as connect_socket};
 use crate::peers::install::Programs;
 use crate::peers::msgpack::{Reader, put_array, put_map, put_str, put_uint};
-use crate::peers::plan::Plan;
+use crate::peers::plan::{Plan, Workload};
 use crate::peers::records::{Record, Row};
 use crate::peers::replies::{Partial, Replies};
 use anyhow::{Context, Result, ensure};
@@ -37,12 +37,12 @@ const TYPE_SELECT: u64 = 1;
 const TYPE_CALL: u64 = 10;
 const ITERATOR_GE: u64 = 5;
 
-pub(super) fn command(at: &Start<'_>, programs: &Programs, indexed: bool) -> Result<Command> {
+pub(super) fn command(at: &Start<'_>, programs: &Programs) -> Result<Command> {
     let script = at.folder.join("peers.lua");
     std::fs::write(&script, LUA)?;
     let mut command = Command::new(programs.tarantool()?);
     command.arg(script).arg(at.address.port().to_string()).arg(at.plan.rows.to_string()).arg(at.folder);
-    command.arg(if indexed { "indexed" } else { "plain" });
+    command.arg(if at.workload == Workload::BatchedNoindex { "plain" } else { "indexed" });
     command.stderr(std::fs::File::create(at.folder.join("stderr.log"))?);
     Ok(command)
 }
