@@ -114,9 +114,11 @@ pub fn parse_line(line: &[u8]) -> Option<LogLine<'_>> {
 
 /// The address that stands for an address field, see the head of this file.
 pub fn client_ip(address: &[u8]) -> IpAddr {
-    if let Some(ip) = parse_ip(address) {
-        return ip;
-    }
+    parse_ip(address).unwrap_or_else(|| stand_in(address))
+}
+
+/// The address that stands for an address field that is none.
+fn stand_in(address: &[u8]) -> IpAddr {
     // FNV-1a, then its high bits folded in: stable for good, for replays of one log must give the same sources everywhere.
     let mut hash = 0xcbf2_9ce4_8422_2325u64;
     for &byte in address {
@@ -170,19 +172,19 @@ impl<'a> RequestLine<'a> {
 
     /// `METHOD target HTTP/x.y`; a target may hold spaces; without a version it is HTTP/0.9.
     fn parse_request(line: &'a [u8]) -> Option<Self> {
-        let space = line.iter().position(|&byte| byte == b' ')?;
+        let space = memchr::memchr(b' ', line)?;
         let (method, rest) = (&line[..space], line[space + 1..].trim_ascii());
         if method.is_empty() || !method.iter().all(|byte| byte.is_ascii_uppercase() || matches!(byte, b'-' | b'_')) {
             return None;
         }
-        let (target, http_version) = match rest.iter().rposition(|&byte| byte == b' ') {
+        let (target, http_version) = match memchr::memrchr(b' ', rest) {
             Some(at) => (rest[..at].trim_ascii_end(), http_version(&rest[at + 1..])?),
             None => (rest, 9),
         };
         if target.is_empty() || target.starts_with(b"HTTP/") {
             return None;
         }
-        let (path, query) = match target.iter().position(|&byte| byte == b'?') {
+        let (path, query) = match memchr::memchr(b'?', target) {
             Some(at) => (&target[..at], &target[at + 1..]),
             None => (target, &b""[..]),
         };
@@ -207,8 +209,7 @@ fn method_number(text: &[u8]) -> u8 {
 fn split_at_time(line: &[u8]) -> Option<(&[u8], Option<u64>, &[u8])> {
     let mut fallback = None;
     // Times stand near the start; the bound keeps a hostile line of brackets from costing its length squared.
-    let opens = line.iter().enumerate().filter(|&(_, &byte)| byte == b'[').map(|(at, _)| at).take(16);
-    for open in opens {
+    for open in memchr::memchr_iter(b'[', line).take(16) {
         let inside = &line[open + 1..];
         let Some(close) = inside.iter().take(64).position(|&byte| byte == b']') else { continue };
         let split = (&line[..open], &inside[close + 1..]);
@@ -361,12 +362,11 @@ fn quoted_field(text: &[u8]) -> (&[u8], &[u8]) {
     unescaped_quotes(inside).next().map_or((inside, &b""[..]), |at| (&inside[..at], &inside[at + 1..]))
 }
 
+/// A quote is escaped after an odd number of backslashes.
 fn unescaped_quotes(text: &[u8]) -> impl Iterator<Item = usize> {
-    let mut escaped = false;
-    text.iter().enumerate().filter_map(move |(at, &byte)| {
-        let is_quote = byte == b'"' && !escaped;
-        escaped = byte == b'\\' && !escaped;
-        is_quote.then_some(at)
+    memchr::memchr_iter(b'"', text).filter(|&at| {
+        let backslashes = text[..at].iter().rev().take_while(|&&byte| byte == b'\\').count();
+        backslashes % 2 == 0
     })
 }
 
@@ -386,7 +386,8 @@ fn split_port(host: &[u8]) -> (&[u8], u16) {
     }
 }
 
-fn parse_ip(text: &[u8]) -> Option<IpAddr> {
+/// The address that an address field is.
+pub fn parse_ip(text: &[u8]) -> Option<IpAddr> {
     std::str::from_utf8(text).ok()?.parse().ok()
 }
 

@@ -2,7 +2,7 @@
 
 use crate::analytics::observation::TAG_SOURCE_TEXT;
 use crate::config::flags::LineFormat;
-use postanalytics_client::access_log::{client_ip, parse_line};
+use postanalytics_client::access_log::{client_ip, parse_ip, parse_line};
 use postanalytics_protocol::routing::address_bytes;
 use postanalytics_protocol::schema::v1::{
     AttackType, FLAG_AUTH_FAILED, FLAG_AUTH_SUCCEEDED, FLAG_BLOCKED, FLAG_CREDENTIALS, FLAG_DENYLIST, FLAG_GRAYLIST, HITS_MAX,
@@ -13,7 +13,6 @@ use serde::Deserialize;
 use siphasher::sip::SipHasher13;
 use std::borrow::Cow;
 use std::hash::Hasher;
-use std::net::IpAddr;
 
 /// Gives `take` the record of a line. `None`: the line is none of this format, or has no time.
 pub(crate) fn read<T>(format: LineFormat, line: &[u8], take: impl FnOnce(&RecordFields<'_>) -> T) -> Option<T> {
@@ -191,11 +190,11 @@ fn set_method<'a>(fields: &mut RecordFields<'a>, method: &'a [u8]) {
 }
 
 fn set_source<'a>(fields: &mut RecordFields<'a>, address: &'a [u8]) {
-    fields.client_ip = address_bytes(client_ip(address));
-    let is_address = std::str::from_utf8(address).is_ok_and(|text| text.parse::<IpAddr>().is_ok());
-    if !is_address {
+    let parsed = parse_ip(address);
+    if parsed.is_none() {
         fields.extensions.push(Extension { tag: TAG_SOURCE_TEXT, value: address });
     }
+    fields.client_ip = address_bytes(parsed.unwrap_or_else(|| client_ip(address)));
 }
 
 #[cfg(test)]
