@@ -684,6 +684,12 @@ impl<'a> RecordView<'a> {
         })
     }
 
+    /// Number of tagged values.
+    #[inline]
+    pub fn extension_count(&self) -> usize {
+        self.record.extensions.length.to_native() as usize
+    }
+
     /// The tagged values, unknown tags included.
     pub fn extensions(&self) -> impl ExactSizeIterator<Item = Extension<'a>> + use<'a> {
         let blob = self.blob;

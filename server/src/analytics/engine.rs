@@ -51,9 +51,7 @@ impl Engine {
         for position in 0..self.table.capacity() {
             let cell = self.table.cell(position);
             if cell.key != 0 && is_changed(Detector::of_plan(cell.plan)) {
-                if !cell.is_single() {
-                    self.alerts.finish(cell.alert, cell.key);
-                }
+                self.alerts.finish(cell.alert(), cell.key);
                 self.table.remove(position);
             }
         }
@@ -64,7 +62,7 @@ impl Engine {
     /// Until when a key is on hold.
     pub fn hold_until_us(&self, key: u64) -> Option<u64> {
         let cell = self.table.cell(self.table.find(key)?);
-        if cell.is_single() { None } else { self.alerts.hold_until_us(cell.alert, key) }
+        self.alerts.hold_until_us(cell.alert(), key)
     }
 
     /// How near a key is to firing, in thousandths; 0 if nothing is known of it.
@@ -85,25 +83,18 @@ impl Engine {
         detector.progress(numbers, &unpacked, &pool, now_us)
     }
 
-    /// Takes an event. If it decides, the new alert is described by `describe`, and its number returned.
-    pub fn take(&mut self, event: &Event, order: u64, describe: impl FnOnce(&mut Alert)) -> Option<u32> {
+    /// Takes an event, whose key is likely at a position. If it decides, the new alert is described by `describe`, and its
+    /// number returned.
+    pub fn take(&mut self, event: &Event, likely: u32, order: u64, describe: impl FnOnce(&mut Alert)) -> Option<u32> {
         let detector = Detector::of_plan(event.plan);
-        let position = match self.table.find(event.key) {
+        let position = match self.table.find_from(likely, event.key) {
             Some(position) => position,
-            None => {
-                let waited = if self.table.is_crowded() { Some(self.table.probation(event)?) } else { None };
-                let at_once = detector.may_fire_at_once(self.settings.numbers(event.plan));
-                match waited {
-                    Some(first) => self.insert(Cell::single(&first), event.time_us),
-                    None if at_once => self.insert(Cell::empty(event), event.time_us),
-                    None => {
-                        self.insert(Cell::single(event), event.time_us);
-                        self.counters.looked[detector as usize] += 1;
-                        return None;
-                    }
-                }
-            }
+            None => self.enter(detector, event)?,
         };
+        if self.starts_anew(detector, position, event) {
+            self.counters.looked[detector as usize] += 1;
+            return None;
+        }
         if self.table.cell(position).is_single() {
             let first = self.table.cell(position).event();
             *self.table.cell_and_pool(position).0 = Cell::empty(&first);
@@ -118,6 +109,39 @@ impl Engine {
         firing.map(|firing| self.fire(position, event, order, firing, describe))
     }
 
+    /// Makes a place for a key that has none; `None` if there is nothing more to do with its event now.
+    fn enter(&mut self, detector: Detector, event: &Event) -> Option<usize> {
+        if self.table.is_crowded() {
+            let first = self.table.probation(event)?;
+            return Some(self.insert(Cell::single(&first), event.time_us));
+        }
+        if detector.may_fire_at_once(self.settings.numbers(event.plan)) {
+            return Some(self.insert(Cell::empty(event), event.time_us));
+        }
+        self.insert(Cell::single(event), event.time_us);
+        self.counters.looked[detector as usize] += 1;
+        None
+    }
+
+    /// Where all that is known of a key has leaked away when an event comes, its cell holds that event alone again, as if it
+    /// were the first: most keys of most visitors never need a list.
+    #[inline]
+    fn starts_anew(&mut self, detector: Detector, position: usize, event: &Event) -> bool {
+        let Some(leak_us) = detector.only_leak_us(self.settings.numbers(event.plan)) else { return false };
+        let (cell, pool) = self.table.cell_and_pool(position);
+        let level = if cell.is_single() { leak_us } else { cell.level as u64 };
+        if cell.alert() != 0 || event.time_us.saturating_sub(cell.clock_us) < level {
+            return false;
+        }
+        // That is not so of an event that is late, or behind the clock with nothing left of the level.
+        if event.time_us < cell.clock_us {
+            return false;
+        }
+        clear_lists(cell, pool);
+        *cell = Cell::single(&Event { network: cell.network, ..*event });
+        true
+    }
+
     /// Clock, lateness and hold; then the detector's decision.
     fn look(&mut self, position: usize, event: &Event) -> Option<Firing> {
         let detector = Detector::of_plan(event.plan);
@@ -129,16 +153,16 @@ impl Engine {
         let time_us = event.time_us.max(cell.clock_us);
         let elapsed_us = time_us - cell.clock_us;
         cell.clock_us = time_us;
-        if cell.alert != 0 {
-            match self.alerts.held(cell.alert, cell.key) {
+        if cell.alert() != 0 {
+            match self.alerts.held(cell.alert(), cell.key) {
                 Some(alert) if time_us < alert.hold_until_us => {
                     let value = (detector.counts_distinct() && event.kind & COUNTED != 0).then_some(event.value);
                     alert.raise(time_us, value);
                     return None;
                 }
-                _ => self.alerts.finish(cell.alert, cell.key),
+                _ => self.alerts.finish(cell.alert(), cell.key),
             }
-            cell.alert = 0;
+            cell.release();
         }
         cell.seq = cell.seq.wrapping_add(1).max(1);
         let mut state = State { cell, pool };
@@ -163,9 +187,11 @@ impl Engine {
         alert.hold_until_us = cell.clock_us + detector.hold_us(self.settings.numbers(event.plan));
         alert.count = u64::from(cell.seq.wrapping_sub(firing.first_seq)) + 1;
         alert.distinct = if detector.counts_distinct() { u64::from(firing.distinct) } else { 0 };
-        let kept = pool.entries::<3>(cell.lists[EVIDENCE]).iter().filter(|entry| entry[0] as u32 >= firing.first_seq);
-        for [_, high, low] in kept.take(EVIDENCE_MAX - 1) {
-            alert.evidence[alert.evidence_count] = [*high, *low];
+        let evidence = pool.get(cell.list(EVIDENCE)).chunks_exact(detector.evidence_words());
+        // {number of the event, where there are windows}, {id}.
+        let kept = evidence.filter(|entry| entry.len() == 2 || entry[0] as u32 >= firing.first_seq);
+        for entry in kept.take(EVIDENCE_MAX - 1) {
+            alert.evidence[alert.evidence_count] = [entry[entry.len() - 2], entry[entry.len() - 1]];
             alert.evidence_count += 1;
         }
         if event.request_id != [0, 0] {
@@ -175,7 +201,7 @@ impl Engine {
         detector.values(cell, pool, |value| alert.add_value(value));
         describe(alert);
         clear_lists(cell, pool);
-        (cell.level, cell.first_us, cell.first_seq, cell.alert) = (0, 0, 0, number);
+        cell.hold(number);
         self.alerts.raised(number);
         number
     }
@@ -196,9 +222,7 @@ impl Engine {
         self.counters.keys_evicted += 1;
         self.counters.keys_evicted_hot += u64::from(progress > HOT);
         let yielding = self.table.cell(position);
-        if !yielding.is_single() {
-            self.alerts.finish(yielding.alert, yielding.key);
-        }
+        self.alerts.finish(yielding.alert(), yielding.key);
         self.table.remove(position);
         self.table.insert(cell).unwrap_or(position)
     }
@@ -208,21 +232,33 @@ fn progress(cell: &Cell, settings: &Settings, table: &KeyTable, alerts: &mut Ale
     if cell.is_single() {
         return 0;
     }
-    if alerts.held(cell.alert, cell.key).is_some_and(|alert| now_us < alert.hold_until_us) {
+    if alerts.held(cell.alert(), cell.key).is_some_and(|alert| now_us < alert.hold_until_us) {
         return 1000;
     }
     Detector::of_plan(cell.plan).progress(settings.numbers(cell.plan), cell, &table.pool, now_us)
 }
 
-/// Keeps the id of a counted event, up to the number that an alert shows; ids that no rule counts any more go first.
+/// Keeps the id of a counted event, up to the number that an alert shows; ids that no rule counts any more go first. Sets and
+/// windows, by which is decided, come first: evidence takes no more than half of the pool.
 fn keep_evidence(state: &mut State<'_>, detector: Detector, request_id: [u64; 2]) {
-    let oldest = state.oldest_seq(detector.windows());
-    let list = &mut state.cell.lists[EVIDENCE];
-    let stale = state.pool.entries::<3>(*list).iter().take_while(|entry| (entry[0] as u32) < oldest).count();
-    if stale > 0 {
-        state.pool.drop_front(list, stale * 3);
+    if state.pool.is_half_full() {
+        return;
     }
-    if list.words() < (EVIDENCE_MAX - 1) * 3 && oldest <= state.cell.seq {
-        state.pool.push(list, [u64::from(state.cell.seq), request_id[0], request_id[1]], EVIDENCE_MAX);
+    if detector.windows().is_empty() {
+        // What was kept before the rule was last empty is gone already, see `State::start_counting_anew`.
+        if state.cell.first_seq != 0 && state.cell.list(EVIDENCE).words() < (EVIDENCE_MAX - 1) * 2 {
+            state.with_list(EVIDENCE, |pool, list| pool.push(list, request_id, EVIDENCE_MAX));
+        }
+        return;
     }
+    let (oldest, seq) = (state.oldest_seq(detector.windows()), state.cell.seq);
+    state.with_list(EVIDENCE, |pool, list| {
+        let stale = pool.entries::<3>(*list).iter().take_while(|entry| (entry[0] as u32) < oldest).count();
+        if stale > 0 {
+            pool.drop_front(list, stale * 3);
+        }
+        if list.words() < (EVIDENCE_MAX - 1) * 3 && oldest <= seq {
+            pool.push(list, [u64::from(seq), request_id[0], request_id[1]], EVIDENCE_MAX);
+        }
+    });
 }

@@ -2,7 +2,7 @@
 //! the record did not count. Changes nothing that is known.
 
 use super::detectors::{Detector, KeyKind};
-use super::observation::{Observation, Outcome};
+use super::observation::{Observation, Outcome, Paths, STATIC, WEIGHTLESS};
 use super::{ALL_APPLICATIONS, Analytics, KeyTable, REFUSALS, Timing};
 use bumpalo::Bump;
 use postanalytics_protocol::RecordView;
@@ -66,28 +66,27 @@ pub type Standings = [Standing; Detector::ALL.len()];
 
 impl Analytics {
     /// What each detector makes of a record; levels are those at `now_us`.
-    pub fn explain(&self, record: &RecordView<'_>, timing: Timing, now_us: u64, scratch: &Bump) -> Standings {
-        let mut observation = Observation::of(record, timing, &self.settings, &self.prints, scratch);
+    pub fn explain<'a>(&self, record: &RecordView<'a>, timing: Timing, now_us: u64, scratch: &'a Bump) -> Standings {
+        let (of, mut paths) = ((timing, 0, self.prints.bytes(record.path())), Paths::new(0));
+        let mut observation = Observation::of(record, of, &self.settings, &self.prints, &mut paths, scratch);
         observation.is_attack_tool = self.settings.is_attack_tool(record.user_agent());
-        if observation.is_attempt(&self.settings) {
+        if observation.is_attempt() {
             observation.attempt = Some(observation.outcome(self.was_refused(&observation)));
         }
-        Detector::ALL.map(|detector| self.standing(detector, &observation, now_us))
+        Detector::ALL.map(|detector| self.standing(detector, &observation, now_us, scratch))
     }
 
-    fn standing(&self, detector: Detector, observation: &Observation<'_>, now_us: u64) -> Standing {
-        let plan = detector.plan(self.settings.rank(detector, observation.application, observation.host, observation.path));
+    fn standing<'a>(&self, detector: Detector, observation: &Observation<'a>, now_us: u64, scratch: &'a Bump) -> Standing {
+        let plan = detector.plan(self.rank(detector, observation, scratch));
         let numbers = self.settings.numbers(plan);
         let is_across_applications = detector.is_across_applications(numbers);
         let application = if is_across_applications { ALL_APPLICATIONS } else { observation.application };
-        let mut key =
-            self.key(detector, plan, observation, self.prints.pair(observation.source.key(), application as u32 as u64));
+        let mut key = self.key(detector, plan, observation, self.source_of(observation.source.key(), application));
         if let Some(network) = observation.ipv6_network()
             && self.engine.table.is_network_full(KeyTable::network_slot(network))
             && self.engine.table.find(key).is_none()
         {
-            let of_network = self.prints.pair(self.prints.pair(network, application as u32 as u64), 48);
-            key = self.key(detector, plan, observation, of_network);
+            key = self.key(detector, plan, observation, self.network_of(network, application));
         }
         let is_here = detector.key_kind() != KeyKind::User;
         Standing {
@@ -102,7 +101,7 @@ impl Analytics {
 
     /// Whether an endpoint is remembered to have refused this source.
     fn was_refused(&self, observation: &Observation<'_>) -> bool {
-        let key = self.prints.pair(observation.source_fingerprint, observation.endpoint_fingerprint).max(1);
+        let key = self.prints.pair(observation.source_fingerprint, observation.endpoint_fingerprint(&self.prints)).max(1);
         let ways = &self.refusals[(key >> 32) as usize % REFUSALS];
         ways.iter().any(|way| way.0 == key && observation.time_us < way.1.saturating_add(self.settings.refusal_us))
     }
@@ -117,7 +116,7 @@ fn why_not(detector: Detector, observation: &Observation<'_>) -> Option<WhyNot> 
     let failure_only = |found: Option<Outcome>| (found != Some(Outcome::Failed)).then_some(WhyNot::NoFailure);
     let is_about = match detector {
         BruteForce | BruteForceAttempts | CredentialStuffing => observation.attempt.is_some(),
-        UserBruteForce | UserManySources => observation.attempt.is_some() && observation.user != 0,
+        UserBruteForce | UserManySources => observation.attempt.is_some() && observation.user() != 0,
         ForcedBrowsing | ForcedBrowsingCount => true,
         Bola => observation.object.is_some(),
         MultiPayload => observation.has_hits,
@@ -133,8 +132,8 @@ fn why_not(detector: Detector, observation: &Observation<'_>) -> Option<WhyNot> 
         _ if !is_about => Some(WhyNot::OtherBusiness),
         _ if minds_hits && observation.has_hits => Some(WhyNot::CarriesAHit),
         _ if reads_status && observation.is_listed => Some(WhyNot::FilterActed),
-        _ if minds_static && observation.is_static => Some(WhyNot::Static),
-        _ if minds_weight && observation.is_weightless => Some(WhyNot::Weightless),
+        _ if minds_static && observation.target.is(STATIC) => Some(WhyNot::Static),
+        _ if minds_weight && observation.target.is(WEIGHTLESS) => Some(WhyNot::Weightless),
         BruteForce | UserBruteForce | UserManySources => failure_only(observation.attempt),
         ForcedBrowsing => detector.look(observation).is_none().then_some(WhyNot::StatusSaysNothing),
         ForcedBrowsingCount => detector.look(observation).is_none().then_some(WhyNot::NoFailure),

@@ -11,7 +11,7 @@ use std::hash::{BuildHasher, Hasher};
 #[derive(Clone, Debug)]
 pub struct Fingerprints {
     state: SeedableRandomState,
-    seed: u64,
+    seeds: [u64; 3],
 }
 
 const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -21,7 +21,10 @@ impl Fingerprints {
     pub fn new(seed: u64) -> Self {
         // The shared part is the same everywhere, so that the same seed gives the same fingerprints in every run.
         static SHARED: SharedSeed = SharedSeed::from_u64(0x706f_7374_616e_616c);
-        Self { state: SeedableRandomState::with_seed(seed, &SHARED), seed: mix(seed) }
+        Self {
+            state: SeedableRandomState::with_seed(seed, &SHARED),
+            seeds: [mix(seed), mix(seed.wrapping_add(ODD)), mix(seed.wrapping_sub(ODD))],
+        }
     }
 
     /// Of bytes.
@@ -32,12 +35,19 @@ impl Fingerprints {
         hasher.finish()
     }
 
-    /// Of two numbers, in this order.
+    /// Of two numbers, in this order: two folded multiplications, as foldhash and wyhash make of 16 bytes.
     #[inline]
     pub const fn pair(&self, one: u64, other: u64) -> u64 {
-        // Each goes in through its own bijection, so that no product is 0 for a value that can be chosen.
-        mix(mix(one ^ self.seed).wrapping_mul(ODD) ^ other.rotate_left(32) ^ self.seed)
+        let [first, second, third] = self.seeds;
+        fold(fold(one ^ first, other ^ second) ^ third, ODD)
     }
+}
+
+/// The halves of a product of 128 bits, one over the other.
+#[inline]
+const fn fold(one: u64, other: u64) -> u64 {
+    let product = one as u128 * other as u128;
+    (product >> 64) as u64 ^ product as u64
 }
 
 /// The finaliser of splitmix64.

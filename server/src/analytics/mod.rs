@@ -1,6 +1,6 @@
 //! Records in, alerts and verdicts out. Pure: no I/O, no clock.
 //!
-//! - [`observation`]: what detectors need of a record; [`path`], [`settings`], [`fingerprint`] help it
+//! - [`observation`]: what detectors need of a record; [`path`], [`settings`], [`fingerprint`], [`memo`] help it
 //! - [`detectors`]: what each looks at and when it fires, on [`rules`]
 //! - [`keys`]: bounded state; [`engine`]: clock, lateness, hold and alert of a key; [`alerts`]
 //! - [`attacks`]: hits into attacks, and which hits are kept whole
@@ -9,6 +9,10 @@
 //! - [`guards`]: whom detectors must not list
 //! - [`explain`]: what they make of a record that was seen before
 //! - [`verdicts`]: the sources and sessions that filters are to deny or watch
+//!
+//! **A batch goes through in chunks, a chunk in phases**: all records are looked at, then the lines of the tables that their events
+//! need are asked for, then the events are decided in order. What a phase asks for does not depend on each other, so that the
+//! waits for memory overlap: with a million keys they would be most of the time.
 //!
 //! One [`Analytics`] belongs to one shard and sees all records of its sources, in order of arrival. Everything is made when
 //! the shard starts. A panic in here is caught by the shard, which quarantines the frame.
@@ -22,6 +26,7 @@ pub mod fingerprint;
 pub mod guards;
 pub mod keys;
 pub mod magnitude;
+pub mod memo;
 pub mod observation;
 pub mod path;
 pub mod reports;
@@ -36,12 +41,13 @@ use alerts::{ALL_APPLICATIONS, Alert, Alerts};
 use attacks::hits::HitSampler;
 use bumpalo::Bump;
 use bumpalo::collections::Vec as BumpVec;
-use detectors::{Detector, Event, KeyKind, Look, multi_payload};
+use detectors::{Detector, Event, KeyKind, Look, multi_payload, probing};
 use engine::Engine;
 use fingerprint::Fingerprints;
 use guards::{Guards, Objection};
-use keys::KeyTable;
-use observation::{Observation, Outcome};
+use keys::{EVIDENCE, KeyTable};
+use memo::Memo;
+use observation::{Observation, Outcome, Paths};
 use postanalytics_protocol::frames::{Action, Subject, Verdict};
 use postanalytics_protocol::routing::address_bytes;
 use postanalytics_protocol::{RecordView, ValidBatch};
@@ -51,8 +57,11 @@ use std::sync::Arc;
 use summary::Summary;
 use users::{USER_DETECTORS, UserFailure};
 
-/// User agents whose tools are remembered.
-const USER_AGENTS: usize = 4096;
+/// Records whose events go through the phases together: enough that waits for memory overlap, few enough to stay in the cache.
+const CHUNK: usize = 64;
+/// Most user agents, and most paths, that are remembered; fewer where there is room for few keys.
+const USER_AGENTS_MAX: usize = 1 << 15;
+const PATHS_MAX: usize = 1 << 18;
 /// Refusals that are remembered, each a source at an endpoint.
 const REFUSALS: usize = 16_384;
 /// Most events for the correlator, and most verdicts, that wait to be taken.
@@ -116,6 +125,25 @@ impl AnalyticsPlan {
     }
 }
 
+/// A record of a chunk: its positions in the batch and in the input, and the fingerprints of path and user agent.
+#[derive(Clone, Copy, Debug)]
+struct Seen<'a> {
+    record: RecordView<'a>,
+    position: u32,
+    order: u64,
+    prints: [u64; 2],
+}
+
+/// An event that is to be decided.
+#[derive(Clone, Copy, Debug)]
+struct Waiting {
+    event: Event,
+    /// Which observation of the chunk it is of.
+    of: u32,
+    /// Where its key likely is.
+    position: u32,
+}
+
 /// What the analysis of one shard keeps.
 #[derive(Debug)]
 pub struct Analytics {
@@ -125,8 +153,12 @@ pub struct Analytics {
     room: Room,
     /// Keys and alerts.
     pub engine: Engine,
-    /// {fingerprint of a user agent with its lowest bit replaced by whether it names a tool}, by its high bits.
-    user_agents: Vec<u64>,
+    /// User agents; the mark says whether one names a tool.
+    user_agents: Memo<1>,
+    /// Paths, and what they are: see [`observation::Target`].
+    paths: Paths,
+    /// Events of a chunk on their way.
+    waiting: Vec<Waiting>,
     /// {fingerprint, time} of refusals of a source by an endpoint, two ways a place, the newer first.
     refusals: Vec<[(u64, u64); 4]>,
     /// Position of the next record.
@@ -167,7 +199,9 @@ impl Analytics {
             room,
             engine: Engine::new(Arc::clone(&settings), room.keys, alerts),
             settings,
-            user_agents: vec![0; USER_AGENTS],
+            user_agents: Memo::new((room.keys / 8).min(USER_AGENTS_MAX)),
+            paths: Paths::new((room.keys / 4).min(PATHS_MAX)),
+            waiting: Vec::with_capacity(CHUNK * 4),
             refusals: vec![[(0, 0); 4]; REFUSALS],
             order: 0,
             failures: Vec::with_capacity(if room.hands_on_failures { WAITING_MAX } else { 0 }),
@@ -199,8 +233,9 @@ impl Analytics {
     /// Goes on with other settings; keys of the detectors that count otherwise with them are forgotten.
     pub fn reload(&mut self, reload: &Reload) {
         self.settings = Arc::clone(&reload.settings);
-        // What is known of user agents may be of other tools.
-        self.user_agents.fill(0);
+        // What is known of user agents may be of other tools, that of paths of other log-ins.
+        self.user_agents.clear();
+        self.paths.clear();
         self.engine.reload(Arc::clone(&reload.settings), |detector| reload.changed.contains(&detector));
     }
 
@@ -218,111 +253,217 @@ impl Analytics {
             summary.begin(timing.arrival_us);
             self.guards.begin(timing.arrival_us);
         }
-        for (position, record) in batch.records().enumerate() {
+        let room = if self.room.keys == 0 { 0 } else { CHUNK.min(batch.len()) };
+        let mut chunk = BumpVec::with_capacity_in(room, scratch);
+        for (position, record) in (0..).zip(batch.records()) {
             #[cfg(test)]
             assert_ne!(self.panic_at, Some(record.request_id()), "a test asked for this");
-            let order = orders.get(position).copied().unwrap_or(self.order);
+            let order = orders.get(position as usize).copied().unwrap_or(self.order);
             self.order = order + 1;
-            let has_hits = record.hit_count() > 0;
-            let mut is_kept = has_hits;
-            if self.room.keys > 0 || has_hits && self.hits.is_some() {
-                let observation = Observation::of(&record, timing, &self.settings, &self.prints, scratch);
-                if let Some(sampler) = self.hits.as_mut().filter(|_| has_hits) {
-                    let take = |kept, hit| sampler.take(&observation, record.flags(), &hit, &self.prints) || kept;
-                    is_kept = record.hits().fold(false, take);
+            if self.room.keys == 0 && (record.hit_count() == 0 || self.hits.is_none()) {
+                if record.hit_count() > 0 {
+                    with_hits.push(position);
                 }
-                if self.room.keys > 0 {
-                    self.detect(observation, &record, timing, order);
-                }
+                continue;
             }
-            if is_kept {
-                with_hits.push(position as u32);
+            let prints = [record.path(), record.user_agent()].map(|text| self.prints.bytes(text));
+            self.paths.prefetch(prints[0]);
+            self.user_agents.prefetch(prints[1]);
+            chunk.push(Seen { record, position, order, prints });
+            if chunk.len() == CHUNK {
+                self.observe_chunk(&chunk, timing, scratch, &mut with_hits);
+                chunk.clear();
             }
         }
+        self.observe_chunk(&chunk, timing, scratch, &mut with_hits);
         with_hits
     }
 
-    fn detect(&mut self, mut observation: Observation<'_>, record: &RecordView<'_>, timing: Timing, order: u64) {
-        let user_agent = self.prints.bytes(record.user_agent());
-        observation.is_attack_tool = self.is_attack_tool(record.user_agent(), user_agent);
+    /// Looks at the records of a chunk; those whose hits are to be kept whole go to `with_hits`.
+    fn observe_chunk<'a>(&mut self, chunk: &[Seen<'a>], timing: Timing, scratch: &'a Bump, with_hits: &mut BumpVec<'_, u32>) {
+        let mut observations = BumpVec::with_capacity_in(chunk.len(), scratch);
+        for (at, seen) in (0..).zip(chunk) {
+            let (record, [path, user_agent]) = (&seen.record, seen.prints);
+            let of = (timing, seen.order, path);
+            let mut observation = Observation::of(record, of, &self.settings, &self.prints, &mut self.paths, scratch);
+            let mut is_kept = observation.has_hits;
+            if let Some(sampler) = self.hits.as_mut().filter(|_| observation.has_hits) {
+                let take = |kept, hit| sampler.take(&observation, record.flags(), &hit, &self.prints, scratch) || kept;
+                is_kept = record.hits().fold(false, take);
+            }
+            if is_kept {
+                with_hits.push(seen.position);
+            }
+            if self.room.keys == 0 {
+                continue;
+            }
+            if let Some(summary) = &self.summary {
+                observation.summary_fingerprints = summary.prefetch(&observation, user_agent, &self.prints);
+            }
+            observation.is_attack_tool = self.is_attack_tool(record.user_agent(), user_agent);
+            if observation.is_attempt() {
+                observation.attempt = Some(self.outcome(&observation));
+            }
+            self.gather(&observation, at, scratch);
+            observations.push(observation);
+        }
         if let Some(summary) = &mut self.summary {
-            summary.count(&observation, record, user_agent, &self.prints);
-            self.guards.count(observation.source.key());
-        }
-        if observation.is_attempt(&self.settings) {
-            observation.attempt = Some(self.outcome(&observation));
-        }
-        for detector in Detector::ALL {
-            match detector {
-                Detector::MultiPayload => {
-                    for hit in record.hits() {
-                        let look = multi_payload::look(self.prints.bytes(hit.payload));
-                        self.take(detector, &observation, look, timing, order);
-                    }
-                }
-                Detector::UserBruteForce => self.hand_on(&observation, order),
-                // Both detectors of users get one event.
-                Detector::UserManySources => {}
-                _ => {
-                    if let Some(look) = detector.look(&observation) {
-                        self.take(detector, &observation, look, timing, order);
-                    }
-                }
+            for (observation, seen) in observations.iter().zip(chunk) {
+                summary.count(observation, &seen.record, scratch);
+                self.guards.count(observation.source.key());
             }
         }
+        self.decide(&observations, timing, scratch);
     }
 
-    /// Gives the engine what an observation is to a detector, and makes a verdict of an alert that asks for one.
-    fn take(&mut self, detector: Detector, observation: &Observation<'_>, look: Look, timing: Timing, order: u64) {
-        let rank = self.settings.rank(detector, observation.application, observation.host, observation.path);
-        let plan = detector.plan(rank);
+    /// Puts the events that an observation is to the detectors in line, in the order of the detectors.
+    #[inline]
+    fn gather<'a>(&mut self, observation: &Observation<'a>, at: u32, scratch: &'a Bump) {
+        let wait = |this: &mut Self, detector: Detector| {
+            if let Some(look) = detector.look(observation) {
+                this.wait(detector, look, observation, at, scratch);
+            }
+        };
+        if observation.attempt.is_some() {
+            wait(self, Detector::BruteForce);
+            wait(self, Detector::BruteForceAttempts);
+            self.hand_on(observation, scratch);
+            wait(self, Detector::CredentialStuffing);
+        }
+        wait(self, Detector::ForcedBrowsing);
+        wait(self, Detector::ForcedBrowsingCount);
+        if observation.object.is_some() {
+            wait(self, Detector::Bola);
+        }
+        if observation.has_hits {
+            for hit in observation.record().hits() {
+                let look = multi_payload::look(self.prints.bytes(hit.payload));
+                self.wait(Detector::MultiPayload, look, observation, at, scratch);
+            }
+        }
+        wait(self, Detector::Scanner);
+        if observation.is_probe {
+            let look = probing::look(observation.address_fingerprint(&self.prints, scratch));
+            self.wait(Detector::Probing, look, observation, at, scratch);
+        }
+        wait(self, Detector::Crawl);
+    }
+
+    /// Puts an event in line.
+    fn wait<'a>(&mut self, detector: Detector, look: Look, observation: &Observation<'a>, at: u32, scratch: &'a Bump) {
+        let plan = detector.plan(self.rank(detector, observation, scratch));
         let numbers = self.settings.numbers(plan);
         if !detector.is_enabled(numbers) {
             return;
         }
-        let is_across = detector.is_across_applications(numbers);
-        let application = if is_across { ALL_APPLICATIONS } else { observation.application };
-        let network = observation.ipv6_network();
-        let slot = network.map_or(0, KeyTable::network_slot);
-        let source = match is_across {
-            true => self.prints.pair(observation.source.key(), application as u32 as u64),
+        let source = match detector.is_across_applications(numbers) {
+            true => self.source_of(observation.source.key(), ALL_APPLICATIONS),
             false => observation.source_fingerprint,
         };
-        let mut key = self.key(detector, plan, observation, source);
-        // The /64s of a network that has its share of the table share one key.
-        let is_network = self.engine.table.is_network_full(slot) && self.engine.table.find(key).is_none();
-        if let Some(network) = network.filter(|_| is_network) {
-            let of_network = self.prints.pair(self.prints.pair(network, application as u32 as u64), 48);
-            key = self.key(detector, plan, observation, of_network);
-        }
         let event = Event {
-            key,
+            key: self.key(detector, plan, observation, source),
             time_us: observation.time_us,
             value: look.value,
             number: look.number,
             request_id: observation.request_id,
             kind: look.kind,
-            network: slot,
+            network: observation.ipv6_network().map_or(0, KeyTable::network_slot),
             plan,
         };
-        let fired = self.engine.take(&event, order, |alert| describe(alert, detector, observation, application, is_network));
+        self.engine.table.prefetch_tags(event.key);
+        self.waiting.push(Waiting { event, of: at, position: u32::MAX });
+    }
+
+    /// Which override holds.
+    #[inline]
+    fn rank<'a>(&self, detector: Detector, observation: &Observation<'a>, scratch: &'a Bump) -> u16 {
+        if !self.settings.has_overrides() {
+            return 0;
+        }
+        let (path, _) = observation.path_and_query(scratch);
+        self.settings.rank(detector, observation.application, observation.host(), path)
+    }
+
+    /// Decides the waiting events in order, when what they need is in the cache.
+    fn decide<'a>(&mut self, observations: &[Observation<'a>], timing: Timing, scratch: &'a Bump) {
+        let mut waiting = std::mem::take(&mut self.waiting);
+        self.prefetch(&mut waiting);
+        for Waiting { event, of, position } in waiting.drain(..) {
+            self.take(event, position, &observations[of as usize], timing, scratch);
+        }
+        self.waiting = waiting;
+    }
+
+    /// Brings the lines of the tables that events need into the cache, one step for all events before the next step. Their tags
+    /// are on their way already.
+    fn prefetch(&self, waiting: &mut [Waiting]) {
+        let table = &self.engine.table;
+        for one in &mut *waiting {
+            one.position = table.likely_position(one.event.key);
+            match one.position {
+                u32::MAX => table.prefetch_other_tags(one.event.key),
+                position => table.prefetch_cell(position),
+            }
+        }
+        for one in waiting.iter_mut().filter(|one| one.position == u32::MAX) {
+            one.position = table.other_likely_position(one.event.key);
+            table.prefetch_cell(one.position);
+        }
+        for one in &*waiting {
+            if let Some(cell) = table.cell_of(one.position, one.event.key).filter(|cell| cell.has_lists()) {
+                table.pool.prefetch(cell.list(rules::SET));
+                table.pool.prefetch(cell.list(EVIDENCE));
+            }
+        }
+    }
+
+    /// Gives the engine an event, and makes a verdict of an alert that asks for one.
+    fn take<'a>(&mut self, mut event: Event, position: u32, observation: &Observation<'a>, timing: Timing, scratch: &'a Bump) {
+        let detector = Detector::of_plan(event.plan);
+        let is_across = detector.is_across_applications(self.settings.numbers(event.plan));
+        let application = if is_across { ALL_APPLICATIONS } else { observation.application };
+        // The /64s of a network that has its share of the table share one key.
+        let is_network = self.engine.table.is_network_full(event.network) && self.engine.table.find(event.key).is_none();
+        if let Some(network) = observation.ipv6_network().filter(|_| is_network) {
+            event.key = self.key(detector, event.plan, observation, self.network_of(network, application));
+        }
+        let describe = |alert: &mut Alert| describe(alert, detector, observation, application, is_network, scratch);
+        let fired = self.engine.take(&event, position, observation.order, describe);
         if let Some(number) = fired {
             self.list(number, observation, timing);
         }
     }
 
+    /// Fingerprint of a source and its application.
+    const fn source_of(&self, source: u64, application: i32) -> u64 {
+        self.prints.pair(source, application as u32 as u64)
+    }
+
+    /// The same of an IPv6 /48.
+    const fn network_of(&self, network: u64, application: i32) -> u64 {
+        self.prints.pair(self.source_of(network, application), 48)
+    }
+
+    /// The key of an event. Those of the detectors that look at the same source and host, or endpoint, differ in their lowest bits
+    /// only, and in all of them: so their cells lie side by side.
+    #[inline]
     fn key(&self, detector: Detector, plan: u16, observation: &Observation<'_>, source: u64) -> u64 {
-        let base = self.prints.pair(source, u64::from(plan));
-        let key = match detector.key_kind() {
-            KeyKind::Source | KeyKind::User => base,
-            KeyKind::SourceHost => self.prints.pair(base, observation.host_fingerprint),
-            KeyKind::SourceEndpoint => self.prints.pair(base, observation.endpoint_fingerprint),
+        let prints = &self.prints;
+        let mut of = match detector.key_kind() {
+            KeyKind::Source | KeyKind::User => source,
+            KeyKind::SourceHost if source == observation.source_fingerprint => observation.here_fingerprint,
+            KeyKind::SourceHost => prints.pair(source, observation.host_fingerprint),
+            KeyKind::SourceEndpoint => prints.pair(source, observation.endpoint_fingerprint(prints)),
             KeyKind::SessionEndpoint => {
-                self.prints.pair(self.prints.pair(base, observation.endpoint_fingerprint), observation.session)
+                prints.pair(prints.pair(source, observation.endpoint_fingerprint(prints)), observation.session())
             }
         };
+        // A bucket has room for the detectors, not for all overrides as well.
+        if Detector::rank_of_plan(plan) > 0 {
+            of = prints.pair(of, u64::from(plan));
+        }
         // 0 is a free cell.
-        key.max(1)
+        (of ^ u64::from(plan)).max(1)
     }
 
     /// Makes a verdict, if the detector's action is one.
@@ -365,8 +506,8 @@ impl Analytics {
     }
 
     /// Tells the correlator of a failed log-in.
-    fn hand_on(&mut self, observation: &Observation<'_>, order: u64) {
-        let is_failure = observation.attempt == Some(Outcome::Failed) && observation.user != 0 && !observation.is_listed;
+    fn hand_on<'a>(&mut self, observation: &Observation<'a>, scratch: &'a Bump) {
+        let is_failure = observation.attempt == Some(Outcome::Failed) && observation.user() != 0 && !observation.is_listed;
         if !is_failure || !self.room.hands_on_failures {
             return;
         }
@@ -374,21 +515,21 @@ impl Analytics {
             self.failures_lost += 1;
             return;
         }
-        let rank = |detector| self.settings.rank(detector, observation.application, observation.host, observation.path);
+        let ranks = USER_DETECTORS.map(|detector| self.rank(detector, observation, scratch));
         self.failures.push(UserFailure {
-            order,
-            user: observation.user,
+            order: observation.order,
+            user: observation.user(),
             time_us: observation.time_us,
             network: observation.network(),
             request_id: observation.request_id,
             application: observation.application,
-            ranks: USER_DETECTORS.map(rank),
+            ranks,
         });
     }
 
     /// How an attempt ended. Remembers refusals: a later answer below 400 is then a success.
     fn outcome(&mut self, observation: &Observation<'_>) -> Outcome {
-        let key = self.prints.pair(observation.source_fingerprint, observation.endpoint_fingerprint).max(1);
+        let key = self.prints.pair(observation.source_fingerprint, observation.endpoint_fingerprint(&self.prints)).max(1);
         let ways = &mut self.refusals[(key >> 32) as usize % REFUSALS];
         let known = ways.iter().position(|way| way.0 == key);
         let was_refused = known.is_some_and(|way| observation.time_us < ways[way].1.saturating_add(self.settings.refusal_us));
@@ -406,30 +547,38 @@ impl Analytics {
         if user_agent.is_empty() {
             return false;
         }
-        let entry = &mut self.user_agents[(fingerprint >> 32) as usize % USER_AGENTS];
-        if *entry | 1 != fingerprint | 1 {
-            *entry = fingerprint & !1 | u64::from(self.settings.is_attack_tool(user_agent));
+        if let Some((mark, _)) = self.user_agents.find(fingerprint) {
+            return mark != 0;
         }
-        *entry & 1 != 0
+        let is_tool = self.settings.is_attack_tool(user_agent);
+        self.user_agents.put(fingerprint, u8::from(is_tool), [0]);
+        is_tool
     }
 }
 
 /// Says of a new alert whom and what it is about.
-fn describe(alert: &mut Alert, detector: Detector, observation: &Observation<'_>, application: i32, is_network: bool) {
+fn describe<'a>(
+    alert: &mut Alert,
+    detector: Detector,
+    observation: &Observation<'a>,
+    application: i32,
+    is_network: bool,
+    scratch: &'a Bump,
+) {
     alert.application = application;
     alert.source = observation.source.key();
     alert.is_network = is_network;
     Alert::set_text(&mut alert.source_text, &[observation.source_text]);
     let kind = detector.key_kind();
     if kind == KeyKind::SessionEndpoint {
-        alert.session = observation.session;
+        alert.session = observation.session();
     }
     if kind != KeyKind::Source {
-        Alert::set_text(&mut alert.host, &[observation.host]);
+        Alert::set_text(&mut alert.host, &[observation.host()]);
     }
     if matches!(kind, KeyKind::SourceEndpoint | KeyKind::SessionEndpoint) {
         let blank: &[u8] = if observation.method.is_empty() { b"" } else { b" " };
-        Alert::set_text(&mut alert.endpoint, &[observation.method, blank, observation.template]);
+        Alert::set_text(&mut alert.endpoint, &[observation.method, blank, observation.template(scratch)]);
     }
 }
 

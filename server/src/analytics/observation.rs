@@ -1,8 +1,9 @@
-//! What detectors need of a record, worked out once: normalised path, template, object id, fingerprints, and what kind of
-//! request it was. Borrows from the record and from the turn's scratch memory.
+//! What detectors need of a record: template, object id, fingerprints, and what kind of request it was. What only few of them
+//! need of few records is worked out when they ask. Borrows from the record and from the turn's scratch memory.
 
 use super::Timing;
 use super::fingerprint::Fingerprints;
+use super::memo::Memo;
 use super::path;
 use super::settings::{Settings, ends_with_ignoring_case};
 use bumpalo::Bump;
@@ -30,9 +31,114 @@ pub enum Outcome {
     Unknown,
 }
 
+/// What a path is to detectors, whoever asks for it: the same for the same path.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Target {
+    /// Fingerprint of its template.
+    pub template_fingerprint: u64,
+    /// [`STATIC`] and so on.
+    pub marks: u8,
+}
+
+/// The path is one of a file that does not change.
+pub const STATIC: u8 = 1;
+/// The path says nothing if it is not there.
+pub const WEIGHTLESS: u8 = 1 << 1;
+/// The path is that of a login endpoint.
+pub const LOGIN: u8 = 1 << 2;
+/// It ends in `/wp-login.php`.
+pub const WP_LOGIN: u8 = 1 << 3;
+/// It ends in `/oauth/token`.
+pub const TOKEN: u8 = 1 << 4;
+/// It has an object id.
+const OBJECT: u8 = 1 << 5;
+/// That is a number.
+const NUMBER: u8 = 1 << 6;
+
+/// Paths that were seen before.
+#[derive(Debug)]
+pub struct Paths {
+    /// Their marks, and {template}.
+    targets: Memo<2>,
+    /// {object, its number, 0} of those that have one.
+    objects: Memo<4>,
+}
+
+impl Paths {
+    /// Room for about `entries` paths, of which some have objects.
+    pub fn new(entries: usize) -> Self {
+        Self { targets: Memo::new(entries), objects: Memo::new(entries / 8) }
+    }
+
+    /// Brings the place of a path into the cache.
+    #[inline]
+    pub fn prefetch(&self, path_fingerprint: u64) {
+        self.targets.prefetch(path_fingerprint);
+    }
+
+    /// Forgets all: settings changed that say what a path is.
+    pub fn clear(&mut self) {
+        self.targets.clear();
+        self.objects.clear();
+    }
+
+    #[inline]
+    fn find(&self, path_fingerprint: u64) -> Option<(Target, Option<Object>)> {
+        let (marks, &[_, template_fingerprint]) = self.targets.find(path_fingerprint)?;
+        let target = Target { template_fingerprint, marks };
+        if marks & OBJECT == 0 {
+            return Some((target, None));
+        }
+        let (_, &[_, fingerprint, number, _]) = self.objects.find(path_fingerprint)?;
+        Some((target, Some(Object { fingerprint, number: (marks & NUMBER != 0).then_some(number) })))
+    }
+
+    fn put(&mut self, path_fingerprint: u64, target: Target, object: Option<Object>) {
+        let of_object = object.map_or(0, |object| OBJECT | if object.number.is_some() { NUMBER } else { 0 });
+        if self.targets.find(path_fingerprint).is_none() {
+            self.targets.put(path_fingerprint, target.marks | of_object, [0, target.template_fingerprint]);
+        }
+        if let Some(Object { fingerprint, number }) = object {
+            self.objects.put(path_fingerprint, 0, [0, fingerprint, number.unwrap_or(0), 0]);
+        }
+    }
+}
+
+impl Target {
+    fn of(path: &[u8], template: &[u8], settings: &Settings, prints: &Fingerprints) -> Self {
+        let marks = [
+            (STATIC, path::is_static(path)),
+            (WEIGHTLESS, path::is_weightless(path, &settings.weightless_paths)),
+            (LOGIN, settings.is_login(path)),
+            (WP_LOGIN, ends_with_ignoring_case(path, b"/wp-login.php")),
+            (TOKEN, ends_with_ignoring_case(path, b"/oauth/token")),
+        ];
+        let marks = marks.iter().fold(0, |marks, &(mark, is_set)| marks | if is_set { mark } else { 0 });
+        Self { template_fingerprint: prints.bytes(template), marks }
+    }
+
+    /// Whether it has a mark.
+    #[inline]
+    pub const fn is(self, mark: u8) -> bool {
+        self.marks & mark != 0
+    }
+}
+
+/// The object id of a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Object {
+    /// Its fingerprint.
+    pub fingerprint: u64,
+    /// As a number, if it is one.
+    pub number: Option<u64>,
+}
+
 /// See the module.
 #[derive(Clone, Debug)]
 pub struct Observation<'a> {
+    record: RecordView<'a>,
+    /// Position of the record in the input.
+    pub order: u64,
     /// When it happened, Unix µs; live, freed of the node's clock error.
     pub time_us: u64,
     /// Who.
@@ -41,22 +147,14 @@ pub struct Observation<'a> {
     pub source_text: &'a [u8],
     /// Application id, −1 for none.
     pub application: i32,
-    /// Hash of the session, 0 if none.
-    pub session: u64,
-    /// Hash of the user, 0 if none.
-    pub user: u64,
     /// Status of the answer, 0 if none.
     pub status: u16,
     /// The method's text, empty if it was no request.
     pub method: &'a [u8],
-    /// Host, empty if not known.
-    pub host: &'a [u8],
-    /// Path, normalised.
-    pub path: &'a [u8],
-    /// Path with ids replaced.
-    pub template: &'a [u8],
-    /// The last id.
-    pub object: Option<&'a [u8]>,
+    /// The path's.
+    pub target: Target,
+    /// The last id of the path.
+    pub object: Option<Object>,
     /// The request's id.
     pub request_id: [u64; 2],
     /// A filter blocked it, or its source was listed: its status is the filter's doing.
@@ -65,10 +163,6 @@ pub struct Observation<'a> {
     pub has_hits: bool,
     /// One of them is of a type that probing counts.
     pub is_probe: bool,
-    /// The path is one of a file that does not change.
-    pub is_static: bool,
-    /// The path says nothing if it is not there.
-    pub is_weightless: bool,
     /// The user agent names an attack tool.
     pub is_attack_tool: bool,
     /// How the attempt to log in ended, if it is one and what is remembered was asked; see [`Self::outcome`].
@@ -77,80 +171,116 @@ pub struct Observation<'a> {
     pub source_fingerprint: u64,
     /// Of the host.
     pub host_fingerprint: u64,
-    /// Of the template.
-    pub template_fingerprint: u64,
-    /// Of method, host and template.
-    pub endpoint_fingerprint: u64,
-    /// Of the object id.
-    pub object_fingerprint: u64,
-    /// Of path and query.
-    pub address_fingerprint: u64,
+    /// Of source, application and host.
+    pub here_fingerprint: u64,
+    /// Of path and user agent with the application, for the counters of all requests.
+    pub summary_fingerprints: [u64; 2],
     credentials: bool,
     said: Outcome,
 }
 
 impl<'a> Observation<'a> {
-    /// Works a record out. What is remembered of earlier ones ([`Self::attempt`], [`Self::is_attack_tool`]) is left open.
-    pub fn of(record: &RecordView<'a>, timing: Timing, settings: &Settings, prints: &Fingerprints, scratch: &'a Bump) -> Self {
+    /// Works a record out. `known` are the paths that were seen before. What else is remembered ([`Self::attempt`],
+    /// [`Self::is_attack_tool`]) is left open.
+    pub fn of(
+        record: &RecordView<'a>,
+        (timing, order, path_fingerprint): (Timing, u64, u64),
+        settings: &Settings,
+        prints: &Fingerprints,
+        known: &mut Paths,
+        scratch: &'a Bump,
+    ) -> Self {
         let flags = record.flags();
         let (mut method, mut source_text) =
             (Method::from_wire(record.method()).map_or(&b""[..], |known| known.name().as_bytes()), &b""[..]);
-        for extension in record.extensions() {
-            match extension.tag {
-                TAG_METHOD if method.is_empty() => method = extension.value,
-                TAG_SOURCE_TEXT => source_text = extension.value,
-                _ => {}
+        if record.extension_count() > 0 {
+            for extension in record.extensions() {
+                match extension.tag {
+                    TAG_METHOD if method.is_empty() => method = extension.value,
+                    TAG_SOURCE_TEXT => source_text = extension.value,
+                    _ => {}
+                }
             }
         }
-        // What is no request has no path to normalise: the whole line stands for it.
-        let (path, query) = if method.is_empty() { (record.path(), &b""[..]) } else { path::normalise(record.path(), scratch) };
-        let query = if record.query().is_empty() { query } else { record.query() };
-        let (template, object) = path::template(path, scratch);
-        let is_probe = record.hits().any(|hit| is_probe(hit.attack_type));
+        let (target, object) = target(record, (method, path_fingerprint), settings, prints, known, scratch);
         let (source, application) = (record.source(), record.application());
+        let id = u128::from_be_bytes(record.request_id());
+        let source_fingerprint = prints.pair(source.key(), application as u32 as u64);
         let host_fingerprint = prints.bytes(record.host());
-        let template_fingerprint = prints.bytes(template);
-        let request_id = record.request_id();
-        let half = |start: usize| u64::from_be_bytes(std::array::from_fn(|at| request_id[start + at]));
         Self {
+            record: *record,
+            order,
             time_us: timing.event_time_us(record.event_us()),
             source,
             source_text,
             application,
-            session: record.session_hash(),
-            user: record.user_hash(),
             status: record.status(),
             method,
-            host: record.host(),
-            path,
-            template,
+            target,
             object,
-            request_id: [half(0), half(8)],
+            request_id: [(id >> 64) as u64, id as u64],
             is_listed: flags & (FLAG_BLOCKED | FLAG_DENYLIST | FLAG_GRAYLIST) != 0,
             has_hits: record.hit_count() > 0,
-            is_probe,
-            is_static: path::is_static(path),
-            is_weightless: path::is_weightless(path, &settings.weightless_paths),
+            is_probe: record.hit_count() > 0 && record.hits().any(|hit| is_probe(hit.attack_type)),
             is_attack_tool: false,
             attempt: None,
-            source_fingerprint: prints.pair(source.key(), application as u32 as u64),
+            source_fingerprint,
             host_fingerprint,
-            template_fingerprint,
-            endpoint_fingerprint: prints.pair(prints.pair(prints.bytes(method), host_fingerprint), template_fingerprint),
-            object_fingerprint: object.map_or(0, |object| prints.bytes(object)),
-            address_fingerprint: if is_probe { prints.pair(prints.bytes(path), prints.bytes(query)) } else { 0 },
+            here_fingerprint: prints.pair(source_fingerprint, host_fingerprint),
+            summary_fingerprints: [0; 2],
             credentials: flags & FLAG_CREDENTIALS != 0,
-            said: match (flags & FLAG_AUTH_FAILED != 0, flags & FLAG_AUTH_SUCCEEDED != 0) {
-                (true, false) => Outcome::Failed,
-                (false, true) => Outcome::Succeeded,
+            said: match flags & (FLAG_AUTH_FAILED | FLAG_AUTH_SUCCEEDED) {
+                FLAG_AUTH_FAILED => Outcome::Failed,
+                FLAG_AUTH_SUCCEEDED => Outcome::Succeeded,
                 _ => Outcome::Unknown,
             },
         }
     }
 
+    /// The record.
+    pub const fn record(&self) -> &RecordView<'a> {
+        &self.record
+    }
+
+    /// Host, empty if not known.
+    pub fn host(&self) -> &'a [u8] {
+        self.record.host()
+    }
+
+    /// Hash of the session, 0 if none.
+    pub fn session(&self) -> u64 {
+        self.record.session_hash()
+    }
+
+    /// Hash of the user, 0 if none.
+    pub fn user(&self) -> u64 {
+        self.record.user_hash()
+    }
+
+    /// Path and query, normalised: worked out anew.
+    pub fn path_and_query(&self, scratch: &'a Bump) -> (&'a [u8], &'a [u8]) {
+        path_and_query(&self.record, self.method, scratch)
+    }
+
+    /// Path with ids replaced: worked out anew.
+    pub fn template(&self, scratch: &'a Bump) -> &'a [u8] {
+        path::template(self.path_and_query(scratch).0, scratch).0
+    }
+
+    /// Of method, host and template.
+    pub fn endpoint_fingerprint(&self, prints: &Fingerprints) -> u64 {
+        prints.pair(prints.pair(prints.bytes(self.method), self.host_fingerprint), self.target.template_fingerprint)
+    }
+
+    /// Of path and query.
+    pub fn address_fingerprint(&self, prints: &Fingerprints, scratch: &'a Bump) -> u64 {
+        let (path, query) = self.path_and_query(scratch);
+        prints.pair(prints.bytes(path), prints.bytes(query))
+    }
+
     /// Whether this is an attempt to log in.
-    pub fn is_attempt(&self, settings: &Settings) -> bool {
-        let is_login = matches!(self.method, b"POST" | b"PUT") && settings.is_login(self.path);
+    pub fn is_attempt(&self) -> bool {
+        let is_login = self.target.is(LOGIN) && matches!(self.method, b"POST" | b"PUT");
         is_login || self.status == 401 && self.credentials
     }
 
@@ -160,9 +290,9 @@ impl<'a> Observation<'a> {
             return self.said;
         }
         match self.status {
-            200 if ends_with_ignoring_case(self.path, b"/wp-login.php") => Outcome::Failed,
-            302 if ends_with_ignoring_case(self.path, b"/wp-login.php") => Outcome::Succeeded,
-            200 if ends_with_ignoring_case(self.path, b"/oauth/token") => Outcome::Succeeded,
+            200 if self.target.is(WP_LOGIN) => Outcome::Failed,
+            302 if self.target.is(WP_LOGIN) => Outcome::Succeeded,
+            200 if self.target.is(TOKEN) => Outcome::Succeeded,
             400 | 401 | 403 | 422 => Outcome::Failed,
             1..=399 if was_refused => Outcome::Succeeded,
             _ => Outcome::Unknown,
@@ -193,6 +323,39 @@ impl Timing {
         let age_us = self.sent_us.saturating_sub(event_us);
         self.arrival_us.saturating_sub(if age_us < DAY_US { age_us } else { DAY_US })
     }
+}
+
+/// What is no request has no path to normalise: the whole line stands for it.
+fn path_and_query<'a>(record: &RecordView<'a>, method: &[u8], scratch: &'a Bump) -> (&'a [u8], &'a [u8]) {
+    if method.is_empty() {
+        return (record.path(), record.query());
+    }
+    let (path, query) = path::normalise(record.path(), scratch);
+    (path, if record.query().is_empty() { query } else { record.query() })
+}
+
+/// What the path is, from memory if it was seen before.
+fn target<'a>(
+    record: &RecordView<'a>,
+    (method, path_fingerprint): (&[u8], u64),
+    settings: &Settings,
+    prints: &Fingerprints,
+    known: &mut Paths,
+    scratch: &'a Bump,
+) -> (Target, Option<Object>) {
+    if !method.is_empty()
+        && let Some(found) = known.find(path_fingerprint)
+    {
+        return found;
+    }
+    let (path, _) = path_and_query(record, method, scratch);
+    let (template, id) = path::template(path, scratch);
+    let target = Target::of(path, template, settings, prints);
+    let object = id.map(|id| Object { fingerprint: prints.bytes(id), number: path::number_of(id) });
+    if !method.is_empty() {
+        known.put(path_fingerprint, target, object);
+    }
+    (target, object)
 }
 
 const fn is_ipv4(source: Source) -> bool {

@@ -3,7 +3,7 @@
 //! A window is a list of what it counted, oldest first: {time, value, number of the event among those looked at, plain number}.
 //! Times of one key never go back, so a window is sorted. Nothing here knows a detector.
 
-use super::keys::{Cell, List, Pool};
+use super::keys::{Cell, EVIDENCE, List, Pool};
 
 /// Where sets of distinct values are kept.
 pub const SET: usize = 0;
@@ -61,9 +61,24 @@ impl State<'_> {
         if self.cell.level == 0 {
             self.cell.first_seq = 0;
             if has_set {
-                self.pool.clear(&mut self.cell.lists[SET]);
+                self.clear(SET);
             }
         }
+    }
+
+    /// Empties a list.
+    #[inline]
+    pub fn clear(&mut self, place: usize) {
+        self.with_list(place, Pool::clear);
+    }
+
+    /// Works on a list of the cell.
+    #[inline]
+    pub fn with_list<R>(&mut self, place: usize, work: impl FnOnce(&mut Pool, &mut List) -> R) -> R {
+        let mut list = self.cell.list(place);
+        let result = work(self.pool, &mut list);
+        self.cell.put(place, list);
+        result
     }
 
     /// Counts an event in a leaky rule.
@@ -71,6 +86,19 @@ impl State<'_> {
     pub fn pour(&mut self, amount_us: i64, time_us: u64) {
         self.begin(time_us);
         self.cell.level = self.cell.level.saturating_add(amount_us);
+    }
+
+    /// Counts a value since the first event, where the third list is a plain number.
+    #[inline]
+    pub const fn add_one(&mut self) {
+        self.cell.set_counter(self.cell.counter().saturating_add(1));
+    }
+
+    /// The only rule of a detector without windows is empty: nothing was counted, and no evidence is needed.
+    #[inline]
+    pub fn start_counting_anew(&mut self) {
+        self.cell.set_counter(0);
+        self.clear(EVIDENCE);
     }
 
     /// Notes the first event since the rule was empty.
@@ -96,31 +124,32 @@ impl State<'_> {
     /// Puts a value into the set of the last `distinct_max` values. `false`: it is in there already.
     #[inline]
     pub fn is_new(&mut self, value: u64, distinct_max: i64) -> bool {
-        if self.pool.get(self.cell.lists[SET]).contains(&value) {
+        if self.pool.get(self.cell.list(SET)).contains(&value) {
             return false;
         }
-        self.pool.push(&mut self.cell.lists[SET], [value], distinct_max as usize);
+        self.with_list(SET, |pool, list| pool.push(list, [value], distinct_max as usize));
         true
     }
 
     /// Drops what left a window.
     pub fn slide(&mut self, place: usize, time_us: u64, window_us: i64) {
-        let list = &mut self.cell.lists[place];
-        let left = self.pool.entries::<4>(*list).iter().take_while(|entry| entry[TIME] + window_us as u64 <= time_us).count();
+        let window = self.pool.entries::<4>(self.cell.list(place));
+        let left = window.iter().take_while(|entry| entry[TIME] + window_us as u64 <= time_us).count();
         if left > 0 {
-            self.pool.drop_front(list, left * 4);
+            self.with_list(place, |pool, list| pool.drop_front(list, left * 4));
         }
     }
 
     /// Counts an event in a window that keeps `events_max`.
     pub fn count(&mut self, place: usize, event: Counted, events_max: i64) {
         let seq = u64::from(self.cell.seq) | if event.is_number { IS_NUMBER } else { 0 };
-        self.pool.push(&mut self.cell.lists[place], [event.time_us, event.value, seq, event.number], events_max as usize);
+        let entry = [event.time_us, event.value, seq, event.number];
+        self.with_list(place, |pool, list| pool.push(list, entry, events_max as usize));
     }
 
     /// Counts an event in a window unless its value is in there.
     pub fn count_distinct(&mut self, place: usize, event: Counted, events_max: i64) -> bool {
-        let known = self.pool.entries::<4>(self.cell.lists[place]).iter().any(|entry| entry[VALUE] == event.value);
+        let known = self.pool.entries::<4>(self.cell.list(place)).iter().any(|entry| entry[VALUE] == event.value);
         if !known {
             self.count(place, event, events_max);
         }
@@ -129,7 +158,7 @@ impl State<'_> {
 
     /// Whether `events` were counted within `window_us`, of those after event number `after_seq`.
     pub fn fires(&self, place: usize, time_us: u64, events: i64, window_us: i64, after_seq: u32) -> Option<Firing> {
-        let window = self.pool.entries::<4>(self.cell.lists[place]);
+        let window = self.pool.entries::<4>(self.cell.list(place));
         let inside = |entry: &[u64; 4]| entry[TIME] + window_us as u64 <= time_us || entry[SEQ] as u32 <= after_seq;
         let inside = &window[window.partition_point(inside)..];
         let first = inside.first().filter(|_| inside.len() as i64 >= events)?;
@@ -138,7 +167,7 @@ impl State<'_> {
 
     /// Whether the last `events` values of a window are numbers within a range of `spread`.
     pub fn is_range(&self, place: usize, events: i64, spread: i64) -> bool {
-        let window = self.pool.entries::<4>(self.cell.lists[place]);
+        let window = self.pool.entries::<4>(self.cell.list(place));
         let Some(tail) = window.len().checked_sub(events as usize).map(|start| &window[start..]) else { return false };
         let Some(reference) = tail.last().map(|entry| entry[NUMBER]) else { return false };
         // Numbers are kept modulo 2^64: the differences of those that are near each other are right.
@@ -156,7 +185,7 @@ impl State<'_> {
     /// The number of the oldest event that any rule still counts.
     pub fn oldest_seq(&self, windows: &[usize]) -> u32 {
         let leaky = if self.cell.first_seq == 0 { u32::MAX } else { self.cell.first_seq };
-        let firsts = windows.iter().filter_map(|&place| self.pool.entries::<4>(self.cell.lists[place]).first());
+        let firsts = windows.iter().filter_map(|&place| self.pool.entries::<4>(self.cell.list(place)).first());
         firsts.map(|entry| entry[SEQ] as u32).fold(leaky, u32::min)
     }
 }

@@ -91,6 +91,12 @@ impl Settings {
         self.numbers.get(Detector::rank_of_plan(plan)).unwrap_or(&self.numbers[0])
     }
 
+    /// Whether parts of the traffic have numbers of their own.
+    #[inline]
+    pub const fn has_overrides(&self) -> bool {
+        !self.scopes.is_empty()
+    }
+
     /// Which override holds for a detector: 0 for none, else its position plus one.
     #[inline]
     pub fn rank(&self, detector: Detector, application: i32, host: &[u8], path: &[u8]) -> u16 {

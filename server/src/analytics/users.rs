@@ -73,7 +73,7 @@ impl Users {
                 network: 0,
                 plan,
             };
-            self.engine.take(&event, failure.order, |alert: &mut Alert| {
+            self.engine.take(&event, u32::MAX, failure.order, |alert: &mut Alert| {
                 alert.application = application;
                 alert.user = failure.user;
             });

@@ -1,4 +1,5 @@
-//! A shard's slab memory: one anonymous private mapping, aligned to 2 MiB.
+//! A shard's slab memory: one anonymous private mapping, aligned to 2 MiB. Beside it [`on_huge_pages`] and
+//! [`prefetch`], for tables.
 //!
 //! Made and prefaulted on the shard's own pinned thread, so that it lies on the local NUMA node. Explicit huge pages are
 //! tried first, then transparent ones; core dumps leave it out (it holds other people's requests).
@@ -120,6 +121,36 @@ impl Drop for Mapping {
         // SAFETY: the range was mapped by `map` and no slice of it outlives `self`.
         let _ = unsafe { munmap(self.mapped.as_ptr().cast(), self.mapped_bytes) };
     }
+}
+
+/// `count` copies of a value in memory for which transparent huge pages were asked for before it was touched: what is looked up
+/// at random in a large table would else miss the translation cache with every look-up. All of it is touched now.
+pub fn on_huge_pages<T: Clone>(count: usize, value: T) -> Vec<T> {
+    let mut memory = Vec::<T>::with_capacity(count);
+    let room = memory.spare_capacity_mut();
+    let (start, bytes) = (room.as_mut_ptr().cast::<u8>(), size_of_val(room));
+    let skip = start.align_offset(SLAB_BYTES as usize);
+    let bytes = bytes.saturating_sub(skip) / SLAB_BYTES as usize * SLAB_BYTES as usize;
+    if bytes > 0 {
+        // SAFETY: `skip + bytes` lies within the allocation, which is ours; the advice changes no content. Failure only makes
+        // look-ups slower.
+        let _ = unsafe { madvise(start.add(skip).cast(), bytes, Advice::LinuxHugepage) };
+    }
+    memory.resize(count, value);
+    memory
+}
+
+/// Asks for the line of the cache in which a value begins, and goes on: so that waits for many of them overlap.
+#[inline]
+pub fn prefetch<T>(value: &T) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: the address is that of a live value; a prefetch reads nothing that anybody sees, and never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(value).cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = value;
 }
 
 fn map(bytes: usize, flags: MapFlags) -> io::Result<NonNull<u8>> {

@@ -14,6 +14,7 @@ use crate::analytics::attacks::samples::SAMPLES_MAX;
 use crate::analytics::fingerprint::Fingerprints;
 use crate::analytics::observation::Observation;
 use crate::analytics::reports::{Text, Texts};
+use bumpalo::Bump;
 use postanalytics_protocol::Hit;
 use postanalytics_protocol::schema::v1::FLAG_BLOCKED;
 
@@ -152,11 +153,18 @@ impl HitSampler {
     }
 
     /// Takes a hit. Returns whether its record is to be kept whole.
-    pub fn take(&mut self, observation: &Observation<'_>, flags: u32, hit: &Hit<'_>, prints: &Fingerprints) -> bool {
+    pub fn take<'a>(
+        &mut self,
+        observation: &Observation<'a>,
+        flags: u32,
+        hit: &Hit<'_>,
+        prints: &Fingerprints,
+        scratch: &'a Bump,
+    ) -> bool {
         let of_place = prints.pair(prints.bytes(hit.point), u64::from(hit.attack_type));
-        let of_scope = prints.pair(observation.host_fingerprint, observation.template_fingerprint);
+        let of_scope = prints.pair(observation.host_fingerprint, observation.target.template_fingerprint);
         let key = prints.pair(prints.pair(of_place, of_scope), u64::from(observation.application.cast_unsigned()));
-        let of_endpoint = prints.pair(of_place, observation.endpoint_fingerprint);
+        let of_endpoint = prints.pair(of_place, observation.endpoint_fingerprint(prints));
         let identity =
             prints.pair(prints.pair(of_endpoint, u64::from(observation.status)), observation.source_fingerprint).max(1);
         let [high, low] = observation.request_id;
@@ -181,7 +189,7 @@ impl HitSampler {
             may_be_sample: fate.may_be_sample,
             texts: [Text::default(); 5],
         };
-        let texts = [observation.host, observation.template, hit.point, observation.method, hit.payload];
+        let texts = [observation.host(), observation.template(scratch), hit.point, observation.method, hit.payload];
         if !(fate == Fate { is_kept: false, may_be_sample: false } && self.join(&report)) {
             self.push(report, texts);
         }

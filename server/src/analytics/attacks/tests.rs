@@ -5,7 +5,7 @@ use super::samples::SAMPLES_MAX;
 use super::table::{AttackTable, JOIN_US, LENGTH_US_MAX};
 use crate::analytics::Timing;
 use crate::analytics::fingerprint::Fingerprints;
-use crate::analytics::observation::Observation;
+use crate::analytics::observation::{Observation, Paths};
 use crate::analytics::settings::Settings;
 use bumpalo::Bump;
 use postanalytics_protocol::schema::v1::{FLAG_BLOCKED, SCHEMA};
@@ -119,9 +119,10 @@ fn sample(sampler: &mut HitSampler, made: Made, number: usize, prints: &Fingerpr
     let batch = ValidBatch::parse(SCHEMA, 1, &body).expect("valid");
     let record = batch.record(0).expect("there is one");
     let timing = Timing { is_replay: true, ..Timing::default() };
-    let observation = Observation::of(&record, timing, &settings, prints, &scratch);
+    let observation =
+        Observation::of(&record, (timing, 0, prints.bytes(record.path())), &settings, prints, &mut Paths::new(0), &scratch);
     let hit = record.hits().next().expect("there is one");
-    sampler.take(&observation, record.flags(), &hit, prints)
+    sampler.take(&observation, record.flags(), &hit, prints, &scratch)
 }
 
 /// Sends the stream through the samplers of two shards into a table, in turns of `turn` hits.

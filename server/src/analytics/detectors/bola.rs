@@ -4,21 +4,19 @@
 use super::{COUNTED, Event, IS_NUMBER, Look, leaky_progress, window_progress};
 use crate::analytics::keys::{Cell, Pool};
 use crate::analytics::observation::Observation;
-use crate::analytics::path::number_of;
-use crate::analytics::rules::{COUNTER, Counted, Firing, State, WINDOW};
+use crate::analytics::rules::{Counted, Firing, State, WINDOW};
 use crate::config::detection::{Bola, window_events_max};
 
 pub(super) fn look(observation: &Observation<'_>) -> Option<Look> {
     let object = observation.object.filter(|_| !observation.has_hits)?;
-    let number = number_of(object);
-    let kind = COUNTED | if number.is_some() { IS_NUMBER } else { 0 };
-    Some(Look { value: observation.object_fingerprint, number: number.unwrap_or(0), kind })
+    let kind = COUNTED | if object.number.is_some() { IS_NUMBER } else { 0 };
+    Some(Look { value: object.fingerprint, number: object.number.unwrap_or(0), kind })
 }
 
 pub(super) fn decide(numbers: &Bola, state: &mut State<'_>, event: &Event, time_us: u64, elapsed_us: u64) -> Option<Firing> {
     state.leak(elapsed_us, true);
     if state.cell.level == 0 {
-        state.cell.lists[COUNTER].0 = 0;
+        state.cell.set_counter(0);
     }
     state.slide(WINDOW, time_us, numbers.range_window_us);
     let counted = Counted { time_us, value: event.value, number: event.number, is_number: event.kind & IS_NUMBER != 0 };
@@ -27,13 +25,13 @@ pub(super) fn decide(numbers: &Bola, state: &mut State<'_>, event: &Event, time_
     let is_new_to_count = state.is_new(event.value, numbers.distinct_last);
     if is_new_to_count {
         state.pour(numbers.leak_us, time_us);
-        state.cell.lists[COUNTER].0 += 1;
+        state.add_one();
     }
     if is_new_to_range && state.is_range(WINDOW, numbers.range_events, numbers.range_spread) {
         return state.fires(WINDOW, time_us, numbers.range_events, numbers.range_window_us, 0);
     }
     let fires = is_new_to_count && state.overflows(numbers.events, numbers.leak_us);
-    fires.then(|| state.firing(state.cell.lists[COUNTER].0 as u32))
+    fires.then(|| state.firing(state.cell.counter()))
 }
 
 pub(super) fn progress(numbers: &Bola, cell: &Cell, pool: &Pool, now_us: u64) -> i64 {

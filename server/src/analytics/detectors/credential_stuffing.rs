@@ -4,7 +4,7 @@
 use super::{COUNTED, Event, FAILED, Look, SUCCEEDED, leaky_progress, window_progress};
 use crate::analytics::keys::{Cell, Pool};
 use crate::analytics::observation::{Observation, Outcome};
-use crate::analytics::rules::{Counted, Firing, State, WINDOW};
+use crate::analytics::rules::{Counted, Firing, SET, State, WINDOW};
 use crate::config::detection::{CredentialStuffing, window_events_max};
 
 /// The last attempts: {time × 2 + failed}, oldest first.
@@ -12,7 +12,7 @@ const ATTEMPTS: usize = 2;
 
 pub(super) fn look(observation: &Observation<'_>) -> Option<Look> {
     let outcome = observation.attempt.filter(|_| !observation.is_listed)?;
-    let has_user = observation.user != 0;
+    let has_user = observation.user() != 0;
     let kind = match outcome {
         Outcome::Failed => FAILED | if has_user { COUNTED } else { 0 },
         Outcome::Unknown => {
@@ -24,7 +24,7 @@ pub(super) fn look(observation: &Observation<'_>) -> Option<Look> {
         }
         Outcome::Succeeded => SUCCEEDED,
     };
-    Some(Look { value: observation.user, number: 0, kind })
+    Some(Look { value: observation.user(), number: 0, kind })
 }
 
 pub(super) fn decide(
@@ -37,7 +37,7 @@ pub(super) fn decide(
     state.leak(elapsed_us, true);
     state.slide(WINDOW, time_us, numbers.shared_window_us);
     let attempt = time_us << 1 | u64::from(event.kind & FAILED != 0);
-    state.pool.push(&mut state.cell.lists[ATTEMPTS], [attempt], numbers.shared_last_attempts as usize);
+    state.with_list(ATTEMPTS, |pool, list| pool.push(list, [attempt], numbers.shared_last_attempts as usize));
     if event.kind & COUNTED == 0 {
         return None;
     }
@@ -50,7 +50,7 @@ pub(super) fn decide(
         window_events_max(numbers.shared_window_us, numbers.burst_events, numbers.burst_leak_us, numbers.burst_distinct_last);
     let is_new_to_window = state.count_distinct(WINDOW, counted, kept_max.max(numbers.shared_events));
     if is_new_to_burst && state.overflows(numbers.burst_events, numbers.burst_leak_us) {
-        return Some(state.firing(state.cell.lists[0].words() as u32));
+        return Some(state.firing(state.cell.list(SET).words() as u32));
     }
     let firing =
         is_new_to_window.then(|| state.fires(WINDOW, time_us, numbers.shared_events, numbers.shared_window_us, 0)).flatten();
@@ -59,7 +59,7 @@ pub(super) fn decide(
 
 /// Whether enough of the last attempts within the window failed.
 fn has_failed_enough(numbers: &CredentialStuffing, state: &State<'_>, time_us: u64) -> bool {
-    let attempts = state.pool.get(state.cell.lists[ATTEMPTS]);
+    let attempts = state.pool.get(state.cell.list(ATTEMPTS));
     let recent = attempts.iter().filter(|&&attempt| (attempt >> 1) + numbers.shared_window_us as u64 > time_us);
     let (failed, all) = recent.fold((0, 0), |(failed, all), attempt| (failed + (attempt & 1) as i64, all + 1));
     failed * 100 >= numbers.shared_failed_percent * all

@@ -3,12 +3,12 @@
 
 use super::{COUNTED, Event, FAILED, Look};
 use crate::analytics::keys::{Cell, Pool};
-use crate::analytics::observation::Observation;
-use crate::analytics::rules::{COUNTER, Firing, SET, State};
+use crate::analytics::observation::{Observation, WEIGHTLESS};
+use crate::analytics::rules::{Firing, SET, State};
 use crate::config::detection::ForcedBrowsing;
 
 pub(super) fn look(observation: &Observation<'_>) -> Option<Look> {
-    if observation.is_listed || observation.has_hits || observation.is_weightless {
+    if observation.is_listed || observation.has_hits || observation.target.is(WEIGHTLESS) {
         return None;
     }
     let kind = match observation.status {
@@ -17,7 +17,7 @@ pub(super) fn look(observation: &Observation<'_>) -> Option<Look> {
         400 | 403 | 404 => COUNTED | FAILED,
         _ => COUNTED,
     };
-    Some(Look { value: observation.template_fingerprint, number: 0, kind })
+    Some(Look { value: observation.target.template_fingerprint, number: 0, kind })
 }
 
 pub(super) fn decide(
@@ -28,14 +28,14 @@ pub(super) fn decide(
     elapsed_us: u64,
 ) -> Option<Firing> {
     if elapsed_us >= numbers.empty_after_us as u64 {
-        state.pool.clear(&mut state.cell.lists[SET]);
+        state.clear(SET);
         start_anew(state);
     }
     if !state.is_new(event.value, numbers.distinct_last) {
         return None;
     }
     state.begin(time_us);
-    state.cell.lists[COUNTER].0 += 1;
+    state.add_one();
     if event.kind & FAILED != 0 {
         state.cell.level += numbers.failure_micronats;
     } else {
@@ -44,13 +44,13 @@ pub(super) fn decide(
     if state.cell.level <= numbers.reset_at_micronats {
         start_anew(state);
     }
-    (state.cell.level >= numbers.fires_at_micronats).then(|| state.firing(state.cell.lists[COUNTER].0 as u32))
+    (state.cell.level >= numbers.fires_at_micronats).then(|| state.firing(state.cell.counter()))
 }
 
 fn start_anew(state: &mut State<'_>) {
     state.cell.level = 0;
     state.cell.first_seq = 0;
-    state.cell.lists[COUNTER].0 = 0;
+    state.start_counting_anew();
 }
 
 /// Falls to nothing over the time after which the state is emptied.

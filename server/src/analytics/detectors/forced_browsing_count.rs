@@ -2,14 +2,15 @@
 
 use super::{COUNTED, Event, Look, decide_leaky_distinct, leaky_progress};
 use crate::analytics::keys::{Cell, Pool};
-use crate::analytics::observation::Observation;
+use crate::analytics::observation::{Observation, STATIC, WEIGHTLESS};
 use crate::analytics::rules::{Firing, State};
 use crate::config::detection::ForcedBrowsingCount;
 
 pub(super) fn look(observation: &Observation<'_>) -> Option<Look> {
     let is_failure = matches!(observation.status, 400 | 403 | 404);
-    let weighs = !observation.is_listed && !observation.has_hits && !observation.is_static && !observation.is_weightless;
-    (is_failure && weighs).then_some(Look { value: observation.template_fingerprint, number: 0, kind: COUNTED })
+    let weighs =
+        !observation.is_listed && !observation.has_hits && !observation.target.is(STATIC) && !observation.target.is(WEIGHTLESS);
+    (is_failure && weighs).then_some(Look { value: observation.target.template_fingerprint, number: 0, kind: COUNTED })
 }
 
 pub(super) fn decide(

@@ -12,7 +12,7 @@ mod credential_stuffing;
 mod forced_browsing;
 mod forced_browsing_count;
 pub mod multi_payload;
-mod probing;
+pub mod probing;
 mod scanner;
 mod user_brute_force;
 mod user_many_sources;
@@ -192,7 +192,17 @@ impl Detector {
 
     /// The detector of a plan.
     pub const fn of_plan(plan: u16) -> Self {
-        Self::ALL[(plan % PLANS_PER_RANK) as usize % Self::ALL.len()]
+        // As long as the remainder can be, so that nothing is left to check.
+        const OF_PLAN: [Detector; PLANS_PER_RANK as usize] = {
+            let mut detectors = [Detector::BruteForce; PLANS_PER_RANK as usize];
+            let mut plan = 0;
+            while plan < Detector::ALL.len() {
+                detectors[plan] = Detector::ALL[plan];
+                plan += 1;
+            }
+            detectors
+        };
+        OF_PLAN[(plan % PLANS_PER_RANK) as usize]
     }
 
     /// The override of a plan.
@@ -200,7 +210,8 @@ impl Detector {
         (plan / PLANS_PER_RANK) as usize
     }
 
-    /// What an observation is to this detector; `None` if it does not look at it. Hits and users are apart.
+    /// What an observation is to this detector; `None` if it does not look at it. Hits, probes and users are apart.
+    #[inline]
     pub fn look(self, observation: &Observation<'_>) -> Option<Look> {
         match self {
             Self::BruteForce => brute_force::look(observation),
@@ -210,9 +221,8 @@ impl Detector {
             Self::ForcedBrowsingCount => forced_browsing_count::look(observation),
             Self::Bola => bola::look(observation),
             Self::Scanner => scanner::look(observation),
-            Self::Probing => probing::look(observation),
             Self::Crawl => crawl::look(observation),
-            Self::MultiPayload | Self::UserBruteForce | Self::UserManySources => None,
+            Self::MultiPayload | Self::Probing | Self::UserBruteForce | Self::UserManySources => None,
         }
     }
 
@@ -224,6 +234,22 @@ impl Detector {
     /// Whether the third list of its cells is a plain number: see [`rules::COUNTER`].
     pub const fn keeps_counter(self) -> bool {
         matches!(self, Self::ForcedBrowsing | Self::ForcedBrowsingCount | Self::Bola | Self::Probing | Self::Crawl)
+    }
+
+    /// Words of an entry of its evidence: the request's id and, where windows may forget some events and keep others, the
+    /// number of the event.
+    pub const fn evidence_words(self) -> usize {
+        if self.windows().is_empty() { 2 } else { 3 }
+    }
+
+    /// What one event adds to the only rule of this detector, if that is leaky: once it has leaked away, nothing is known.
+    pub const fn only_leak_us(self, numbers: &Numbers) -> Option<u64> {
+        match self {
+            Self::ForcedBrowsingCount => Some(numbers.forced_browsing_count.leak_us as u64),
+            Self::Probing => Some(numbers.probing.leak_us as u64),
+            Self::Crawl => Some(numbers.crawl.leak_us as u64),
+            _ => None,
+        }
     }
 
     /// Where its windows are.
@@ -239,17 +265,17 @@ impl Detector {
     pub fn values(self, cell: &Cell, pool: &Pool, mut each: impl FnMut(u64)) {
         match self {
             Self::ForcedBrowsing | Self::ForcedBrowsingCount | Self::Probing | Self::Crawl => {
-                pool.get(cell.lists[SET]).iter().copied().for_each(each);
+                pool.get(cell.list(SET)).iter().copied().for_each(each);
             }
             Self::CredentialStuffing | Self::Bola => {
-                pool.get(cell.lists[SET]).iter().copied().for_each(&mut each);
-                rules::window_values(pool, cell.lists[WINDOW]).for_each(each);
+                pool.get(cell.list(SET)).iter().copied().for_each(&mut each);
+                rules::window_values(pool, cell.list(WINDOW)).for_each(each);
             }
             Self::UserManySources => {
-                rules::window_values(pool, cell.lists[SET]).for_each(&mut each);
-                rules::window_values(pool, cell.lists[WINDOW]).for_each(each);
+                rules::window_values(pool, cell.list(SET)).for_each(&mut each);
+                rules::window_values(pool, cell.list(WINDOW)).for_each(each);
             }
-            Self::MultiPayload => rules::window_values(pool, cell.lists[WINDOW]).for_each(each),
+            Self::MultiPayload => rules::window_values(pool, cell.list(WINDOW)).for_each(each),
             Self::BruteForce | Self::BruteForceAttempts | Self::UserBruteForce | Self::Scanner => {}
         }
     }
@@ -265,14 +291,14 @@ fn decide_leaky_distinct(
 ) -> Option<Firing> {
     state.leak(elapsed_us, true);
     if state.cell.level == 0 {
-        state.cell.lists[rules::COUNTER].0 = 0;
+        state.start_counting_anew();
     }
     if !state.is_new(event.value, distinct_last) {
         return None;
     }
     state.pour(leak_us, time_us);
-    state.cell.lists[rules::COUNTER].0 += 1;
-    state.overflows(events, leak_us).then(|| state.firing(state.cell.lists[rules::COUNTER].0 as u32))
+    state.add_one();
+    state.overflows(events, leak_us).then(|| state.firing(state.cell.counter()))
 }
 
 /// How full a leaky rule is, in thousandths.
@@ -283,5 +309,5 @@ fn leaky_progress(cell: &Cell, now_us: u64, events: i64, leak_us: i64) -> i64 {
 
 /// How full a window is, in thousandths.
 fn window_progress(cell: &Cell, pool: &Pool, place: usize, now_us: u64, events: i64, window_us: i64) -> i64 {
-    rules::window_len_at(pool, cell.lists[place], now_us, window_us) * 1000 / events
+    rules::window_len_at(pool, cell.list(place), now_us, window_us) * 1000 / events
 }

@@ -2,12 +2,12 @@
 
 use super::{COUNTED, Event, Look, decide_leaky_distinct, leaky_progress};
 use crate::analytics::keys::{Cell, Pool};
-use crate::analytics::observation::Observation;
 use crate::analytics::rules::{Firing, State};
 use crate::config::detection::Probing;
 
-pub(super) fn look(observation: &Observation<'_>) -> Option<Look> {
-    observation.is_probe.then_some(Look { value: observation.address_fingerprint, number: 0, kind: COUNTED })
+/// What a request with a hit of these types is to this detector.
+pub const fn look(address_fingerprint: u64) -> Look {
+    Look { value: address_fingerprint, number: 0, kind: COUNTED }
 }
 
 pub(super) fn decide(numbers: &Probing, state: &mut State<'_>, event: &Event, time_us: u64, elapsed_us: u64) -> Option<Firing> {

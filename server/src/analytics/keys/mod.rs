@@ -1,7 +1,8 @@
 //! Bounded state of keys: a hash table of fixed size, its pool of lists, and a place of probation for new keys when it is full.
 //!
-//! A key may stand in either of two buckets of 16 cells and is put into the emptier one; so the table fills evenly, and below
-//! four fifths of it every key finds room. Above, a new key waits in the probation ring with its first event and enters with
+//! A key may stand in either of two buckets of 32 cells; the second is used only when the first is rather full, so the table fills
+//! evenly, and below four fifths of it every key finds room. Keys that differ in their lowest 16 bits only, those of the detectors
+//! that look at the same source and host, have the same two buckets: what one look-up brings into the cache serves the others. Above, a new key waits in the probation ring with its first event and enters with
 //! its second; if its buckets are full, one of their keys yields, which one is for the caller to say. Flat memory of fixed
 //! size, positions instead of pointers, no allocation after [`KeyTable::new`].
 //!
@@ -13,21 +14,30 @@ pub mod pool;
 pub use cell::{Cell, EVIDENCE};
 pub use pool::{List, Pool};
 
-use super::detectors::Event;
+use super::detectors::{Detector, Event};
 use super::fingerprint::mix;
+use crate::arena::mapping::{on_huge_pages, prefetch};
 
-/// Cells of a bucket.
-const BUCKET: usize = 16;
+/// Cells of a bucket: their tags are one line of the cache.
+const BUCKET: usize = 32;
+/// A bucket with fewer keys takes another one although the other bucket may be emptier: most keys are then found in their first.
+const FIRST_CHOICE: usize = 24;
+/// Cells among which one must yield.
+const RIVALS: usize = 16;
 /// Cells of a probation bucket.
 const PROBATION_BUCKET: usize = 8;
 /// Slots in which the keys of IPv6 networks are counted. Two networks may share one: the bound holds for both together.
 const NETWORK_SLOTS: usize = 1 << 15;
 
+/// 16 bits of each key of a bucket, 0 for a free cell.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(align(64))]
+struct Tags([u16; BUCKET]);
+
 /// See the module.
 #[derive(Debug)]
 pub struct KeyTable {
-    /// 16 bits of each key, 0 for a free cell: a bucket's are half a cache line.
-    tags: Vec<[u16; BUCKET]>,
+    tags: Vec<Tags>,
     cells: Vec<Cell>,
     /// The lists of the cells.
     pub pool: Pool,
@@ -43,10 +53,10 @@ impl KeyTable {
     pub fn new(keys: usize) -> Self {
         let buckets = keys.max(1024).div_ceil(BUCKET);
         Self {
-            tags: vec![[0; BUCKET]; buckets],
-            cells: vec![Cell::default(); buckets * BUCKET],
+            tags: on_huge_pages(buckets, Tags::default()),
+            cells: on_huge_pages(buckets * BUCKET, Cell::default()),
             pool: Pool::new(buckets * BUCKET * 64),
-            probation: vec![[Event::default(); PROBATION_BUCKET]; (buckets / 2).max(1)],
+            probation: on_huge_pages(buckets, [Event::default(); PROBATION_BUCKET]),
             networks: vec![0; NETWORK_SLOTS + 1],
             live: 0,
             probation_overwritten: 0,
@@ -88,6 +98,57 @@ impl KeyTable {
         self.find_in(one, key).or_else(|| self.find_in(other, key))
     }
 
+    /// Where a key is, looking first where [`Self::likely_position`] said.
+    #[inline]
+    pub fn find_from(&self, likely: u32, key: u64) -> Option<usize> {
+        let is_there = self.cells.get(likely as usize).is_some_and(|cell| cell.key == key);
+        if is_there { Some(likely as usize) } else { self.find(key) }
+    }
+
+    /// Brings what [`Self::likely_position`] looks at into the cache.
+    #[inline]
+    pub fn prefetch_tags(&self, key: u64) {
+        prefetch(&self.tags[self.first_bucket(key)]);
+    }
+
+    /// The same for [`Self::other_likely_position`].
+    #[inline]
+    pub fn prefetch_other_tags(&self, key: u64) {
+        prefetch(&self.tags[self.second_bucket(key)]);
+    }
+
+    /// Where a key is if it is in its first bucket, by the tags alone: nearly always right, and no cell is read.
+    #[inline]
+    pub fn likely_position(&self, key: u64) -> u32 {
+        self.likely_in(self.first_bucket(key), key)
+    }
+
+    /// The same for the other bucket.
+    #[inline]
+    pub fn other_likely_position(&self, key: u64) -> u32 {
+        self.likely_in(self.second_bucket(key), key)
+    }
+
+    #[inline]
+    fn likely_in(&self, bucket: usize, key: u64) -> u32 {
+        let matches = self.matches(bucket, tag(key));
+        if matches == 0 { u32::MAX } else { (bucket * BUCKET) as u32 + matches.trailing_zeros() }
+    }
+
+    /// Brings a cell into the cache.
+    #[inline]
+    pub fn prefetch_cell(&self, likely: u32) {
+        if let Some(cell) = self.cells.get(likely as usize) {
+            prefetch(cell);
+        }
+    }
+
+    /// The cell of a key that is likely at a position; none if it is not.
+    #[inline]
+    pub fn cell_of(&self, likely: u32, key: u64) -> Option<&Cell> {
+        self.cells.get(likely as usize).filter(|cell| cell.key == key)
+    }
+
     /// A cell.
     #[inline]
     pub fn cell(&self, position: usize) -> &Cell {
@@ -103,10 +164,14 @@ impl KeyTable {
     /// Puts a new key in, if one of its buckets has room.
     pub fn insert(&mut self, cell: Cell) -> Option<usize> {
         let (one, other) = self.buckets(cell.key);
-        let count = |bucket: usize| self.tags[bucket].iter().filter(|&&tag| tag != 0).count();
-        let bucket = if count(one) <= count(other) { one } else { other };
-        let place = self.tags[bucket].iter().position(|&tag| tag == 0)?;
-        self.tags[bucket][place] = tag(cell.key);
+        let count = |bucket: usize| BUCKET - self.matches(bucket, 0).count_ones() as usize;
+        let bucket = if count(one) < FIRST_CHOICE || count(one) <= count(other) { one } else { other };
+        let free = self.matches(bucket, 0);
+        if free == 0 {
+            return None;
+        }
+        let place = free.trailing_zeros() as usize;
+        self.tags[bucket].0[place] = tag(cell.key);
         let position = bucket * BUCKET + place;
         self.cells[position] = cell;
         self.live += 1;
@@ -116,10 +181,13 @@ impl KeyTable {
         Some(position)
     }
 
-    /// The positions among which one must yield to a key: its first bucket.
+    /// The positions among which one must yield to a key: half of one of its buckets, by a hash of the whole key, so that the keys
+    /// of a newcomer do not push each other out.
     pub fn rivals(&self, key: u64) -> std::ops::Range<usize> {
-        let first = self.buckets(key).0 * BUCKET;
-        first..first + BUCKET
+        let (draw, (one, other)) = (mix(key), self.buckets(key));
+        let bucket = if draw & 1 == 0 { one } else { other };
+        let first = bucket * BUCKET + (draw >> 1) as usize % (BUCKET / RIVALS) * RIVALS;
+        first..first + RIVALS
     }
 
     /// Removes a key and gives its lists back.
@@ -128,14 +196,12 @@ impl KeyTable {
         if cell.key == 0 {
             return;
         }
-        if !cell.is_single() {
-            clear_lists(cell, &mut self.pool);
-        }
+        clear_lists(cell, &mut self.pool);
         if cell.network != 0 {
             self.networks[usize::from(cell.network)] -= 1;
         }
         *cell = Cell::default();
-        self.tags[position / BUCKET][position % BUCKET] = 0;
+        self.tags[position / BUCKET].0[position % BUCKET] = 0;
         self.live -= 1;
     }
 
@@ -160,18 +226,48 @@ impl KeyTable {
 
     #[inline]
     fn buckets(&self, key: u64) -> (usize, usize) {
-        let count = self.tags.len() as u64;
-        let scaled = |hash: u64| (((hash >> 32) * count) >> 32) as usize;
-        (scaled(key), scaled(key.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(32)))
+        (self.first_bucket(key), self.second_bucket(key))
+    }
+
+    #[inline]
+    fn first_bucket(&self, key: u64) -> usize {
+        self.scaled(key)
+    }
+
+    #[inline]
+    fn second_bucket(&self, key: u64) -> usize {
+        self.scaled((key >> 16).wrapping_mul(0x9e37_79b9_7f4a_7c15))
+    }
+
+    #[inline]
+    const fn scaled(&self, hash: u64) -> usize {
+        (((hash >> 32) * self.tags.len() as u64) >> 32) as usize
+    }
+
+    /// Which cells of a bucket have a tag.
+    #[inline]
+    fn matches(&self, bucket: usize, wanted: u16) -> u32 {
+        // As wide as a tag, so that eight of them are compared and masked by one instruction each.
+        const BITS: [u16; 16] = {
+            let mut bits = [0; 16];
+            let mut place = 0;
+            while place < 16 {
+                bits[place] = 1 << place;
+                place += 1;
+            }
+            bits
+        };
+        let among = |tags: &[u16]| -> u32 {
+            let bits = tags.iter().zip(BITS).map(|(&tag, bit)| if tag == wanted { bit } else { 0 });
+            u32::from(bits.fold(0, |matches, bit| matches | bit))
+        };
+        let (low, high) = self.tags[bucket].0.split_at(16);
+        among(low) | among(high) << 16
     }
 
     #[inline]
     fn find_in(&self, bucket: usize, key: u64) -> Option<usize> {
-        let wanted = tag(key);
-        let mut matches = 0u32;
-        for (place, &tag) in self.tags[bucket].iter().enumerate() {
-            matches |= u32::from(tag == wanted) << place;
-        }
+        let mut matches = self.matches(bucket, tag(key));
         while matches != 0 {
             let position = bucket * BUCKET + matches.trailing_zeros() as usize;
             if self.cells[position].key == key {
@@ -185,12 +281,17 @@ impl KeyTable {
 
 /// Gives all lists of a cell back. Detectors may keep a plain number in the third place: it has no block.
 pub fn clear_lists(cell: &mut Cell, pool: &mut Pool) {
-    for (place, list) in cell.lists.iter_mut().enumerate() {
-        if place == super::rules::COUNTER && super::detectors::Detector::of_plan(cell.plan).keeps_counter() {
-            list.0 = 0;
-        } else {
-            pool.clear(list);
+    if cell.is_single() || cell.alert() != 0 {
+        return;
+    }
+    for place in 0..=EVIDENCE {
+        if place == super::rules::COUNTER && Detector::of_plan(cell.plan).keeps_counter() {
+            cell.set_counter(0);
+            continue;
         }
+        let mut list = cell.list(place);
+        pool.clear(&mut list);
+        cell.put(place, list);
     }
 }
 
@@ -214,11 +315,15 @@ mod tests {
         for seed in 0..4 {
             let mut table = KeyTable::new(1 << 16);
             let mut n = seed << 32;
+            // Of a source and host one to three keys, which differ in their tags only.
+            let keys = |n: u64| (1..=1 + n % 3).map(move |plan| Event { key: event(n).key ^ plan, ..Event::default() });
             while !table.is_crowded() {
                 n += 1;
-                assert!(table.insert(Cell::single(&event(n))).is_some(), "{} keys of {}", table.live(), table.capacity());
+                for event in keys(n) {
+                    assert!(table.insert(Cell::single(&event)).is_some(), "{} keys of {}", table.live(), table.capacity());
+                }
             }
-            assert!((1..=n - (seed << 32)).all(|m| table.find(event((seed << 32) + m).key).is_some()));
+            assert!((1..=n - (seed << 32)).flat_map(|m| keys((seed << 32) + m)).all(|event| table.find(event.key).is_some()));
         }
     }
 
@@ -255,7 +360,7 @@ mod tests {
         let slot = KeyTable::network_slot(5);
         for n in 0..100 {
             assert!(!table.is_network_full(slot), "{n}");
-            table.insert(Cell { network: slot, ..Cell::single(&event(n)) });
+            table.insert(Cell::single(&Event { network: slot, ..event(n) }));
         }
         assert!(table.is_network_full(slot) && !table.is_network_full(0));
         table.remove(table.find(event(3).key).expect("it is there"));

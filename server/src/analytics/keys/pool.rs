@@ -4,40 +4,53 @@
 //! nothing is ever handed to the system: the region is the bound. When it is used up, a list drops its oldest entry for a new
 //! one, and [`Pool::shortages`] counts it. Positions instead of pointers, so that the region can be copied as it is.
 
+use crate::arena::mapping::{on_huge_pages, prefetch};
+
 /// Words of the smallest block.
 const UNIT_WORDS: usize = 4;
 /// Sizes: `UNIT_WORDS << class` words.
 const CLASSES: usize = 10;
+/// Units that a [`List`] can point at: 8 GiB.
+const UNITS_MAX: usize = 1 << 28;
 
-/// A list in a pool, packed into a word: block, length in words, size of the block. The default is the empty list.
+/// A list in a pool: its block, and how many words of it are in use. The default is the empty list.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct List(pub u64);
+pub struct List {
+    /// Unit at which the block begins × 16 + its size; 0 is no block.
+    pub block: u32,
+    /// Words in the list.
+    pub words: u16,
+}
 
 impl List {
     const fn new(unit: u32, words: usize, class: usize) -> Self {
-        Self(unit as u64 | (words as u64) << 32 | (class as u64) << 48)
+        Self { block: unit << 4 | class as u32, words: words as u16 }
     }
 
     /// Words in the list.
     pub const fn words(self) -> usize {
-        (self.0 >> 32) as u16 as usize
+        self.words as usize
     }
 
     /// Whether nothing is in it.
     pub const fn is_empty(self) -> bool {
-        self.words() == 0
+        self.words == 0
+    }
+
+    const fn unit(self) -> u32 {
+        self.block >> 4
     }
 
     const fn start(self) -> usize {
-        self.0 as u32 as usize * UNIT_WORDS
+        self.unit() as usize * UNIT_WORDS
     }
 
     const fn class(self) -> usize {
-        (self.0 >> 48) as usize
+        (self.block & 15) as usize
     }
 
     const fn capacity(self) -> usize {
-        if self.0 == 0 { 0 } else { UNIT_WORDS << self.class() }
+        if self.block == 0 { 0 } else { UNIT_WORDS << self.class() }
     }
 }
 
@@ -45,6 +58,8 @@ impl List {
 #[derive(Debug)]
 pub struct Pool {
     words: Vec<u64>,
+    /// The word at which unit 0 stands: the first of a line of the cache.
+    base: usize,
     /// The first unit that was never used. Unit 0 is none.
     untouched: usize,
     /// The first free block of each size; each holds the next in its first word.
@@ -56,8 +71,10 @@ pub struct Pool {
 impl Pool {
     /// A pool of about `bytes`.
     pub fn new(bytes: usize) -> Self {
-        let units = (bytes / (UNIT_WORDS * 8)).clamp(2, u32::MAX as usize);
-        Self { words: vec![0; units * UNIT_WORDS], untouched: 1, free: [0; CLASSES], free_words: 0, shortages: 0 }
+        let units = (bytes / (UNIT_WORDS * 8)).clamp(2, UNITS_MAX);
+        let words = on_huge_pages((units + 2) * UNIT_WORDS, 0);
+        let base = words.as_ptr().align_offset(64).min(2 * UNIT_WORDS);
+        Self { words, base, untouched: 1, free: [0; CLASSES], free_words: 0, shortages: 0 }
     }
 
     /// Bytes in use.
@@ -70,10 +87,28 @@ impl Pool {
         self.shortages
     }
 
+    /// Whether half of the region is in use: what is not needed to decide has to wait.
+    #[inline]
+    pub const fn is_half_full(&self) -> bool {
+        self.used_bytes() * 2 > self.units() * UNIT_WORDS * 8
+    }
+
+    /// Brings the first and the last line of a list into the cache.
+    #[inline]
+    pub fn prefetch(&self, list: List) {
+        let start = self.base + list.start();
+        for at in [start, start + list.words()] {
+            if let Some(word) = self.words.get(at) {
+                prefetch(word);
+            }
+        }
+    }
+
     /// What is in a list.
     #[inline]
     pub fn get(&self, list: List) -> &[u64] {
-        self.words.get(list.start()..list.start() + list.words()).unwrap_or_default()
+        let start = self.base + list.start();
+        self.words.get(start..start + list.words()).unwrap_or_default()
     }
 
     /// What is in a list of entries of `N` words.
@@ -94,9 +129,9 @@ impl Pool {
             }
             self.drop_front(list, N);
         }
-        let end = list.start() + list.words();
+        let end = self.base + list.start() + list.words();
         self.words[end..end + N].copy_from_slice(&entry);
-        *list = List::new(list.0 as u32, list.words() + N, list.class());
+        list.words += N as u16;
     }
 
     /// Drops the first `words` words; the block goes back when the list is empty.
@@ -106,15 +141,16 @@ impl Pool {
             self.clear(list);
             return;
         }
-        let (start, end) = (list.start(), list.start() + list.words());
+        let start = self.base + list.start();
+        let end = start + list.words();
         self.words.copy_within(end - left..end, start);
-        *list = List::new(list.0 as u32, left, list.class());
+        list.words = left as u16;
     }
 
     /// Empties a list.
     pub fn clear(&mut self, list: &mut List) {
-        if list.0 != 0 {
-            self.give_back(list.0 as u32, list.class());
+        if list.block != 0 {
+            self.give_back(list.unit(), list.class());
             *list = List::default();
         }
     }
@@ -124,24 +160,33 @@ impl Pool {
         let class = (0..CLASSES).find(|class| UNIT_WORDS << class >= list.words() + more);
         let Some((class, unit)) = class.and_then(|class| Some((class, self.take(class)?))) else { return false };
         let grown = List::new(unit, list.words(), class);
-        let (from, words) = (list.start(), list.words());
-        self.words.copy_within(from..from + words, grown.start());
-        if list.0 != 0 {
-            self.give_back(list.0 as u32, list.class());
+        let (from, words) = (self.base + list.start(), list.words());
+        self.words.copy_within(from..from + words, self.base + grown.start());
+        if list.block != 0 {
+            self.give_back(list.unit(), list.class());
         }
         *list = grown;
         true
+    }
+
+    const fn units(&self) -> usize {
+        self.words.len() / UNIT_WORDS - 2
     }
 
     fn take(&mut self, class: usize) -> Option<u32> {
         let units = 1 << class;
         if self.free[class] != 0 {
             let unit = self.free[class];
-            self.free[class] = self.words[unit as usize * UNIT_WORDS] as u32;
+            self.free[class] = self.words[self.base + unit as usize * UNIT_WORDS] as u32;
             self.free_words -= units * UNIT_WORDS;
             return Some(unit);
         }
-        if (self.untouched + units) * UNIT_WORDS <= self.words.len() {
+        // A block of a line and more begins where a line does.
+        if units > 1 && self.untouched % 2 == 1 && self.untouched < self.units() {
+            self.untouched += 1;
+            self.give_back(self.untouched as u32 - 1, 0);
+        }
+        if self.untouched + units <= self.units() {
             self.untouched += units;
             return Some((self.untouched - units) as u32);
         }
@@ -155,7 +200,7 @@ impl Pool {
     }
 
     fn give_back(&mut self, unit: u32, class: usize) {
-        self.words[unit as usize * UNIT_WORDS] = u64::from(self.free[class]);
+        self.words[self.base + unit as usize * UNIT_WORDS] = u64::from(self.free[class]);
         self.free[class] = unit;
         self.free_words += UNIT_WORDS << class;
     }

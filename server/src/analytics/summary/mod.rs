@@ -16,6 +16,7 @@ pub mod view;
 
 use super::fingerprint::Fingerprints;
 use super::observation::Observation;
+use bumpalo::Bump;
 use hot::HotSources;
 use postanalytics_protocol::RecordView;
 use postanalytics_protocol::schema::v1::FLAG_BLOCKED;
@@ -84,9 +85,9 @@ impl Summary {
         }
     }
 
-    /// Counts a request. `user_agent` is the fingerprint of its user agent.
+    /// Counts a request, whose fingerprints are those that [`Self::prefetch`] said.
     #[inline]
-    pub fn count(&mut self, observation: &Observation<'_>, record: &RecordView<'_>, user_agent: u64, prints: &Fingerprints) {
+    pub fn count<'a>(&mut self, observation: &Observation<'a>, record: &RecordView<'_>, scratch: &'a Bump) {
         let application = observation.application;
         self.timeline.count(Counted {
             application,
@@ -100,19 +101,31 @@ impl Summary {
         }
         self.hot.count(observation.source_fingerprint);
         let now = &mut self.generations[0];
-        now.sources.count(observation.source_fingerprint, application, observation.source.key(), &[]);
-        let of_application = u64::from(application.cast_unsigned());
-        let path = prints.pair(observation.template_fingerprint, of_application);
-        now.paths.count(path, application, 0, observation.template);
+        now.sources.count(observation.source_fingerprint, application, observation.source.key(), || &[]);
+        let [path, user_agent] = observation.summary_fingerprints;
+        now.paths.count(path, application, 0, || observation.template(scratch));
         if !record.user_agent().is_empty() {
-            now.user_agents.count(prints.pair(user_agent, of_application), application, 0, record.user_agent());
+            now.user_agents.count(user_agent, application, 0, || record.user_agent());
         }
+    }
+
+    /// Brings what [`Self::count`] will look at into the cache. Returns the fingerprints of path and user agent, of this application.
+    #[inline]
+    pub fn prefetch(&self, observation: &Observation<'_>, user_agent: u64, prints: &Fingerprints) -> [u64; 2] {
+        let now = &self.generations[0];
+        let of_application = u64::from(observation.application.cast_unsigned());
+        let [path, user_agent] =
+            [observation.target.template_fingerprint, user_agent].map(|print| prints.pair(print, of_application));
+        now.sources.prefetch(observation.source_fingerprint);
+        now.paths.prefetch(path);
+        now.user_agents.prefetch(user_agent);
+        [path, user_agent]
     }
 
     /// Counts a path alone. For tests.
     #[cfg(test)]
     pub fn count_path(&mut self, fingerprint: u64, path: &[u8]) {
-        self.generations[0].paths.count(fingerprint, 0, 0, path);
+        self.generations[0].paths.count(fingerprint, 0, 0, || path);
     }
 
     /// The generations that hold anything, the newer first.

@@ -10,6 +10,8 @@
 //! takes that one's place, and the sketch is told that one's count. **Laws**: a count is at least the truth and at most too
 //! large by its error; a value that is no candidate was seen at most [`TopList::floor`] times.
 
+use crate::arena::mapping::prefetch;
+
 /// Ways of a set.
 const WAYS: usize = 4;
 /// Counters of a block.
@@ -74,9 +76,16 @@ impl TopList {
         }
     }
 
-    /// Counts a value. `fingerprint` tells values apart, application and all.
+    /// Brings what [`Self::count`] will look at into the cache.
     #[inline]
-    pub fn count(&mut self, fingerprint: u64, application: i32, number: u64, text: &[u8]) {
+    pub fn prefetch(&self, fingerprint: u64) {
+        prefetch(&self.sets[set_of(fingerprint, self.sets.len())]);
+        prefetch(&self.sketch[block_of(fingerprint, self.sketch.len())]);
+    }
+
+    /// Counts a value. `fingerprint` tells values apart, application and all; its text is asked for when it is to be shown.
+    #[inline]
+    pub fn count<'a>(&mut self, fingerprint: u64, application: i32, number: u64, text: impl FnOnce() -> &'a [u8]) {
         self.total += 1;
         let at = set_of(fingerprint, self.sets.len());
         let set = &mut self.sets[at];
@@ -89,7 +98,7 @@ impl TopList {
         self.count_other(fingerprint, application, number, text);
     }
 
-    fn count_other(&mut self, fingerprint: u64, application: i32, number: u64, text: &[u8]) {
+    fn count_other<'a>(&mut self, fingerprint: u64, application: i32, number: u64, text: impl FnOnce() -> &'a [u8]) {
         let estimate = self.raise(fingerprint, 1);
         let at = set_of(fingerprint, self.sets.len());
         let set = &self.sets[at];
@@ -104,6 +113,7 @@ impl TopList {
         let set = &mut self.sets[at];
         (set.fingerprints[way], set.counts[way], set.errors[way]) = (fingerprint, estimate, estimate - 1);
         let slot = at * WAYS + way;
+        let text = text();
         let text = &text[..text.len().min(self.text_bytes_max)];
         self.labels[slot] = Label { application, length: text.len() as u32, number };
         self.texts[slot * self.text_bytes_max..][..text.len()].copy_from_slice(text);
@@ -178,7 +188,8 @@ mod tests {
             for value in &values {
                 // Small values come often.
                 let value = value * value / 400;
-                list.count(mix(value + 1), (value % 3) as i32, value, value.to_string().as_bytes());
+                let text = value.to_string();
+                list.count(mix(value + 1), (value % 3) as i32, value, || text.as_bytes());
                 *exact.entry(value).or_default() += 1;
             }
             prop_assert_eq!(list.total, values.len() as u64);
@@ -202,7 +213,7 @@ mod tests {
         let mut random = fastrand::Rng::with_seed(1);
         for _ in 0..400_000 {
             let value = if random.u32(..10) == 0 { random.u64(..20) } else { 20 + random.u64(..100_000) };
-            list.count(mix(value + 1), 0, value, b"");
+            list.count(mix(value + 1), 0, value, || b"");
         }
         let mut top: Vec<_> = list.candidates().map(|one| (one.count - one.error, one.number)).collect();
         top.sort_unstable_by(|left, right| right.cmp(left));
@@ -215,7 +226,7 @@ mod tests {
     #[test]
     fn a_cleared_list_is_empty() {
         let mut list = TopList::new(16, 4, 4);
-        list.count(mix(1), 0, 1, b"long text");
+        list.count(mix(1), 0, 1, || b"long text");
         assert_eq!(list.candidates().next().expect("one").text, b"long");
         list.clear();
         assert_eq!((list.candidates().count(), list.total, list.floor()), (0, 0, 0));
