@@ -4,7 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use postanalytics_protocol::routing::address_bytes;
-use postanalytics_protocol::schema::v1::FLAG_AUTH_FAILED;
+use postanalytics_protocol::schema::v1::{FLAG_AUTH_FAILED, Method};
 use postanalytics_protocol::{BatchBuilder, Hit, RecordFields, shard_of};
 use postanalytics_tests::wire::hello;
 use postanalytics_tests::{RawConnection, ServerOptions, eventually};
@@ -70,6 +70,7 @@ fn alerts_and_verdicts_of_all_shards_are_lines_of_the_events_file() {
     let address = |last| Ipv4Addr::new(198, 51, 100, last);
     let scanner = |last| RecordFields { user_agent: b"sqlmap/1.7", path: b"/a", hits: hits(), ..of_source(address(last)) };
     let failure = |network| RecordFields {
+        method: Method::Post as u8,
         path: b"/login",
         user_hash: 77,
         status: 401,
