@@ -257,6 +257,34 @@ fn a_source_is_explained() {
     assert_eq!(json_of(&server, "/explain?source=192.0.2.200")["detectors"], json!([]));
 }
 
+/// Two thousand requests and more, so that pages end within batches.
+#[test]
+fn what_a_server_holds_is_replayed_against_other_rules() {
+    let (server, rules) = server("", 2);
+    failed_logins(&server, [192, 0, 2, 1], 8);
+    for last in 10..14 {
+        failed_logins(&server, [198, 51, 100, last], 600);
+    }
+    eventually("alerts", LONG, || json_of(&server, "/alerts?detector=brute_force")["alerts"].as_array().unwrap().len() == 5);
+    let replay = |text: &str| {
+        let file = rules.path().join("other.toml");
+        std::fs::write(&file, text).unwrap();
+        let url = format!("http://{}", server.status);
+        let arguments = ["replay", "--from-server", &url, "--last", "15m", "--config", file.to_str().unwrap()];
+        let output = Command::new(binary("postanalytics")).args(arguments).output().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success() && errors.contains("2423 requests of the server replayed"), "{errors}");
+        let lines = String::from_utf8(output.stdout).unwrap();
+        lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<Value>>()
+    };
+    assert_eq!(replay(""), Vec::<Value>::new(), "the same rules find the same");
+    let found = replay("[detectors.brute_force]\nenabled = false\n");
+    assert_eq!(found.len(), 5, "{found:?}");
+    assert!(found.iter().all(|line| line["only"] == "server" && line["alert"]["detector"] == "brute_force"), "{found:?}");
+    let until = json_of(&server, "/requests?limit=1")["requests"][0]["arrival"].as_str().unwrap().to_owned();
+    assert!(json_of(&server, &format!("/requests?until={until}&limit=1000"))["requests"].as_array().unwrap().len() > 500);
+}
+
 #[test]
 fn nothing_is_changed_by_hand_without_a_token() {
     let folder = tempfile::tempdir().unwrap();

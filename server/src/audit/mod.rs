@@ -72,6 +72,9 @@ pub fn examine(flags: &AuditFlags) -> Result<Findings> {
         shards: flags.shards,
         keys: flags.keys,
         files: flags.files.clone(),
+        from_server: None,
+        last: String::new(),
+        status_token_file: None,
     };
     let config = replay::configuration(flags.config.as_deref())?;
     let progress = Progress::new("looking for attackers");

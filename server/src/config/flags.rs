@@ -105,7 +105,8 @@ const REPLAY_EXAMPLES: &str = "\
 Examples:
   postanalytics replay /var/log/nginx/access.log
   postanalytics replay --config rules.toml access.log.2.gz access.log.1 access.log > alerts.jsonl
-  postanalytics replay --format jsonl --shards 4 records.jsonl";
+  postanalytics replay --format jsonl --shards 4 records.jsonl
+  postanalytics replay --from-server http://127.0.0.1:9001 --last 15m --config rules.toml --status-token-file /etc/postanalytics/token";
 
 /// What the lines of a replay are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -132,8 +133,17 @@ pub struct ReplayFlags {
     #[arg(long, value_name = "N", default_value_t = 1 << 20)]
     pub keys: usize,
     /// Files, plain or gzip, read one after the other
-    #[arg(value_name = "FILE", required = true)]
+    #[arg(value_name = "FILE", required_unless_present = "from_server", conflicts_with = "from_server")]
     pub files: Vec<std::path::PathBuf>,
+    /// The requests that a running server still holds, instead of files: prints how its alerts differ from those of --config
+    #[arg(long, value_name = "URL")]
+    pub from_server: Option<String>,
+    /// How far back they go
+    #[arg(long, value_name = "DURATION", default_value = "15m", requires = "from_server")]
+    pub last: String,
+    /// File with the server's token: without it, query values and payloads are hidden
+    #[arg(long, value_name = "FILE", env = "POSTANALYTICS_STATUS_TOKEN_FILE")]
+    pub status_token_file: Option<std::path::PathBuf>,
 }
 
 const AUDIT_EXAMPLES: &str = "\

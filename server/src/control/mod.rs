@@ -217,6 +217,7 @@ fn blank_query() -> Query {
         request_id: None,
         since_us: None,
         limit: 0,
+        until_us: None,
         explain: false,
         cursor: None,
         page: QueryPage::new(),

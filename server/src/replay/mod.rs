@@ -12,6 +12,7 @@
 //!
 //! Alerts are written at the end, ordered by deciding event.
 
+mod from_server;
 pub(crate) mod lines;
 pub(crate) mod record;
 
@@ -61,6 +62,9 @@ pub(crate) struct Summary {
 
 /// Runs the command.
 pub fn replay(flags: &ReplayFlags) -> Result<()> {
+    if let Some(url) = &flags.from_server {
+        return from_server::replay(flags, url);
+    }
     let config = configuration(flags.config.as_deref())?;
     let begun = Instant::now();
     let (summary, alerts) = find(flags, &config)?;

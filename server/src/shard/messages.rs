@@ -110,6 +110,8 @@ pub struct Query {
     pub request_id: Option<[u8; 16]>,
     /// Only records that arrived at or after this time, Unix µs.
     pub since_us: Option<u64>,
+    /// Only records that arrived before this time, Unix µs.
+    pub until_us: Option<u64>,
     /// Most records to put into the page.
     pub limit: usize,
     /// Say also what the detectors make of each record.

@@ -74,6 +74,7 @@ fn slice(log: &Log, query: &mut Query, explain: &Explain<'_>) -> bool {
         }
         if let Some((header, body)) = log.frame(handle)
             && query.since_us.is_none_or(|since_us| header.arrival_us >= since_us)
+            && query.until_us.is_none_or(|until_us| header.arrival_us < until_us)
         {
             bytes_left = bytes_left.saturating_sub(u64::from(header.length));
             if let Some(left) = frame(query, &header, body, records_left, explain) {

@@ -267,6 +267,7 @@ impl Server {
                 request_id: None,
                 since_us: None,
                 limit,
+                until_us: None,
                 explain: false,
                 cursor,
                 page: QueryPage::default(),

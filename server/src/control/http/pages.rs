@@ -51,7 +51,7 @@ const ROUTES: [Route; 14] = [
     get(Page::Metrics, "/metrics"),
     get(Page::Status, "/status"),
     get(Page::OpenApi, "/openapi.json"),
-    Route { page: Page::Requests, path: "/requests", methods: &[(Method::Get, &["source", "since", "limit"])] },
+    Route { page: Page::Requests, path: "/requests", methods: &[(Method::Get, &["source", "since", "until", "limit"])] },
     get(Page::Request, "/requests/{id}"),
     Route {
         page: Page::Alerts,
@@ -169,6 +169,7 @@ pub(super) fn wanted_of(parameters: &Parameters<'_>) -> Result<Wanted, String> {
         source: parameters.source()?,
         request_id: None,
         since_us: parameters.time_us("since")?,
+        until_us: parameters.time_us("until")?,
         limit: parameters.limit()?,
         explain: false,
     })

@@ -27,6 +27,7 @@ pub(in crate::control) struct Wanted {
     pub(in crate::control) source: Option<Source>,
     pub(in crate::control) request_id: Option<[u8; 16]>,
     pub(in crate::control) since_us: Option<u64>,
+    pub(in crate::control) until_us: Option<u64>,
     pub(in crate::control) limit: usize,
     /// Also what the detectors make of each record.
     pub(in crate::control) explain: bool,
@@ -155,6 +156,7 @@ impl Lane {
         query.source = wanted.source;
         query.request_id = wanted.request_id;
         query.since_us = wanted.since_us;
+        query.until_us = wanted.until_us;
         query.limit = wanted.limit.min(QueryPage::RECORDS);
         query.cursor = self.cursor;
         query.page.records.clear();

@@ -21,7 +21,17 @@ fn sources(count: usize) -> Vec<IpAddr> {
 }
 
 fn query(source: Option<Source>, since_us: Option<u64>, limit: usize) -> Box<Query> {
-    Box::new(Query { id: 1, source, request_id: None, since_us, limit, explain: false, cursor: None, page: QueryPage::new() })
+    Box::new(Query {
+        id: 1,
+        source,
+        request_id: None,
+        since_us,
+        limit,
+        until_us: None,
+        explain: false,
+        cursor: None,
+        page: QueryPage::new(),
+    })
 }
 
 /// A session that sends frames with ids that count up.
