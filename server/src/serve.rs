@@ -79,8 +79,9 @@ pub fn serve(config: Config, read: impl Fn() -> Result<Config, ConfigError>) -> 
         cpus: plan.control_cpus.clone(),
     };
     let report = move |result| drop(events_in.send(Event::Ended(result)));
-    let mut to_control = control::start(control, report)?;
-    let (shards, correlator, correlator_thread) = start_shards(&config, &plan, &topology, events_file)?;
+    let mut to_control = control::start(control, report.clone())?;
+    let correlator_failed = move |error| report(Err(error));
+    let (shards, correlator, correlator_thread) = start_shards(&config, &plan, &topology, events_file, correlator_failed)?;
     serving.store(true, Ordering::SeqCst);
     let mut tell = |message| to_control.send(message).map_err(|_| anyhow::anyhow!("the control plane does not listen"));
     tell(ToControl::Ready(shards, correlator))?;
@@ -285,6 +286,7 @@ fn start_shards(
     plan: &Plan,
     topology: &Arc<Topology>,
     events: Option<LogFile>,
+    correlator_failed: impl FnOnce(anyhow::Error) + Send + 'static,
 ) -> anyhow::Result<(Vec<ShardHandle>, CorrelatorHandle, JoinHandle<()>)> {
     let begun = Instant::now();
     let settings = settings_of(&config.detection.clone().unwrap_or_default())?;
@@ -328,7 +330,7 @@ fn start_shards(
         "arena ready"
     );
     let correlator = CorrelatorConfig { settings, seed, shards: receivers, events, cpus: plan.control_cpus.clone() };
-    let (correlator, thread) = correlator::start(correlator)?;
+    let (correlator, thread) = correlator::start(correlator, correlator_failed)?;
     Ok((shards, correlator, thread))
 }
 

@@ -25,7 +25,7 @@ use crate::analytics::Reload;
 use crate::config::Config;
 use crate::correlator::CorrelatorHandle;
 use crate::correlator::messages::Ask;
-use crate::process;
+use crate::process::{self, panic_text};
 use crate::queue::{Receiver, Sender, queue};
 use crate::shard::messages::{FromShard, Query, QueryPage, ShardHandle, ShardReload, ToShard, Topology};
 use anyhow::Context;
@@ -100,11 +100,6 @@ where
     };
     std::thread::Builder::new().name("control".to_owned()).spawn(body).context("no thread for the control plane")?;
     Ok(sender)
-}
-
-fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no text")
 }
 
 /// The executor's first task: the status pages, then what the main thread says. Ends only with an error.

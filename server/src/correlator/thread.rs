@@ -8,7 +8,7 @@ use super::events::EventsFile;
 use super::messages::{Answer, QUESTIONS_MAX, Question};
 use crate::analytics::settings::Settings;
 use crate::logging::LogFile;
-use crate::process;
+use crate::process::{self, panic_text};
 use crate::queue::{Receiver, Sender, queue};
 use crate::shard::derived::DerivedReceiver;
 use anyhow::Context;
@@ -16,6 +16,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::time::Timespec;
 use std::io::Read;
 use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -47,8 +48,11 @@ pub struct CorrelatorHandle {
     pub answers: Receiver<Answer>,
 }
 
-/// Starts the thread. It ends some time after the shards.
-pub fn start(config: CorrelatorConfig) -> anyhow::Result<(CorrelatorHandle, JoinHandle<()>)> {
+/// Starts the thread. It ends some time after the shards; `failed` is called if it panics.
+pub fn start<F>(config: CorrelatorConfig, failed: F) -> anyhow::Result<(CorrelatorHandle, JoinHandle<()>)>
+where
+    F: FnOnce(anyhow::Error) + Send + 'static,
+{
     let (questions_in, questions) = queue(QUESTIONS_MAX).context("no socket pair for the correlator")?;
     let (answers_in, answers) = queue(QUESTIONS_MAX).context("no socket pair for the correlator")?;
     let events = config.events.map(EventsFile::start).transpose().context("no thread for the events file")?;
@@ -61,7 +65,11 @@ pub fn start(config: CorrelatorConfig) -> anyhow::Result<(CorrelatorHandle, Join
     let (settings, seed, cpus) = (config.settings, config.seed, config.cpus);
     let body = move || {
         process::keep_to(&cpus, "the correlator");
-        driver.run(Correlator::new(settings, seed, events));
+        // What it knew may be half changed: without it users, attacks and pages would silently be missing, so the server ends.
+        let ran = catch_unwind(AssertUnwindSafe(|| driver.run(Correlator::new(settings, seed, events))));
+        if let Err(panic) = ran {
+            failed(anyhow::anyhow!("the correlator panicked: {}", panic_text(&*panic)));
+        }
     };
     let thread = std::thread::Builder::new().name("correlator".to_owned()).spawn(body).context("no thread for the correlator")?;
     Ok((CorrelatorHandle { questions: questions_in, answers }, thread))
