@@ -50,7 +50,7 @@ pub struct Objections {
 #[derive(Debug, Default)]
 pub struct Guards {
     recent: RecentSources,
-    /// Sources that are listed now; told by whoever keeps the verdicts.
+    /// Sources that detectors have listed, each once, and listings on their way; told by whoever keeps the verdicts.
     pub listed: usize,
     /// Listings that were not made.
     pub objections: Objections,
@@ -62,14 +62,14 @@ impl Guards {
         self.recent.begin(arrival_us);
     }
 
-    /// Counts a request of a source, by its fingerprint without application.
+    /// Counts a request of a source, by its key, see `Source::key`.
     #[inline]
     pub fn count(&mut self, source: u64) {
         self.recent.count(source);
     }
 
-    /// Whether a detector must not list a source, by the fingerprint of source and application; `is_allowed` and `is_proxy` say what
-    /// the operator has told of it; `pending` listings were made since `listed` was told.
+    /// Whether a detector must not list a source, by its key; `is_allowed` and `is_proxy` say what the operator has told of it;
+    /// `pending` listings were made since `listed` was told.
     pub fn object(
         &mut self,
         is_allowed: bool,

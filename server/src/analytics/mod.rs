@@ -224,6 +224,7 @@ impl Analytics {
         fresh.engine.alerts.reports.lost = self.engine.alerts.reports.lost;
         fresh.failures_lost = self.failures_lost;
         fresh.guards.objections = self.guards.objections;
+        fresh.guards.listed = self.guards.listed;
         if let (Some(fresh), Some(known)) = (&mut fresh.hits, &self.hits) {
             (fresh.lost, fresh.suppressed) = (known.lost, known.suppressed);
         }
@@ -483,7 +484,7 @@ impl Analytics {
             let is_allowed = self.settings.is_allowlisted(observation.source);
             let is_proxy = self.settings.is_trusted_proxy(observation.source);
             let pending = self.listed.len();
-            let source = observation.source_fingerprint;
+            let source = observation.source.key();
             if let Some(objection) = self.guards.object(is_allowed, is_proxy, source, pending, &summary.hot) {
                 if objection == Objection::RealIpSuspect {
                     self.engine.alerts.report_suspect(number);

@@ -172,8 +172,9 @@ fn whoever_seems_to_be_a_proxy_is_reported_and_not_listed() {
     let (mut subject, mut scratch) = (Analytics::new(settings, room, 7), Bump::new());
     let mut observe_live = |subject: &mut Analytics, sources: &[u32], user_agent: &[u8]| {
         let mut batch = BatchBuilder::default();
-        for source in sources {
-            let fields = RecordFields { user_agent, ..request(v4(*source), 1, "/", 200) };
+        for (application, source) in (0..).zip(sources) {
+            let application = if user_agent == b"sqlmap/1.7" { 0 } else { application % 4 };
+            let fields = RecordFields { user_agent, application, ..request(v4(*source), 1, "/", 200) };
             batch.push(&fields, usize::MAX).expect("fits");
         }
         let mut body = AlignedVec::<16>::new();
@@ -184,7 +185,7 @@ fn whoever_seems_to_be_a_proxy_is_reported_and_not_listed() {
         subject.observe(&valid, timing, &[], &scratch);
         scratch.reset();
     };
-    // Twenty visitors, one of whom sends as much as half of them, and two tools among what he sends.
+    // Twenty visitors, one of whom sends as much as half of them, to four applications, and two tools among what he sends.
     let visitors: Vec<u32> = (0..20).chain([99; 10]).collect();
     observe_live(&mut subject, &visitors, b"Mozilla/5.0");
     observe_live(&mut subject, &[99, 99], b"sqlmap/1.7");

@@ -20,6 +20,8 @@ pub struct VerdictSet {
     entries: Vec<Option<Verdict>>,
     free: Vec<u32>,
     positions: HashMap<Key, u32, foldhash::fast::RandomState>,
+    /// Sources that detectors have listed, and how many verdicts of theirs are live.
+    listed: HashMap<Subject, u32, foldhash::fast::RandomState>,
     /// Soonest first; entries whose verdict changed meanwhile are skipped when they come up.
     expiries: BinaryHeap<Reverse<(u64, u32)>>,
     sequence: u64,
@@ -40,6 +42,7 @@ impl VerdictSet {
             entries: Vec::new(),
             free: Vec::new(),
             positions: HashMap::default(),
+            listed: HashMap::default(),
             expiries: BinaryHeap::new(),
             sequence: 0,
             displaced: 0,
@@ -54,6 +57,16 @@ impl VerdictSet {
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.positions.is_empty()
+    }
+
+    /// Sources that detectors have listed, each once.
+    pub fn listed_sources(&self) -> usize {
+        self.listed.len()
+    }
+
+    /// Whether a verdict makes its source one more of these.
+    pub fn lists_another_source(&self, verdict: &Verdict) -> bool {
+        is_of_detector(verdict) && !self.listed.contains_key(&verdict.subject)
     }
 
     /// Number of the last change.
@@ -76,7 +89,7 @@ impl VerdictSet {
             return;
         }
         if let Some(&position) = self.positions.get(&key) {
-            self.entries[position as usize] = Some(verdict);
+            self.put(position, Some(verdict));
             self.expiries.push(Reverse((verdict.until_us, position)));
         } else {
             if self.positions.len() >= self.limit
@@ -89,7 +102,7 @@ impl VerdictSet {
                 self.entries.push(None);
                 self.entries.len() as u32 - 1
             });
-            self.entries[position as usize] = Some(verdict);
+            self.put(position, Some(verdict));
             self.positions.insert(key, position);
             self.expiries.push(Reverse((verdict.until_us, position)));
         }
@@ -118,9 +131,23 @@ impl VerdictSet {
         None
     }
 
+    /// Puts a verdict in the place of what was there.
+    fn put(&mut self, position: u32, verdict: Option<Verdict>) {
+        let before = std::mem::replace(&mut self.entries[position as usize], verdict);
+        for verdict in verdict.iter().filter(|verdict| is_of_detector(verdict)) {
+            *self.listed.entry(verdict.subject).or_default() += 1;
+        }
+        for Verdict { subject, .. } in before.iter().filter(|verdict| is_of_detector(verdict)) {
+            match self.listed.get_mut(subject) {
+                Some(count) if *count > 1 => *count -= 1,
+                _ => drop(self.listed.remove(subject)),
+            }
+        }
+    }
+
     fn remove(&mut self, key: Key) -> bool {
         let Some(position) = self.positions.remove(&key) else { return false };
-        self.entries[position as usize] = None;
+        self.put(position, None);
         self.free.push(position);
         self.sequence += 1;
         true
@@ -154,6 +181,11 @@ impl VerdictSet {
             self.expiries.extend(live);
         }
     }
+}
+
+/// Whether a detector listed a source by it, not an operator, nor a session.
+const fn is_of_detector(verdict: &Verdict) -> bool {
+    verdict.detector != 0 && matches!(verdict.subject, Subject::Source(_))
 }
 
 #[cfg(test)]
@@ -194,6 +226,30 @@ mod tests {
         let mut told = 0;
         set.apply(Verdict { action: None, ..verdict(77, 0) }, |_| told += 1);
         assert_eq!(told, 0, "what is not there is not taken back");
+    }
+
+    #[test]
+    fn sources_that_detectors_listed_are_counted_once_each() {
+        let mut set = VerdictSet::default();
+        let of_source = |source: u8, application, detector, until_us| Verdict {
+            subject: Subject::Source([source; 16]),
+            application,
+            detector,
+            ..verdict(0, until_us)
+        };
+        set.apply(of_source(1, None, 0, 90), |_| {});
+        set.apply(Verdict { detector: 3, ..verdict(9, 90) }, |_| {});
+        assert_eq!(set.listed_sources(), 0, "by hand, and a session");
+        for application in [Some(1), Some(2), Some(2)] {
+            assert_eq!(set.lists_another_source(&of_source(2, application, 3, 20)), application == Some(1));
+            set.apply(of_source(2, application, 3, 20), |_| {});
+        }
+        set.apply(of_source(3, None, 3, 50), |_| {});
+        assert_eq!(set.listed_sources(), 2, "two applications are one source");
+        set.apply(Verdict { action: None, ..of_source(2, Some(1), 0, 0) }, |_| {});
+        assert_eq!(set.listed_sources(), 2, "still listed of another");
+        set.expire(30);
+        assert_eq!(set.listed_sources(), 1);
     }
 
     #[test]

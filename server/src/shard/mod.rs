@@ -390,7 +390,7 @@ impl Shard {
         self.verdicts_written = 0;
         self.write_verdicts(now);
         self.write_snapshots(now);
-        self.analytics.guards.listed = self.verdicts.len();
+        self.analytics.guards.listed = self.verdicts.listed_sources();
         if let Some(derived) = &mut self.derived {
             derived.send(&mut self.analytics);
         }

@@ -165,6 +165,9 @@ impl Shard {
             Timing { arrival_us: stored.arrival_us, sent_us: stored.sent_us, is_replay: stored.flags & FLAG_REPLAY != 0 };
         match catch_unwind(AssertUnwindSafe(|| analytics.observe(&batch, timing, &[], scratch))) {
             Ok(with_hits) => {
+                // They are set at the end of the turn, but no later batch may list as if they were not.
+                let more = analytics.listed.iter().filter(|verdict| self.verdicts.lists_another_source(verdict)).count();
+                analytics.guards.listed += more;
                 self.verdict_inbox.append(&mut analytics.listed);
                 keep_attacks(&mut self.attacks, &mut self.attack_batch, &batch, &with_hits, stored);
                 Ok(false)

@@ -686,3 +686,34 @@ fn by_default_alerts_list_nobody() {
     world.turn(0);
     assert_eq!((world.shard.stats().alerts_raised, world.shard.stats().verdicts_live), (1, 0));
 }
+
+/// As in a burst: thirty tools in thirty batches of one turn, among two hundred visitors.
+#[test]
+fn listings_of_one_turn_are_no_more_than_may_be_listed() {
+    use crate::analytics::settings::Settings;
+    use crate::analytics::{AnalyticsPlan, Room};
+    let config = crate::config::detection::DetectionConfig::parse("[detectors.scanner]\naction = 'denylist'");
+    let settings = Arc::new(Settings::new(&config.expect("a configuration")).expect("settings"));
+    let mut world = World::new(1);
+    *world.shard.analytics() = AnalyticsPlan { settings, room: Room { reports: true, ..Room::default() }, seed: 1 }.build();
+    world.connect(0, 1, SESSION);
+    world.turn(0);
+    let mut sequence = 0;
+    let mut send = |world: &mut World, sources: &[u8], user_agent: &[u8]| {
+        let mut batch = BatchBuilder::default();
+        for source in sources {
+            let client_ip = std::net::Ipv4Addr::new(192, 0, 2, *source).to_ipv6_mapped().octets();
+            batch.push(&RecordFields { client_ip, user_agent, status: 200, ..RecordFields::default() }, 1 << 20).expect("fits");
+        }
+        sequence += 1;
+        let mut bytes = Vec::new();
+        batch.encode_frame(SESSION, sequence, 9, &mut bytes);
+        world.send(0, &bytes);
+    };
+    send(&mut world, &(0..200).collect::<Vec<_>>(), b"Mozilla/5.0");
+    (0..30).for_each(|source| send(&mut world, &[source; 3], b"sqlmap/1.7"));
+    world.turn(0);
+    let stats = world.shard.stats();
+    assert!((8..=12).contains(&stats.verdicts_live), "{} of 200", stats.verdicts_live);
+    assert_eq!(stats.verdicts_live + stats.listings_too_many, 30);
+}

@@ -49,7 +49,7 @@ impl HotSources {
         }
     }
 
-    /// Counts a request of a source, by its fingerprint.
+    /// Counts a request of a source, by its key, see `Source::key`.
     #[inline]
     pub fn count(&mut self, source: u64) {
         let span = &mut self.spans[self.now];

@@ -99,7 +99,8 @@ impl Summary {
         if observation.has_hits {
             record.hits().for_each(|hit| self.timeline.count_hit(hit.attack_type));
         }
-        self.hot.count(observation.source_fingerprint);
+        // Whatever the application: a proxy is in front of all of them.
+        self.hot.count(observation.source.key());
         let now = &mut self.generations[0];
         now.sources.count(observation.source_fingerprint, application, observation.source.key(), || &[]);
         let [path, user_agent] = observation.summary_fingerprints;
