@@ -3,6 +3,9 @@
 //! A bounded number of slots. A new alert takes a free slot, else the oldest final one's, else the one of the alert whose
 //! hold ends first, which is then final early and counted. A replay lets the slots grow instead: its alerts are its output.
 //! Slots keep their buffers, so nothing is allocated once they were used.
+//!
+//! **A hold is in the time of events**, which may be long ago: a replay, or a backlog. The wall clock ends it only for a key for
+//! which no event comes any more. What ended and finds no room for its report keeps its slot until it does.
 
 use super::detectors::{Detector, KeyKind};
 use super::magnitude::Magnitude;
@@ -31,6 +34,8 @@ enum Stage {
     #[default]
     Free,
     Held,
+    /// Its hold ended, but its report found no room yet.
+    Ended,
     Final,
 }
 
@@ -78,6 +83,8 @@ pub struct Alert {
     /// How many.
     pub evidence_count: usize,
     magnitude: Magnitude,
+    /// When the last event was looked at, by the wall clock.
+    looked_us: u64,
     /// The count that was last reported.
     reported_count: u64,
 }
@@ -107,8 +114,18 @@ impl Alert {
         self.magnitude.add(value);
     }
 
-    /// Takes a further event of its key.
-    pub fn raise(&mut self, time_us: u64, value: Option<u64>) {
+    /// When the wall clock ends its hold, if no event comes. Live that is the end of its hold. Where events are from before,
+    /// they may come more slowly than they happened: it takes as much longer as they lag behind, at most a hold.
+    const fn ends_by_itself_us(&self) -> u64 {
+        let lag_us = self.looked_us.saturating_sub(self.last_us);
+        let hold_us = self.hold_until_us.saturating_sub(self.fired_us);
+        let left_us = self.hold_until_us.saturating_sub(self.last_us);
+        self.looked_us.saturating_add(left_us).saturating_add(if lag_us < hold_us { lag_us } else { hold_us })
+    }
+
+    /// Takes a further event of its key, now.
+    pub fn raise(&mut self, time_us: u64, value: Option<u64>, now_us: u64) {
+        self.looked_us = now_us;
         self.last_us = time_us;
         self.count += 1;
         if let Some(distinct) = value.and_then(|value| self.magnitude.add(value)) {
@@ -228,6 +245,10 @@ pub struct Alerts {
     finals: VecDeque<u32>,
     slots_max: usize,
     keeps_all: bool,
+    /// The wall clock, Unix µs.
+    now_us: u64,
+    /// The slot that is next to be reported if it moved, so that all have their turn.
+    next_to_report: usize,
     /// Alerts that were final before their hold ended, for want of slots.
     pub cut_short: u64,
     /// What became of alerts, for whoever shows them; no room for any unless somebody makes some.
@@ -249,6 +270,8 @@ impl Alerts {
             finals: VecDeque::with_capacity(slots),
             slots_max: slots,
             keeps_all: false,
+            now_us: 0,
+            next_to_report: 0,
             cut_short: 0,
             reports: AlertReports::default(),
         }
@@ -257,6 +280,16 @@ impl Alerts {
     /// Keeps every alert, for [`Self::take_all`].
     pub fn unbounded() -> Self {
         Self { keeps_all: true, slots_max: u32::MAX as usize - 1, ..Self::bounded(0) }
+    }
+
+    /// From now on events are looked at at this time.
+    pub const fn begin(&mut self, now_us: u64) {
+        self.now_us = now_us;
+    }
+
+    /// The time of [`Self::begin`].
+    pub const fn now_us(&self) -> u64 {
+        self.now_us
     }
 
     /// The alert that a cell's number means, if it is still that of this key and takes events.
@@ -282,6 +315,7 @@ impl Alerts {
         let alert = &mut self.slots[slot as usize];
         alert.stage = Stage::Held;
         alert.key = key;
+        alert.looked_us = self.now_us;
         alert.evidence_count = 0;
         alert.is_network = false;
         (alert.session, alert.user, alert.source) = (0, 0, 0);
@@ -303,9 +337,9 @@ impl Alerts {
         if let Some(slot) = self.finals.pop_front() {
             return slot;
         }
-        self.cut_short += 1;
         let soonest = self.slots.iter().enumerate().min_by_key(|(_, alert)| alert.hold_until_us);
         let slot = soonest.map_or(0, |(slot, _)| slot);
+        self.cut_short += u64::from(self.slots[slot].stage == Stage::Held);
         self.reports.push(&self.slots[slot], true);
         slot as u32
     }
@@ -329,34 +363,57 @@ impl Alerts {
 
     /// Reports those held whose count moved, as far as half of the room goes: the rest is for what happens.
     pub fn report_moved(&mut self) {
-        for alert in &mut self.slots {
-            if alert.stage == Stage::Held && alert.count != alert.reported_count && self.reports.room() > REPORTS_MAX / 2 {
-                alert.reported_count = alert.count;
-                self.reports.push(alert, false);
+        let first = self.next_to_report;
+        for slot in (first..self.slots.len()).chain(0..first) {
+            let alert = &mut self.slots[slot];
+            if alert.stage != Stage::Held || alert.count == alert.reported_count {
+                continue;
             }
+            if self.reports.room() <= REPORTS_MAX / 2 || !self.reports.has_room_for(alert) {
+                self.next_to_report = slot;
+                return;
+            }
+            alert.reported_count = alert.count;
+            self.reports.push(alert, false);
         }
     }
 
-    /// The hold of an alert ended: it is final.
+    /// The hold of an alert ended: it is final, as soon as there is room to say so.
     pub fn finish(&mut self, number: u32, key: u64) {
         if let Some(alert) = self.held(number, key) {
-            alert.stage = Stage::Final;
-            self.reports.push(&self.slots[number as usize - 1], true);
-            if !self.keeps_all {
-                self.finals.push_back(number - 1);
-            }
+            alert.stage = Stage::Ended;
+            self.report_end(number - 1);
         }
     }
 
-    /// Makes final what is held and ended by `now_us`. Live, where keys may never come back.
-    pub fn sweep(&mut self, now_us: u64) {
-        for slot in 0..self.slots.len() {
-            let alert = &self.slots[slot];
-            if alert.stage == Stage::Held && alert.hold_until_us <= now_us {
-                let key = alert.key;
-                self.finish(slot as u32 + 1, key);
+    /// Reports that an alert is final; returns whether there was room.
+    fn report_end(&mut self, slot: u32) -> bool {
+        let alert = &mut self.slots[slot as usize];
+        if !self.reports.has_room_for(alert) {
+            return false;
+        }
+        alert.stage = Stage::Final;
+        self.reports.push(alert, true);
+        if !self.keeps_all {
+            self.finals.push_back(slot);
+        }
+        true
+    }
+
+    /// Makes final what ended by `now_us`, as far as there is room to report it; returns whether that was all. Live, where keys
+    /// may never come back.
+    pub fn sweep(&mut self, now_us: u64) -> bool {
+        let mut is_all = true;
+        for slot in 0..self.slots.len() as u32 {
+            let alert = &mut self.slots[slot as usize];
+            if alert.stage == Stage::Held && alert.ends_by_itself_us() <= now_us {
+                alert.stage = Stage::Ended;
+            }
+            if alert.stage == Stage::Ended {
+                is_all &= self.report_end(slot);
             }
         }
+        is_all
     }
 
     /// Every alert there is, in no order.
@@ -400,16 +457,63 @@ mod tests {
     }
 
     #[test]
+    fn ends_that_find_no_room_are_reported_the_next_time() {
+        let mut alerts = Alerts::bounded(REPORTS_MAX * 2 + 1);
+        alerts.reports = AlertReports::with_room();
+        let numbers: Vec<_> = (1..=REPORTS_MAX as u64 * 2 + 1).map(|key| alerts.open(key).0).collect();
+        let mut reported = 0;
+        for (round, is_all) in [false, false, true].into_iter().enumerate() {
+            assert_eq!(alerts.sweep(1), is_all);
+            reported += alerts.reports.alerts().filter(|(_, is_final)| *is_final).count();
+            alerts.reports.clear();
+            assert!(alerts.held(numbers[REPORTS_MAX * 2], REPORTS_MAX as u64 * 2 + 1).is_none(), "ended in round {round}");
+        }
+        assert_eq!((reported, alerts.reports.lost, alerts.cut_short), (REPORTS_MAX * 2 + 1, 0, 0));
+    }
+
+    #[test]
+    fn all_that_moved_have_their_turn() {
+        let mut alerts = Alerts::bounded(REPORTS_MAX);
+        alerts.reports = AlertReports::with_room();
+        let mut seen = std::collections::HashSet::new();
+        for key in 1..=REPORTS_MAX as u64 {
+            alerts.open(key).1.order = key;
+        }
+        for round in 1..=2 {
+            alerts.slots.iter_mut().for_each(|alert| alert.raise(round, None, round));
+            alerts.report_moved();
+            seen.extend(alerts.reports.alerts().map(|(alert, _)| alert.order));
+            alerts.reports.clear();
+        }
+        assert_eq!(seen.len(), REPORTS_MAX);
+    }
+
+    /// A hold of 300 that began at 1000, whose last event was at 1100.
+    #[test]
+    fn the_wall_clock_ends_the_hold_of_a_backlog_only_when_no_event_comes_for_a_while() {
+        for (looked_us, ends_us) in [(1100, 1300), (1110, 1320), (1_000_000, 1_000_500)] {
+            let mut alerts = Alerts::bounded(1);
+            let (number, alert) = alerts.open(1);
+            (alert.fired_us, alert.hold_until_us) = (1000, 1300);
+            alert.raise(1100, None, looked_us);
+            alerts.sweep(ends_us - 1);
+            assert!(alerts.held(number, 1).is_some(), "looked at at {looked_us}");
+            alerts.sweep(ends_us);
+            assert!(alerts.held(number, 1).is_none(), "looked at at {looked_us}");
+        }
+    }
+
+    #[test]
     fn magnitudes_are_exact_up_to_64_and_near_beyond() {
         let mut alert = Alert::default();
         for round in 0..3 {
             for value in 0..60 {
-                alert.raise(round, Some(value));
+                alert.raise(round, Some(value), round);
             }
         }
         assert_eq!((alert.count, alert.distinct), (180, 60));
         for value in 0..20_000 {
-            alert.raise(9, Some(value));
+            alert.raise(9, Some(value), 9);
         }
         assert!((17_000..23_000).contains(&alert.distinct), "{}", alert.distinct);
     }

@@ -154,10 +154,11 @@ impl Engine {
         let elapsed_us = time_us - cell.clock_us;
         cell.clock_us = time_us;
         if cell.alert() != 0 {
+            let now_us = self.alerts.now_us();
             match self.alerts.held(cell.alert(), cell.key) {
                 Some(alert) if time_us < alert.hold_until_us => {
                     let value = (detector.counts_distinct() && event.kind & COUNTED != 0).then_some(event.value);
-                    alert.raise(time_us, value);
+                    alert.raise(time_us, value, now_us);
                     return None;
                 }
                 _ => self.alerts.finish(cell.alert(), cell.key),

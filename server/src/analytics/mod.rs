@@ -250,6 +250,7 @@ impl Analytics {
         scratch: &'scratch Bump,
     ) -> BumpVec<'scratch, u32> {
         let mut with_hits = BumpVec::new_in(scratch);
+        self.engine.alerts.begin(timing.arrival_us);
         if let Some(summary) = &mut self.summary {
             summary.begin(timing.arrival_us);
             self.guards.begin(timing.arrival_us);

@@ -61,8 +61,7 @@ impl AlertReports {
             return;
         }
         let texts = [&alert.source_text, &alert.host, &alert.endpoint];
-        let bytes: usize = texts.iter().map(|text| text.len()).sum();
-        if self.reports.len() == REPORTS_MAX || !self.texts.has_room(bytes) {
+        if !self.has_room_for(alert) {
             self.lost += 1;
             return;
         }
@@ -87,6 +86,12 @@ impl AlertReports {
             evidence: alert.evidence,
             evidence_count: alert.evidence_count,
         });
+    }
+
+    /// Whether a report of this alert would not be lost.
+    pub fn has_room_for(&self, alert: &Alert) -> bool {
+        let bytes = alert.source_text.len() + alert.host.len() + alert.endpoint.len();
+        self.reports.capacity() == 0 || self.reports.len() < REPORTS_MAX && self.texts.has_room(bytes)
     }
 
     /// Reports that still find room.

@@ -191,6 +191,8 @@ pub struct Sample {
 pub struct CorrelatorStats {
     pub alerts_kept: u64,
     pub alerts_forgotten: u64,
+    /// Reports of alerts of users that found no room.
+    pub user_alerts_lost: u64,
     pub user_alerts_raised: u64,
     pub user_brute_force_alerts: u64,
     pub user_many_sources_alerts: u64,

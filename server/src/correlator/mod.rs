@@ -32,6 +32,9 @@ const USER_KEYS: usize = 1 << 16;
 /// Alerts of users that are held.
 const USER_ALERTS: usize = 1024;
 
+/// Most reports of one failure: at each of two detectors an alert that ends, one that yields its slot and one that is raised.
+const REPORTS_OF_FAILURE_MAX: usize = 6;
+
 /// Nodes whose clocks are known.
 const CLOCKS_MAX: usize = 1024;
 /// A clock that is further off is warned about.
@@ -86,10 +89,11 @@ impl Correlator {
         for (alert, is_final) in derived.alerts.alerts() {
             self.take_alert(alert, is_final, now_us);
         }
-        self.attacks.take_hits(&derived.hits);
+        self.attacks.take_hits(&derived.hits, now_us);
+        self.users.engine.alerts.begin(now_us);
         for failure in &derived.failures {
             self.users.observe(failure);
-            if self.users.engine.alerts.reports.room() == 0 {
+            if self.users.engine.alerts.reports.room() < REPORTS_OF_FAILURE_MAX {
                 self.take_user_alerts(now_us);
             }
         }
@@ -103,7 +107,11 @@ impl Correlator {
     /// Ends what ends by itself. Call once a second.
     pub fn tick(&mut self, now_us: u64) {
         self.log_lines_left = LOG_LINES_PER_TICK;
-        self.users.engine.alerts.sweep(now_us);
+        // As often as there are more ends than a turn has room to report.
+        while !self.users.engine.alerts.sweep(now_us) {
+            self.take_user_alerts(now_us);
+        }
+        self.take_user_alerts(now_us);
         self.users.engine.alerts.report_moved();
         self.take_user_alerts(now_us);
     }
@@ -168,7 +176,7 @@ impl Correlator {
         }
         let view = self.events.is_some().then(|| alerts::view(&alert, is_final, now_us));
         if !alert.is_real_ip_suspect {
-            self.attacks.take_alert(&alert, &self.prints);
+            self.attacks.take_alert(&alert, &self.prints, now_us);
         }
         let is_new = self.alerts.take(alert, is_final);
         if let (Some(events), Some(view)) = (&mut self.events, view) {
@@ -186,6 +194,7 @@ impl Correlator {
         CorrelatorStats {
             alerts_kept: self.alerts.len() as u64,
             alerts_forgotten: self.alerts.forgotten(),
+            user_alerts_lost: engine.alerts.reports.lost,
             user_alerts_raised: engine.counters.fired.iter().sum(),
             user_brute_force_alerts: engine.counters.fired[Detector::UserBruteForce as usize],
             user_many_sources_alerts: engine.counters.fired[Detector::UserManySources as usize],

@@ -1,9 +1,11 @@
 //! The attacks, made of what shards report of hits, and of alerts.
 //!
 //! A hit within an hour of the last joins its attack, a later one starts a new attack, and an attack is cut at 24 hours. The
-//! time of a hit is never before that of the last one of its attack: hits of several shards come in no strict order.
-//! **Laws**: kept and suppressed are all hits, exactly; the first hit of every attack is kept. The table is bounded: a new
-//! attack takes the place of the one that is quiet longest, closed or not; both are counted.
+//! time of a hit is never before that of the last one of its attack: hits of several shards come in no strict order. Nor is it
+//! after now, whatever a replay says: such an attack would never be the one that is quiet longest.
+//! **Laws**: kept and suppressed are all hits, exactly; the first hit of every attack is kept, but of one that begins where
+//! another was cut, for no shard knows where that is. The table is bounded: a new attack takes the place of the one that is
+//! quiet longest, closed or not; both are counted.
 
 use super::hits::{HitReport, HitReports};
 use super::samples::{Sample, Samples};
@@ -19,6 +21,8 @@ pub const JOIN_US: u64 = 3_600_000_000;
 pub const LENGTH_US_MAX: u64 = 24 * JOIN_US;
 /// Attacks that are known.
 pub const ATTACKS_MAX: usize = 16_384;
+/// Alerts of one behaviour whose reports are told apart: an override may hold some beside others.
+const HELD_MAX: usize = 16;
 /// Statuses that are told apart in an attack; what comes beyond is counted under 0.
 const STATUSES_MAX: usize = 32;
 
@@ -70,8 +74,24 @@ pub struct Attack {
     pub distinct_payloads: Magnitude,
     /// Hits that stand for all.
     pub samples: Samples,
-    /// Of behaviour: the alert that is counted now, as it was last.
+    /// Of behaviour: the alert that was reported last.
     alert: Option<Box<Alert>>,
+    /// Of behaviour: what was counted of each alert that may be reported again, the newest last.
+    counted: Vec<Counted>,
+}
+
+/// What was counted of an alert.
+#[derive(Clone, Copy, Debug)]
+struct Counted {
+    plan: u16,
+    first_us: u64,
+    count: u64,
+}
+
+impl Counted {
+    fn is_of(&self, alert: &Alert) -> bool {
+        (self.plan, self.first_us) == (alert.plan, alert.first_us)
+    }
 }
 
 impl Attack {
@@ -88,7 +108,6 @@ impl Attack {
     /// Panics if a law is broken. For tests.
     pub fn invariants(&self) {
         assert_eq!(self.kept + self.suppressed, self.count, "kept + suppressed = all");
-        assert!(self.kept > 0, "the first is kept");
         assert_eq!(self.statuses.values().sum::<u64>(), if matches!(self.kind, Kind::Hits(_)) { self.count } else { 0 });
         assert!(self.blocked <= self.count && self.first_us <= self.last_us);
         assert!(self.last_us - self.first_us < LENGTH_US_MAX);
@@ -143,13 +162,14 @@ impl AttackTable {
     }
 
     /// Takes what a shard reports.
-    pub fn take_hits(&mut self, reports: &HitReports) {
+    pub fn take_hits(&mut self, reports: &HitReports, now_us: u64) {
         for report in reports.iter() {
-            self.take_hit(reports, report);
+            self.take_hit(reports, report, now_us);
         }
     }
 
-    fn take_hit(&mut self, reports: &HitReports, report: &HitReport) {
+    fn take_hit(&mut self, reports: &HitReports, report: &HitReport, now_us: u64) {
+        let first_us = report.first_us.min(now_us);
         let [host, template, point, method, payload] = report.texts;
         let describe = || Attack {
             kind: Kind::Hits(report.attack_type),
@@ -157,12 +177,11 @@ impl AttackTable {
             host: reports.text(host).into(),
             template: reports.text(template).into(),
             point: reports.text(point).into(),
-            ..Attack::empty(report.key, report.first_us)
+            ..Attack::empty(report.key, first_us)
         };
-        let (attack, is_first) = self.join(report.key, report.first_us, describe);
+        let attack = self.join(report.key, first_us, describe);
         let count = u64::from(report.count);
-        // Where an attack was cut a shard may have suppressed what is now its first hit.
-        let kept = if report.is_kept { count } else { u64::from(is_first) };
+        let kept = if report.is_kept { count } else { 0 };
         attack.count += count;
         attack.kept += kept;
         attack.suppressed += count - kept;
@@ -176,7 +195,7 @@ impl AttackTable {
             attack.samples.offer(Sample {
                 hash: report.sample,
                 request_id: report.request_id,
-                time_us: report.first_us,
+                time_us: first_us,
                 source: report.source,
                 status: report.status,
                 is_blocked: report.blocked > 0,
@@ -185,15 +204,16 @@ impl AttackTable {
             });
         }
         let (id, before_us) = (attack.id, attack.last_us);
-        let last_us = before_us.max(report.last_us).min(attack.first_us + LENGTH_US_MAX - 1);
+        let last_us = before_us.max(report.last_us.min(now_us)).min(attack.first_us + LENGTH_US_MAX - 1);
         attack.last_us = last_us;
         self.moved(id, before_us, last_us);
     }
 
     /// Takes an alert as it is now: behaviour, grouped by detector, scope and key.
-    pub fn take_alert(&mut self, alert: &Alert, prints: &Fingerprints) {
+    pub fn take_alert(&mut self, alert: &Alert, prints: &Fingerprints, now_us: u64) {
         let key = key_of(alert, prints);
-        let is_known = |attack: &Attack| attack.alert.as_ref().is_some_and(|known| known.first_us == alert.first_us);
+        let first_us = alert.first_us.min(now_us);
+        let is_known = |attack: &Attack| attack.counted.iter().any(|known| known.is_of(alert));
         // A later report of an alert belongs to the attack that the alert is part of, whatever the time.
         let known = self.open.get(&key).copied().filter(|id| self.attacks.get(id).is_some_and(is_known));
         let describe = || Attack {
@@ -201,13 +221,13 @@ impl AttackTable {
             application: alert.application,
             host: alert.host.as_slice().into(),
             template: alert.endpoint.as_slice().into(),
-            ..Attack::empty(key, alert.first_us)
+            ..Attack::empty(key, first_us)
         };
         let attack = match known.and_then(|id| self.attacks.get_mut(&id)) {
             Some(attack) => attack,
-            None => self.join(key, alert.first_us, describe).0,
+            None => self.join(key, first_us, describe),
         };
-        let before = attack.alert.as_ref().filter(|known| known.first_us == alert.first_us).map_or(0, |known| known.count);
+        let before = attack.count_again(alert);
         let more = alert.count.saturating_sub(before);
         let evidence = alert.evidence.iter().take(alert.evidence_count);
         // What is kept of behaviour is the evidence of its alerts.
@@ -225,14 +245,14 @@ impl AttackTable {
             attack.samples.offer(Sample { hash, request_id: *request_id, time_us: alert.fired_us, source, ..Sample::default() });
         }
         let (id, before_us) = (attack.id, attack.last_us);
-        let last_us = before_us.max(alert.last_us).min(attack.first_us + LENGTH_US_MAX - 1);
+        let last_us = before_us.max(alert.last_us.min(now_us)).min(attack.first_us + LENGTH_US_MAX - 1);
         attack.last_us = last_us;
         attack.alert = Some(Box::new(alert.clone()));
         self.moved(id, before_us, last_us);
     }
 
-    /// The attack that something of this key and time belongs to, and whether it is new.
-    fn join(&mut self, key: u64, time_us: u64, describe: impl FnOnce() -> Attack) -> (&mut Attack, bool) {
+    /// The attack that something of this key and time belongs to.
+    fn join(&mut self, key: u64, time_us: u64, describe: impl FnOnce() -> Attack) -> &mut Attack {
         let open = self.open.get(&key).and_then(|id| self.attacks.get(id)).filter(|attack| {
             let time_us = time_us.max(attack.last_us);
             time_us - attack.last_us <= JOIN_US && time_us - attack.first_us < LENGTH_US_MAX
@@ -248,7 +268,7 @@ impl AttackTable {
             self.open.insert(key, id);
             self.quiet.insert((time_us, id));
         }
-        (self.attacks.entry(id).or_insert_with(describe), is_new)
+        self.attacks.entry(id).or_insert_with(describe)
     }
 
     fn moved(&mut self, id: u64, before_us: u64, last_us: u64) {
@@ -291,7 +311,19 @@ impl Attack {
             distinct_payloads: Magnitude::default(),
             samples: Samples::default(),
             alert: None,
+            counted: Vec::new(),
         }
+    }
+
+    /// Notes what an alert has counted by now; returns what it had when it was last reported.
+    fn count_again(&mut self, alert: &Alert) -> u64 {
+        let known = self.counted.iter().position(|known| known.is_of(alert)).map(|at| self.counted.remove(at));
+        let before = known.map_or(0, |known| known.count);
+        if self.counted.len() == HELD_MAX {
+            self.counted.remove(0);
+        }
+        self.counted.push(Counted { plan: alert.plan, first_us: alert.first_us, count: alert.count.max(before) });
+        before
     }
 }
 

@@ -4,6 +4,8 @@ use super::hits::{HitSampler, KEPT_PER_HOUR};
 use super::samples::SAMPLES_MAX;
 use super::table::{AttackTable, JOIN_US, LENGTH_US_MAX};
 use crate::analytics::Timing;
+use crate::analytics::alerts::Alert;
+use crate::analytics::detectors::Detector;
 use crate::analytics::fingerprint::Fingerprints;
 use crate::analytics::observation::{Observation, Paths};
 use crate::analytics::settings::Settings;
@@ -135,7 +137,7 @@ fn run(stream: &[Made], turn: usize) -> (AttackTable, u64) {
             sample(&mut samplers[usize::from(made.source) % SHARDS], *made, round * turn + at, &prints);
         }
         for sampler in &mut samplers {
-            table.take_hits(&sampler.reports);
+            table.take_hits(&sampler.reports, u64::MAX);
             sampler.reports.clear();
         }
     }
@@ -168,8 +170,7 @@ proptest! {
             prop_assert_eq!(&attack.statuses, &statuses);
             prop_assert_eq!(attack.distinct_sources.estimate(), hits().map(|made| made.source).collect::<BTreeSet<_>>().len() as u64);
             prop_assert_eq!(attack.distinct_payloads.estimate(), hits().map(|made| made.payload).collect::<BTreeSet<_>>().len() as u64);
-            // The first is kept, whatever its shard said of it.
-            let kept_here = naive.hits.iter().enumerate().filter(|(at, (number, _))| *at == 0 || kept.contains(number)).count();
+            let kept_here = naive.hits.iter().filter(|(number, _)| kept.contains(number)).count();
             prop_assert_eq!(attack.kept, kept_here as u64);
         }
     }
@@ -219,7 +220,7 @@ fn a_full_table_forgets_the_quietest_and_counts_it() {
         let time_us = START_US + number as u64;
         let made = Made { time_us, attack, source: 0, status: 200, payload: 0, blocked: false };
         assert!(sample(&mut sampler, made, number, &prints));
-        table.take_hits(&sampler.reports);
+        table.take_hits(&sampler.reports, u64::MAX);
         sampler.reports.clear();
     }
     assert_eq!((table.len(), table.forgotten, table.cut_short), (2, 1, 1));
@@ -236,4 +237,38 @@ fn requests_of_one_id_are_one_sample_and_few_reports() {
         sample(&mut sampler, made, 7, &prints);
     }
     assert_eq!((sampler.reports.iter().len(), sampler.lost, sampler.suppressed), (6, 0, 9995));
+}
+
+/// As of a detector whose default and override both hold an alert of the same key and scope: each is reported once a second.
+#[test]
+fn alerts_of_two_plans_are_one_attack_and_counted_once() {
+    let (prints, mut table) = (Fingerprints::new(3), AttackTable::default());
+    let detector = Detector::ForcedBrowsing;
+    let mut alerts = [Alert::default(), Alert::default()];
+    for (rank, alert) in (0..).zip(&mut alerts) {
+        (alert.plan, alert.source, alert.first_us) = (detector.plan(rank), 7, START_US);
+    }
+    for second in 1..=10 {
+        for alert in &mut alerts {
+            (alert.count, alert.last_us) = (second * 10, START_US + second * 1_000_000);
+            table.take_alert(alert, &prints, u64::MAX);
+        }
+    }
+    let attacks: Vec<_> = table.newest_first().collect();
+    attacks[0].invariants();
+    assert_eq!((attacks.len(), attacks[0].count), (1, 200));
+}
+
+/// As from a replay whose times are ahead.
+#[test]
+fn what_is_said_to_be_in_the_future_is_now() {
+    let (prints, mut sampler, mut table) = (Fingerprints::new(3), HitSampler::new(), AttackTable::default());
+    let made = Made { time_us: START_US * 2, attack: 0, source: 0, status: 200, payload: 0, blocked: false };
+    sample(&mut sampler, made, 0, &prints);
+    table.take_hits(&sampler.reports, START_US);
+    let mut alert = Alert::default();
+    (alert.first_us, alert.last_us, alert.count) = (START_US * 2, START_US * 3, 1);
+    table.take_alert(&alert, &prints, START_US);
+    assert_eq!(table.len(), 2);
+    assert!(table.newest_first().all(|attack| (attack.first_us, attack.last_us) == (START_US, START_US)));
 }

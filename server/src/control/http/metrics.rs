@@ -147,10 +147,11 @@ const SHARD_FAMILIES: [ShardFamily; 48] = [
 /// A value of the correlator.
 type CorrelatorFamily = (&'static str, &'static str, fn(&CorrelatorStats) -> u64);
 
-const CORRELATOR_FAMILIES: [CorrelatorFamily; 11] = [
+const CORRELATOR_FAMILIES: [CorrelatorFamily; 12] = [
     ("postanalytics_alerts_kept", "Alerts that /alerts can show", |s| s.alerts_kept),
     ("postanalytics_alerts_forgotten_total", "Alerts that yielded to newer ones", |s| s.alerts_forgotten),
     ("postanalytics_user_alerts_raised_total", "Alerts about users", |s| s.user_alerts_raised),
+    ("postanalytics_user_alerts_lost_total", "Reports of alerts about users that were dropped", |s| s.user_alerts_lost),
     ("postanalytics_user_keys_live", "Users that detectors have state of", |s| s.user_keys_live),
     ("postanalytics_user_keys_max", "Users that detectors have room for", |s| s.user_keys_max),
     ("postanalytics_user_keys_evicted_total", "Users that yielded to others", |s| s.user_keys_evicted),
