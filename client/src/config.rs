@@ -189,7 +189,7 @@ impl ClientBuilder {
     }
 
     /// Called on the background thread with every change of the denylist that a server makes, once [`crate::Denylist`] shows it.
-    /// Entries that end by their time are not told.
+    /// Entries that end by their time are not told, nor those that are only to last longer.
     ///
     /// A server's verdicts come on the lanes that are open, and a lane opens with the first record for its shard;
     /// [`Client::server_stats`] opens all of them. For the callback the same holds as for [`Self::on_acked`].

@@ -77,12 +77,16 @@ impl Entry {
         }
     }
 
-    fn action(self) -> Action {
-        if self.denylist_until_us > 0 { Action::Denylist } else { Action::Graylist }
+    const fn action(self, now_us: u64) -> Option<Action> {
+        match self {
+            _ if self.denylist_until_us > now_us => Some(Action::Denylist),
+            _ if self.graylist_until_us > now_us => Some(Action::Graylist),
+            _ => None,
+        }
     }
 
-    fn is_live(self, now_us: u64) -> bool {
-        self.denylist_until_us.max(self.graylist_until_us) > now_us
+    const fn is_live(self, now_us: u64) -> bool {
+        self.action(now_us).is_some()
     }
 }
 
@@ -131,11 +135,7 @@ impl Denylist {
         }
         let now_us = self.started.elapsed().as_micros() as u64;
         let both = one.unwrap_or_default().union(all.unwrap_or_default());
-        match both {
-            _ if both.denylist_until_us > now_us => Some(Action::Denylist),
-            _ if both.graylist_until_us > now_us => Some(Action::Graylist),
-            _ => None,
-        }
+        both.action(now_us)
     }
 }
 
@@ -237,7 +237,7 @@ impl Lister {
             let former = self.shards.extract_if(|&number, _| number >= shard_count);
             changed.extend(former.flat_map(|(_, shard)| shard.listed.into_keys()));
         }
-        let changes: Vec<ListChange> = changed.into_iter().map(|key| self.publish(key)).collect();
+        let changes: Vec<ListChange> = changed.into_iter().filter_map(|key| self.publish(key, now_us)).collect();
         if let Some(hook) = self.hook.as_mut().filter(|_| !changes.is_empty()) {
             // As with acknowledgements: a hook that panicked is never called again, and the thread ends when it has published.
             if catch_unwind(AssertUnwindSafe(|| hook(&changes))).is_err() {
@@ -246,15 +246,18 @@ impl Lister {
         }
     }
 
-    /// Shows the threads of the site what all shards together say of a key.
-    fn publish(&self, key: Key) -> ListChange {
+    /// Shows the threads of the site what all shards together say of a key. `None`: it says what it said before.
+    fn publish(&self, key: Key, now_us: u64) -> Option<ListChange> {
         let listed = self.shards.values().filter_map(|shard| shard.listed.get(&key));
         let entry = listed.copied().reduce(Entry::union);
-        match entry {
-            Some(entry) => self.denylist.entries.pin().insert(key, entry),
-            None => self.denylist.entries.pin().remove(&key),
+        let entries = self.denylist.entries.pin();
+        let former = match entry {
+            Some(entry) => entries.insert(key, entry),
+            None => entries.remove(&key),
         };
-        ListChange { subject: key.subject(), application: key.application, action: entry.map(Entry::action) }
+        let at = |entry: Option<Entry>| entry.and_then(|entry| entry.action(now_us));
+        let (former, action) = (at(former.copied()), at(entry));
+        (former != action).then(|| ListChange { subject: key.subject(), application: key.application, action })
     }
 
     /// The server has so many shards from now on. What those listed that are no more stays until the first whole set.
@@ -342,12 +345,18 @@ mod tests {
         lister.apply(0, &frame(false, true, &[]), 0, |us| us);
         lister.apply(0, &frame(false, false, &[verdict("2001:db8:1:2::9", Some(7), Some(Action::Graylist))]), 0, |us| us);
         lister.apply(0, &frame(false, false, &[verdict("192.0.2.1", None, None)]), 0, |us| us);
+        // A connection that opens anew brings the whole set: of it, only what is other than before is told.
+        let gray = verdict("2001:db8:1:2::9", Some(7), Some(Action::Graylist));
+        lister.apply(0, &frame(true, true, &[gray, deny("192.0.2.7")]), 0, |us| us);
+        lister.apply(0, &frame(true, true, &[deny("192.0.2.7")]), 0, |us| us);
         let source = |text: &str| Subject::Source(address_bytes(text.parse().expect("an address")));
         let change = |subject, application, action| (ListChange { subject, application, action }, action);
         let wanted = [
             change(source("192.0.2.1"), None, Some(Action::Denylist)),
             change(source("2001:db8:1:2::"), Some(7), Some(Action::Graylist)),
             change(source("192.0.2.1"), None, None),
+            change(source("192.0.2.7"), None, Some(Action::Denylist)),
+            change(source("2001:db8:1:2::"), Some(7), None),
         ];
         assert_eq!(*told.lock().expect("no panic"), wanted);
         lister.tell(Some(Box::new(|_| panic!("a test wants this"))));
