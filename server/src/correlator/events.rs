@@ -1,7 +1,10 @@
 //! The events file: alerts and verdicts as JSON lines, for whoever follows them.
 //!
 //! A thread of its own writes it, so that a slow disk stops neither the correlator nor anything else: what the thread does
-//! not keep up with is dropped and counted. The file is opened anew when it is told so, after a rename.
+//! not keep up with is dropped and counted, and so is what cannot be written. The file is opened anew when it is told so, after
+//! a rename.
+//!
+//! A verdict by hand is set on every shard, and each tells it: it is one line all the same.
 
 use super::messages::AlertView;
 use crate::analytics::detectors::Detector;
@@ -10,13 +13,19 @@ use crate::shard::derived::VerdictReport;
 use postanalytics_protocol::frames::{Action, Subject};
 use postanalytics_protocol::routing::address_of_bytes;
 use serde::Serialize;
+use std::collections::HashMap;
 use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use tracing_subscriber::fmt::MakeWriter;
 
 /// Lines that wait to be written.
 const LINES_MAX: usize = 8192;
+/// Verdicts by hand that another shard may tell once more, and for how long.
+const REPEATS_MAX: usize = 8192;
+const REPEAT_US: u64 = 2_000_000;
 
 /// A line.
 #[derive(Debug, Serialize)]
@@ -83,18 +92,39 @@ fn source_text(bytes: [u8; 16]) -> String {
 pub struct EventsFile {
     lines: SyncSender<String>,
     thread: JoinHandle<()>,
-    /// Lines handed to the thread.
-    pub written: u64,
-    /// Lines dropped.
-    pub lost: u64,
+    counts: Arc<Counts>,
+    /// Lines that found no room.
+    dropped: u64,
+    /// The last line about a subject and application, of those that every shard tells.
+    told: HashMap<(Subject, Option<i32>), VerdictReport>,
+}
+
+/// What the thread did.
+#[derive(Debug, Default)]
+struct Counts {
+    written: AtomicU64,
+    failed: AtomicU64,
 }
 
 impl EventsFile {
     /// Starts the thread.
     pub fn start(file: LogFile) -> std::io::Result<Self> {
         let (lines, waiting) = sync_channel(LINES_MAX);
-        let thread = std::thread::Builder::new().name("events".to_owned()).spawn(move || write_all(&file, &waiting))?;
-        Ok(Self { lines, thread, written: 0, lost: 0 })
+        let counts = Arc::new(Counts::default());
+        let counted = Arc::clone(&counts);
+        let write = move || write_all(&file, &waiting, &counted);
+        let thread = std::thread::Builder::new().name("events".to_owned()).spawn(write)?;
+        Ok(Self { lines, thread, counts, dropped: 0, told: HashMap::new() })
+    }
+
+    /// Lines written.
+    pub fn written(&self) -> u64 {
+        self.counts.written.load(Ordering::Relaxed)
+    }
+
+    /// Lines dropped, because the thread did not keep up or they could not be written.
+    pub fn lost(&self) -> u64 {
+        self.dropped + self.counts.failed.load(Ordering::Relaxed)
     }
 
     /// Hands a line over, if there is room for it.
@@ -103,8 +133,32 @@ impl EventsFile {
             line.push('\n');
             self.lines.try_send(line).is_ok()
         });
-        self.written += u64::from(is_taken);
-        self.lost += u64::from(!is_taken);
+        self.dropped += u64::from(!is_taken);
+    }
+
+    /// Hands a verdict over, unless another shard has just told the same.
+    pub fn write_verdict(&mut self, report: &VerdictReport) {
+        if !self.is_repeat(report) {
+            self.write(&Event::Verdict(VerdictView::of(report)));
+        }
+    }
+
+    fn is_repeat(&mut self, report: &VerdictReport) -> bool {
+        let verdict = report.verdict;
+        // What a detector lists is told by the shard of its source alone. It may be taken back by hand.
+        if verdict.detector != 0 && verdict.action.is_some() {
+            return false;
+        }
+        let is_recent = |told: &VerdictReport| told.at_us.abs_diff(report.at_us) < REPEAT_US;
+        if self.told.len() >= REPEATS_MAX {
+            self.told.retain(|_, told| is_recent(told));
+        }
+        if self.told.len() >= REPEATS_MAX {
+            // Rather a line twice than none.
+            self.told.clear();
+        }
+        let told = self.told.insert((verdict.subject, verdict.application), *report);
+        told.is_some_and(|told| told.verdict == verdict && is_recent(&told))
     }
 
     /// Waits until all is written.
@@ -115,10 +169,12 @@ impl EventsFile {
 }
 
 /// Writes lines for as long as any may come; says once that it cannot, and once that it can again.
-fn write_all(file: &LogFile, lines: &Receiver<String>) {
-    let mut fails = false;
+fn write_all(file: &LogFile, lines: &Receiver<String>, counts: &Counts) {
+    let (mut fails, mut is_torn) = (false, false);
     for line in lines {
-        let outcome = file.make_writer().write_all(line.as_bytes());
+        let outcome = write_line(&mut file.make_writer(), line, &mut is_torn);
+        let count = if outcome.is_ok() { &counts.written } else { &counts.failed };
+        count.fetch_add(1, Ordering::Relaxed);
         if outcome.is_err() != fails {
             fails = outcome.is_err();
             match outcome {
@@ -127,6 +183,26 @@ fn write_all(file: &LogFile, lines: &Receiver<String>) {
             }
         }
     }
+}
+
+/// Writes a line. Where one before it came out half (a disk that is full takes what still fits), that half is ended first.
+fn write_line(file: &mut impl Write, mut line: String, is_torn: &mut bool) -> std::io::Result<()> {
+    if *is_torn {
+        line.insert(0, '\n');
+    }
+    let mut left = line.as_bytes();
+    while !left.is_empty() {
+        match file.write(left) {
+            Ok(0) => return Err(std::io::ErrorKind::WriteZero.into()),
+            Ok(count) => {
+                left = &left[count..];
+                *is_torn = !left.is_empty();
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -148,13 +224,65 @@ mod tests {
             until_us: 1_700_000_060_000_000,
             detector: Detector::Scanner as u16 + 1,
         };
-        events.write(&Event::Verdict(VerdictView::of(&VerdictReport { verdict, at_us: 1_700_000_000_000_000 })));
-        assert_eq!((events.written, events.lost), (1, 0));
+        let at_us = 1_700_000_000_000_000;
+        events.write_verdict(&VerdictReport { verdict, at_us });
+        let by_hand = |action| Verdict { action, application: None, detector: 0, ..verdict };
+        for shard in 0..3 {
+            events.write_verdict(&VerdictReport { verdict: by_hand(Some(Action::Denylist)), at_us: at_us + shard });
+        }
+        for shard in 0..3 {
+            events.write_verdict(&VerdictReport { verdict: by_hand(None), at_us: at_us + 10 + shard });
+        }
+        events.write_verdict(&VerdictReport { verdict: by_hand(None), at_us: at_us + 10 + REPEAT_US * 2 });
+        let counts = Arc::clone(&events.counts);
         events.finish();
+        assert_eq!((counts.written.load(Ordering::Relaxed), counts.failed.load(Ordering::Relaxed)), (4, 0));
+        let text = std::fs::read_to_string(&path).expect("reads");
+        let actions: Vec<&str> = text.lines().skip(1).filter_map(|line| line.split('"').nth(19)).collect();
+        assert_eq!(actions, ["denylist", "none", "none"], "one line each, however many shards tell it");
         assert_eq!(
-            std::fs::read_to_string(&path).expect("reads"),
+            text.lines().next().expect("a line").to_owned() + "\n",
             "{\"event\":\"verdict\",\"time\":\"2023-11-14T22:13:20.000000Z\",\"kind\":\"source\",\"value\":\"192.0.2.7\",\
              \"application\":-1,\"action\":\"denylist\",\"until\":\"2023-11-14T22:14:20.000000Z\",\"detector\":\"scanner\"}\n"
         );
+    }
+
+    #[test]
+    fn what_a_full_disk_takes_is_lost_and_counted() {
+        let mut events = EventsFile::start(LogFile::open(std::path::Path::new("/dev/full")).expect("opens")).expect("starts");
+        let verdict = Verdict { subject: Subject::Session(1), application: None, action: None, until_us: 0, detector: 0 };
+        events.write_verdict(&VerdictReport { verdict, at_us: 0 });
+        let counts = Arc::clone(&events.counts);
+        events.finish();
+        assert_eq!((counts.written.load(Ordering::Relaxed), counts.failed.load(Ordering::Relaxed)), (0, 1));
+    }
+
+    /// Takes so many bytes and then no more.
+    struct Disk {
+        room: usize,
+        text: Vec<u8>,
+    }
+
+    impl Write for Disk {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            let count = bytes.len().min(self.room);
+            self.room -= count;
+            self.text.extend_from_slice(&bytes[..count]);
+            if count == 0 { Err(std::io::ErrorKind::StorageFull.into()) } else { Ok(count) }
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn half_a_line_is_not_glued_to_the_next() {
+        let (mut disk, mut is_torn) = (Disk { room: 7, text: Vec::new() }, false);
+        let mut write = |disk: &mut Disk, line: &str| write_line(disk, line.to_owned(), &mut is_torn).is_ok();
+        assert!(write(&mut disk, "one\n") && !write(&mut disk, "two two\n") && !write(&mut disk, "three\n"));
+        disk.room = 100;
+        assert!(write(&mut disk, "four\n") && write(&mut disk, "five\n"));
+        assert_eq!(String::from_utf8_lossy(&disk.text), "one\ntwo\nfour\nfive\n");
     }
 }

@@ -22,7 +22,7 @@ use crate::analytics::settings::Settings;
 use crate::analytics::users::Users;
 use crate::shard::derived::{ClockReport, Derived};
 use alerts::AlertRing;
-use events::{Event, EventsFile, VerdictView};
+use events::{Event, EventsFile};
 use messages::{Ask, CorrelatorStats, Reply};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -100,7 +100,7 @@ impl Correlator {
         self.take_user_alerts(now_us);
         derived.clocks.iter().for_each(|report| self.take_clock(*report, now_us));
         if let Some(events) = &mut self.events {
-            derived.verdicts.iter().for_each(|report| events.write(&Event::Verdict(VerdictView::of(report))));
+            derived.verdicts.iter().for_each(|report| events.write_verdict(report));
         }
     }
 
@@ -204,8 +204,8 @@ impl Correlator {
             attacks_live: self.attacks.len() as u64,
             attacks_forgotten: self.attacks.forgotten,
             attacks_cut_short: self.attacks.cut_short,
-            events_written: self.events.as_ref().map_or(0, |events| events.written),
-            events_lost: self.events.as_ref().map_or(0, |events| events.lost),
+            events_written: self.events.as_ref().map_or(0, |events| events.written()),
+            events_lost: self.events.as_ref().map_or(0, |events| events.lost()),
         }
     }
 }
