@@ -166,6 +166,8 @@ pub struct Driver<K> {
     drain_until_us: Option<u64>,
     thread_cpu_us: u64,
     memory: ResidentMemory,
+    /// There may be more messages than were heard.
+    hears_on: bool,
 }
 
 impl<K: Kernel> Driver<K> {
@@ -200,6 +202,7 @@ impl<K: Kernel> Driver<K> {
             drain_until_us: None,
             thread_cpu_us: 0,
             memory: ResidentMemory::new(),
+            hears_on: false,
             kernel,
             config,
         })
@@ -275,6 +278,9 @@ impl<K: Kernel> Driver<K> {
             self.complete(completion, now)?;
         }
         self.completions = completions;
+        if self.hears_on {
+            self.hear(now);
+        }
         if let Some(query) = self.shard.query_slice(now) {
             // The queue has room for every query: one is under way at a time.
             let _ = self.answers.send(FromShard::Query(query));
@@ -326,8 +332,10 @@ impl<K: Kernel> Driver<K> {
         Ok(())
     }
 
-    /// Hears what the control plane has to say.
+    /// Hears what the control plane has to say, up to the first question that takes a while to answer: one a turn, so that
+    /// whoever asks for pages does not keep records waiting.
     fn hear(&mut self, now: Now) {
+        self.hears_on = false;
         let mut bytes = [0; 256];
         while matches!(self.inbox.wake().read(&mut bytes), Ok(count) if count == bytes.len()) {}
         for _ in 0..MESSAGES_MAX {
@@ -355,6 +363,8 @@ impl<K: Kernel> Driver<K> {
                 Some(ToShard::Summary(mut page)) => {
                     self.shard.fill_summary(&mut page);
                     let _ = self.answers.send(FromShard::Summary(page));
+                    self.hears_on = true;
+                    return;
                 }
                 Some(ToShard::SetVerdict(verdict)) => self.shard.set_verdict(verdict),
                 Some(ToShard::Reload(reload)) => {
@@ -408,7 +418,7 @@ impl<K: Kernel> Driver<K> {
     fn wait(&mut self, now: Now) -> Duration {
         // Starved links are armed again a few at a time; some of them may have nothing to say, so no completion is sure
         // to come and lead to the next few.
-        if self.shard.has_query() || self.links.has_starved() {
+        if self.hears_on || self.shard.has_query() || self.links.has_starved() {
             return Duration::ZERO;
         }
         if self.shard.has_deadlines() || self.links.has_deadlines() {

@@ -83,7 +83,7 @@ impl SummaryPage {
         }
     }
 
-    /// Copies what is asked. Bounded by the size of the lists: some 100 µs.
+    /// Copies what is asked, of a whole timeline 1 MB. So a shard fills one page a turn.
     pub fn fill(&mut self, summary: &Summary) {
         match self.ask {
             SummaryAsk::Timeline(filter) => self.fill_cells(summary, filter.since_us.unwrap_or(0), filter.application),
