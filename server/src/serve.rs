@@ -33,8 +33,8 @@ use std::time::{Duration, Instant};
 
 /// Descriptors that are no connections: status pages, handshakes' second ones, files, the control plane.
 const DESCRIPTORS_BESIDE_CONNECTIONS: u64 = 256;
-/// Descriptors of a shard: its ring and queues.
-const DESCRIPTORS_PER_SHARD: u64 = 8;
+/// Descriptors of a shard: its ring, `/proc/self/statm`, and a pair of sockets for each of its four queues.
+const DESCRIPTORS_PER_SHARD: u64 = 10;
 /// Memory that the control plane's rings must be allowed to lock; glommio takes no less.
 const LOCKED_BYTES_MIN: u64 = 512 << 10;
 

@@ -10,7 +10,10 @@
 //! ```
 
 use super::pool::List;
+use crate::analytics::alerts::EVIDENCE_MAX;
 use crate::analytics::detectors::{Detector, Event};
+use crate::analytics::rules::{COUNTER, SET, WINDOW};
+use crate::config::detection::{DISTINCT, EVENTS, WINDOW_EVENTS_MAX};
 
 /// Evidence is the last list of every cell.
 pub const EVIDENCE: usize = 3;
@@ -48,6 +51,16 @@ const _: () = assert!(size_of::<Cell>() == 64);
 
 /// Where the length of a list stands in `lengths`, and how many bits it has.
 const LENGTHS: [(u32, u32); 4] = [(0, 11), (11, 9), (20, 7), (27, 4)];
+
+// What a configuration may ask for is within them: a window may stand in the place of the set as well.
+const _: () = {
+    const fn fits(place: usize, length: i64) -> bool {
+        length >> LENGTHS[place].1 == 0
+    }
+    assert!(fits(SET, *EVENTS.end() * 4) && fits(SET, *DISTINCT.end()));
+    assert!(fits(WINDOW, *EVENTS.end()) && fits(WINDOW, WINDOW_EVENTS_MAX));
+    assert!(fits(COUNTER, *DISTINCT.end()) && fits(EVIDENCE, EVIDENCE_MAX as i64 - 1));
+};
 
 impl Cell {
     /// A cell that holds an event as it came.
@@ -137,13 +150,13 @@ impl Cell {
     /// The plain number that some detectors keep in the place of the third list.
     #[inline]
     pub const fn counter(&self) -> u32 {
-        self.blocks[crate::analytics::rules::COUNTER]
+        self.blocks[COUNTER]
     }
 
     /// Sets it.
     #[inline]
     pub const fn set_counter(&mut self, count: u32) {
-        self.blocks[crate::analytics::rules::COUNTER] = count;
+        self.blocks[COUNTER] = count;
     }
 
     /// Words that a list's length is counted in.
@@ -151,7 +164,7 @@ impl Cell {
     const fn unit_words(&self, place: usize) -> usize {
         match place {
             EVIDENCE => Detector::of_plan(self.plan).evidence_words(),
-            crate::analytics::rules::WINDOW => 4,
+            WINDOW => 4,
             _ => 1,
         }
     }
@@ -160,7 +173,6 @@ impl Cell {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::analytics::rules::{COUNTER, SET, WINDOW};
 
     #[test]
     fn lists_of_all_lengths_come_back() {

@@ -57,10 +57,12 @@ impl Default for Reaction {
 /// Detectors that never list anybody.
 const MONITOR_ONLY: [&str; 3] = ["user_brute_force", "user_many_sources", "crawl"];
 
-const EVENTS: RangeInclusive<i64> = 1..=256;
+/// What may be given for a number of events.
+pub const EVENTS: RangeInclusive<i64> = 1..=256;
 /// What may be given for a time.
 pub(super) const TIME: RangeInclusive<i64> = 1..=31 * 24 * HOUR_US;
-const DISTINCT: RangeInclusive<i64> = 1..=64;
+/// What may be given for a number of values told apart.
+pub const DISTINCT: RangeInclusive<i64> = 1..=64;
 const WEIGHT: RangeInclusive<i64> = 1..=1_000_000_000_000;
 const ACTION_S: RangeInclusive<i64> = 60..=10 * 366 * 86_400;
 
