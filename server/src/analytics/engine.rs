@@ -45,18 +45,21 @@ impl Engine {
         Self { settings, table: KeyTable::new(keys), alerts, counters: Counters::default() }
     }
 
-    /// Goes on with other settings. Keys of detectors for which `is_changed` are forgotten, their alerts final: what they hold
-    /// was counted by other rules.
-    pub fn reload(&mut self, settings: Arc<Settings>, is_changed: impl Fn(Detector) -> bool) {
+    /// Goes on with other settings. Keys of detectors that changed are forgotten, their alerts final: what they hold was counted
+    /// by other rules. If none did, which is what the rotation of a log file brings, the table is not walked.
+    pub fn reload(&mut self, settings: Arc<Settings>, changed: &[Detector]) {
+        self.settings = settings;
+        if changed.is_empty() {
+            return;
+        }
         for position in 0..self.table.capacity() {
             let cell = self.table.cell(position);
-            if cell.key != 0 && is_changed(Detector::of_plan(cell.plan)) {
+            if cell.key != 0 && changed.contains(&Detector::of_plan(cell.plan)) {
                 self.alerts.finish(cell.alert(), cell.key);
                 self.table.remove(position);
             }
         }
-        self.table.forget_probation();
-        self.settings = settings;
+        self.table.forget_probation(changed);
     }
 
     /// Until when a key is on hold.

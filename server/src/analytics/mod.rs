@@ -237,7 +237,7 @@ impl Analytics {
         // What is known of user agents may be of other tools, that of paths of other log-ins.
         self.user_agents.clear();
         self.paths.clear();
-        self.engine.reload(Arc::clone(&reload.settings), |detector| reload.changed.contains(&detector));
+        self.engine.reload(Arc::clone(&reload.settings), &reload.changed);
     }
 
     /// Looks at every record of a batch. `orders` are their positions in the input, if that is not simply the order of calls.

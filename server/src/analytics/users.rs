@@ -50,7 +50,7 @@ impl Users {
     /// Goes on with other settings; keys of the detectors that count otherwise with them are forgotten.
     pub fn reload(&mut self, reload: &Reload) {
         self.settings = Arc::clone(&reload.settings);
-        self.engine.reload(Arc::clone(&reload.settings), |detector| reload.changed.contains(&detector));
+        self.engine.reload(Arc::clone(&reload.settings), &reload.changed);
     }
 
     /// Takes a failure.

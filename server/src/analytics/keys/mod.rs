@@ -219,9 +219,10 @@ impl KeyTable {
         None
     }
 
-    /// Forgets the first events of keys that are not in the table yet.
-    pub fn forget_probation(&mut self) {
-        self.probation.fill([Event::default(); PROBATION_BUCKET]);
+    /// Forgets the first events of keys of these detectors that are not in the table yet.
+    pub fn forget_probation(&mut self, detectors: &[Detector]) {
+        let waiting = self.probation.iter_mut().flatten();
+        waiting.filter(|event| detectors.contains(&Detector::of_plan(event.plan))).for_each(|event| *event = Event::default());
     }
 
     #[inline]
@@ -352,6 +353,18 @@ mod tests {
             table.probation(&event(n + 2));
         }
         assert!(table.probation_overwritten > 9_500);
+    }
+
+    #[test]
+    fn probation_forgets_the_detectors_that_changed_and_no_others() {
+        let mut table = KeyTable::new(1024);
+        let of = |detector: Detector, n| Event { plan: detector.plan(0), ..event(n) };
+        for first in [of(Detector::Crawl, 1), of(Detector::Scanner, 2)] {
+            assert!(table.probation(&first).is_none());
+        }
+        table.forget_probation(&[Detector::Crawl]);
+        assert!(table.probation(&of(Detector::Crawl, 1)).is_none(), "forgotten");
+        assert!(table.probation(&of(Detector::Scanner, 2)).is_some(), "it changed in nothing");
     }
 
     #[test]
