@@ -438,6 +438,7 @@ mod tests {
     /// `cargo test --release -p postanalytics-client --lib -- --ignored --nocapture denylist_cost`
     #[test]
     #[ignore = "prints timings, asserts nothing about them; run it alone and in release mode"]
+    #[expect(clippy::print_stdout, reason = "the timings are what it is for")]
     fn denylist_cost() {
         const LOOKUPS: u32 = 4_000_000;
         let address = |n: u32| IpAddr::from(std::net::Ipv4Addr::from(0x0a00_0000 | n));
