@@ -238,7 +238,7 @@ mod tests {
         events.finish();
         assert_eq!((counts.written.load(Ordering::Relaxed), counts.failed.load(Ordering::Relaxed)), (4, 0));
         let text = std::fs::read_to_string(&path).expect("reads");
-        let actions: Vec<&str> = text.lines().skip(1).filter_map(|line| line.split('"').nth(19)).collect();
+        let actions: Vec<&str> = text.lines().skip(1).filter_map(|line| line.split('"').nth(21)).collect();
         assert_eq!(actions, ["denylist", "none", "none"], "one line each, however many shards tell it");
         assert_eq!(
             text.lines().next().expect("a line").to_owned() + "\n",
