@@ -2,7 +2,7 @@
 //! the record did not count. Changes nothing that is known.
 
 use super::detectors::{Detector, KeyKind};
-use super::observation::{Observation, Outcome, Paths, STATIC, WEIGHTLESS};
+use super::observation::{Observation, Outcome, STATIC, WEIGHTLESS};
 use super::{ALL_APPLICATIONS, Analytics, KeyTable, REFUSALS, Timing};
 use bumpalo::Bump;
 use postanalytics_protocol::RecordView;
@@ -67,8 +67,8 @@ pub type Standings = [Standing; Detector::ALL.len()];
 impl Analytics {
     /// What each detector makes of a record; levels are those at `now_us`.
     pub fn explain<'a>(&self, record: &RecordView<'a>, timing: Timing, now_us: u64, scratch: &'a Bump) -> Standings {
-        let (of, mut paths) = ((timing, 0, self.prints.bytes(record.path())), Paths::new(0));
-        let mut observation = Observation::of(record, of, &self.settings, &self.prints, &mut paths, scratch);
+        let of = (timing, 0, self.prints.bytes(record.path()));
+        let mut observation = Observation::of(record, of, &self.settings, &self.prints, None, scratch);
         observation.is_attack_tool = self.settings.is_attack_tool(record.user_agent());
         if observation.is_attempt() {
             observation.attempt = Some(observation.outcome(self.was_refused(&observation)));

@@ -12,7 +12,8 @@
 //!
 //! **A batch goes through in chunks, a chunk in phases**: all records are looked at, then the lines of the tables that their events
 //! need are asked for, then the events are decided in order. What a phase asks for does not depend on each other, so that the
-//! waits for memory overlap: with a million keys they would be most of the time.
+//! waits for memory overlap: with a million keys they would be most of the time. The counters of all requests, and with them
+//! what [`guards`] know of a source, hold the whole chunk before the first event of it is decided.
 //!
 //! One [`Analytics`] belongs to one shard and sees all records of its sources, in order of arrival. Everything is made when
 //! the shard starts. A panic in here is caught by the shard, which quarantines the frame.
@@ -50,6 +51,7 @@ use memo::Memo;
 use observation::{Observation, Outcome, Paths};
 use postanalytics_protocol::frames::{Action, Subject, Verdict};
 use postanalytics_protocol::routing::address_bytes;
+use postanalytics_protocol::schema::v1::HITS_MAX;
 use postanalytics_protocol::{RecordView, ValidBatch};
 use reports::AlertReports;
 use settings::Settings;
@@ -59,6 +61,8 @@ use users::{USER_DETECTORS, UserFailure};
 
 /// Records whose events go through the phases together: enough that waits for memory overlap, few enough to stay in the cache.
 const CHUNK: usize = 64;
+/// Most events of a record: one for each detector, and one for each hit.
+const EVENTS_MAX: usize = Detector::ALL.len() + HITS_MAX as usize;
 /// Most user agents, and most paths, that are remembered; fewer where there is room for few keys.
 const USER_AGENTS_MAX: usize = 1 << 15;
 const PATHS_MAX: usize = 1 << 18;
@@ -201,7 +205,7 @@ impl Analytics {
             settings,
             user_agents: Memo::new((room.keys / 8).min(USER_AGENTS_MAX)),
             paths: Paths::new((room.keys / 4).min(PATHS_MAX)),
-            waiting: Vec::with_capacity(CHUNK * 4),
+            waiting: Vec::with_capacity(if room.keys == 0 { 0 } else { CHUNK * EVENTS_MAX }),
             refusals: vec![[(0, 0); 4]; REFUSALS],
             order: 0,
             failures: Vec::with_capacity(if room.hands_on_failures { WAITING_MAX } else { 0 }),
@@ -215,18 +219,19 @@ impl Analytics {
         }
     }
 
-    /// The same analysis, of which nothing is known.
+    /// The same analysis, of which nothing is known. What waited to be told is lost, and counted so.
     pub fn afresh(&self) -> Self {
         let mut fresh = Self::new(Arc::clone(&self.settings), self.room, self.seed);
         // Counters only grow.
         fresh.engine.counters = self.engine.counters;
         fresh.engine.alerts.cut_short = self.engine.alerts.cut_short;
-        fresh.engine.alerts.reports.lost = self.engine.alerts.reports.lost;
-        fresh.failures_lost = self.failures_lost;
+        let reports = &self.engine.alerts.reports;
+        fresh.engine.alerts.reports.lost = reports.lost + reports.len() as u64;
+        fresh.failures_lost = self.failures_lost + self.failures.len() as u64;
         fresh.guards.objections = self.guards.objections;
         fresh.guards.listed = self.guards.listed;
         if let (Some(fresh), Some(known)) = (&mut fresh.hits, &self.hits) {
-            (fresh.lost, fresh.suppressed) = (known.lost, known.suppressed);
+            (fresh.lost, fresh.suppressed) = (known.lost + known.reports.len() as u64, known.suppressed);
         }
         fresh
     }
@@ -287,7 +292,7 @@ impl Analytics {
         for (at, seen) in (0..).zip(chunk) {
             let (record, [path, user_agent]) = (&seen.record, seen.prints);
             let of = (timing, seen.order, path);
-            let mut observation = Observation::of(record, of, &self.settings, &self.prints, &mut self.paths, scratch);
+            let mut observation = Observation::of(record, of, &self.settings, &self.prints, Some(&mut self.paths), scratch);
             let mut is_kept = observation.has_hits;
             if let Some(sampler) = self.hits.as_mut().filter(|_| observation.has_hits) {
                 let take = |kept, hit| sampler.take(&observation, record.flags(), &hit, &self.prints, scratch) || kept;

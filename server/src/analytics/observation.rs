@@ -1,5 +1,5 @@
 //! What detectors need of a record: template, object id, fingerprints, and what kind of request it was. What only few of them
-//! need of few records is worked out when they ask. Borrows from the record and from the turn's scratch memory.
+//! need of few records is worked out when they ask, once: how often they ask is up to who sent the record. Borrows from the record and from the turn's scratch memory.
 
 use super::Timing;
 use super::fingerprint::Fingerprints;
@@ -12,6 +12,7 @@ use postanalytics_protocol::schema::v1::{
     TAG_METHOD,
 };
 use postanalytics_protocol::{RecordView, Source};
+use std::cell::Cell;
 
 /// Extension of records that a replay makes: the text of an address field that is no address. Filters do not send it.
 pub const TAG_SOURCE_TEXT: u16 = 0xff01;
@@ -177,17 +178,21 @@ pub struct Observation<'a> {
     pub summary_fingerprints: [u64; 2],
     credentials: bool,
     said: Outcome,
+    /// Path and query, normalised, once they were asked for.
+    address: Cell<Option<(&'a [u8], &'a [u8])>>,
+    /// Path with ids replaced, and the last id, once they were asked for.
+    template: Cell<Option<(&'a [u8], Option<&'a [u8]>)>>,
 }
 
 impl<'a> Observation<'a> {
-    /// Works a record out. `known` are the paths that were seen before. What else is remembered ([`Self::attempt`],
+    /// Works a record out. `known` are the paths that were seen before, if any are kept. What else is remembered ([`Self::attempt`],
     /// [`Self::is_attack_tool`]) is left open.
     pub fn of(
         record: &RecordView<'a>,
         (timing, order, path_fingerprint): (Timing, u64, u64),
         settings: &Settings,
         prints: &Fingerprints,
-        known: &mut Paths,
+        known: Option<&mut Paths>,
         scratch: &'a Bump,
     ) -> Self {
         let flags = record.flags();
@@ -202,12 +207,11 @@ impl<'a> Observation<'a> {
                 }
             }
         }
-        let (target, object) = target(record, (method, path_fingerprint), settings, prints, known, scratch);
         let (source, application) = (record.source(), record.application());
         let id = u128::from_be_bytes(record.request_id());
         let source_fingerprint = prints.pair(source.key(), application as u32 as u64);
         let host_fingerprint = prints.bytes(record.host());
-        Self {
+        let mut observation = Self {
             record: *record,
             order,
             time_us: timing.event_time_us(record.event_us()),
@@ -216,8 +220,8 @@ impl<'a> Observation<'a> {
             application,
             status: record.status(),
             method,
-            target,
-            object,
+            target: Target::default(),
+            object: None,
             request_id: [(id >> 64) as u64, id as u64],
             is_listed: flags & (FLAG_BLOCKED | FLAG_DENYLIST | FLAG_GRAYLIST) != 0,
             has_hits: record.hit_count() > 0,
@@ -234,7 +238,11 @@ impl<'a> Observation<'a> {
                 FLAG_AUTH_SUCCEEDED => Outcome::Succeeded,
                 _ => Outcome::Unknown,
             },
-        }
+            address: Cell::new(None),
+            template: Cell::new(None),
+        };
+        (observation.target, observation.object) = observation.look_up(path_fingerprint, settings, prints, known, scratch);
+        observation
     }
 
     /// The record.
@@ -257,14 +265,56 @@ impl<'a> Observation<'a> {
         self.record.user_hash()
     }
 
-    /// Path and query, normalised: worked out anew.
+    /// Path and query, normalised. What is no request has no path to normalise: the whole line stands for it.
     pub fn path_and_query(&self, scratch: &'a Bump) -> (&'a [u8], &'a [u8]) {
-        path_and_query(&self.record, self.method, scratch)
+        if self.method.is_empty() {
+            return (self.record.path(), self.record.query());
+        }
+        if let Some(known) = self.address.get() {
+            return known;
+        }
+        let (path, query) = path::normalise(self.record.path(), scratch);
+        let address = (path, if self.record.query().is_empty() { query } else { self.record.query() });
+        self.address.set(Some(address));
+        address
     }
 
-    /// Path with ids replaced: worked out anew.
+    /// Path with ids replaced.
     pub fn template(&self, scratch: &'a Bump) -> &'a [u8] {
-        path::template(self.path_and_query(scratch).0, scratch).0
+        self.template_and_id(scratch).0
+    }
+
+    fn template_and_id(&self, scratch: &'a Bump) -> (&'a [u8], Option<&'a [u8]>) {
+        if let Some(known) = self.template.get() {
+            return known;
+        }
+        let template = path::template(self.path_and_query(scratch).0, scratch);
+        self.template.set(Some(template));
+        template
+    }
+
+    /// What the path is, from memory if it was seen before.
+    fn look_up(
+        &self,
+        path_fingerprint: u64,
+        settings: &Settings,
+        prints: &Fingerprints,
+        mut known: Option<&mut Paths>,
+        scratch: &'a Bump,
+    ) -> (Target, Option<Object>) {
+        // The whole line of what is no request is another path than the same text in a request.
+        known = known.filter(|_| !self.method.is_empty());
+        if let Some(found) = known.as_ref().and_then(|known| known.find(path_fingerprint)) {
+            return found;
+        }
+        let (path, _) = self.path_and_query(scratch);
+        let (template, id) = self.template_and_id(scratch);
+        let target = Target::of(path, template, settings, prints);
+        let object = id.map(|id| Object { fingerprint: prints.bytes(id), number: path::number_of(id) });
+        if let Some(known) = known {
+            known.put(path_fingerprint, target, object);
+        }
+        (target, object)
     }
 
     /// Of method, host and template.
@@ -323,39 +373,6 @@ impl Timing {
         let age_us = self.sent_us.saturating_sub(event_us);
         self.arrival_us.saturating_sub(if age_us < DAY_US { age_us } else { DAY_US })
     }
-}
-
-/// What is no request has no path to normalise: the whole line stands for it.
-fn path_and_query<'a>(record: &RecordView<'a>, method: &[u8], scratch: &'a Bump) -> (&'a [u8], &'a [u8]) {
-    if method.is_empty() {
-        return (record.path(), record.query());
-    }
-    let (path, query) = path::normalise(record.path(), scratch);
-    (path, if record.query().is_empty() { query } else { record.query() })
-}
-
-/// What the path is, from memory if it was seen before.
-fn target<'a>(
-    record: &RecordView<'a>,
-    (method, path_fingerprint): (&[u8], u64),
-    settings: &Settings,
-    prints: &Fingerprints,
-    known: &mut Paths,
-    scratch: &'a Bump,
-) -> (Target, Option<Object>) {
-    if !method.is_empty()
-        && let Some(found) = known.find(path_fingerprint)
-    {
-        return found;
-    }
-    let (path, _) = path_and_query(record, method, scratch);
-    let (template, id) = path::template(path, scratch);
-    let target = Target::of(path, template, settings, prints);
-    let object = id.map(|id| Object { fingerprint: prints.bytes(id), number: path::number_of(id) });
-    if !method.is_empty() {
-        known.put(path_fingerprint, target, object);
-    }
-    (target, object)
 }
 
 const fn is_ipv4(source: Source) -> bool {

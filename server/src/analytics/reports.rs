@@ -94,6 +94,11 @@ impl AlertReports {
         self.reports.capacity() == 0 || self.reports.len() < REPORTS_MAX && self.texts.has_room(bytes)
     }
 
+    /// Reports that wait.
+    pub const fn len(&self) -> usize {
+        self.reports.len()
+    }
+
     /// Reports that still find room.
     pub const fn room(&self) -> usize {
         REPORTS_MAX.saturating_sub(self.reports.len())

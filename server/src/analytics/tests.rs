@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::config::detection::DetectionConfig;
-use postanalytics_protocol::{AlignedVec, BatchBuilder, RecordFields};
+use postanalytics_protocol::{AlignedVec, BatchBuilder, Hit, RecordFields};
 
 const ROOM: Room = Room { keys: 16_384, alerts: None, hands_on_failures: false, reports: false };
 
@@ -196,4 +196,35 @@ fn whoever_seems_to_be_a_proxy_is_reported_and_not_listed() {
     assert_ne!(told[0].0.id, told[1].0.id);
     observe_live(&mut subject, &[3, 3], b"sqlmap/1.7");
     assert_eq!(subject.listed.len(), 1, "an ordinary source is listed");
+}
+
+/// Scratch memory is bounded, and a batch that needs more is quarantined and costs the shard all that it knows: so what a
+/// record takes of it must not be multiplied by how many hits it has.
+#[test]
+fn scratch_and_room_for_events_do_not_grow_with_the_hits_of_a_record() {
+    const OVERRIDE: &str = "[[overrides]]\npath='/b'\ndetectors.crawl.events=9\n";
+    let config = DetectionConfig::parse(OVERRIDE).expect("a configuration");
+    let mut subject = Analytics::new(Arc::new(Settings::new(&config).expect("settings")), Room { reports: true, ..ROOM }, 7);
+    let payloads: Vec<String> = (0..HITS_MAX).map(|n| n.to_string()).collect();
+    let hits: Vec<Hit<'_>> = payloads
+        .iter()
+        .map(|payload| Hit { attack_type: 2, severity: 1, rule_id: 1, point: b"p", payload: payload.as_bytes() })
+        .collect();
+    // Neither normal nor its own template.
+    let paths: Vec<String> = (0..CHUNK).map(|n| format!("/%61/{n}/{}", "x".repeat(8000))).collect();
+    let mut batch = BatchBuilder::default();
+    for path in &paths {
+        batch.push(&RecordFields { hits: hits.clone(), ..request(v4(1), 1_000_000, path, 200) }, usize::MAX).expect("fits");
+    }
+    let mut body = AlignedVec::<16>::new();
+    body.resize(batch.body_bytes(), 0);
+    batch.encode_body(&mut body);
+    let (scratch, room) = (Bump::new(), subject.waiting.capacity());
+    let valid = ValidBatch::parse(1, paths.len() as u32, &body).expect("valid");
+    subject.observe(&valid, Timing { is_replay: true, ..Timing::default() }, &[], &scratch);
+    assert!(scratch.allocated_bytes() < 8 * body.len(), "{} bytes for {}", scratch.allocated_bytes(), body.len());
+    assert_eq!(subject.waiting.capacity(), room);
+    let waiting = subject.hits.as_ref().map_or(0, |sampler| sampler.reports.len() as u64);
+    let lost = subject.afresh().hits.map_or(0, |fresh| fresh.lost);
+    assert!(waiting > 0 && lost >= waiting, "{lost} of {waiting} are counted when the shard begins anew");
 }

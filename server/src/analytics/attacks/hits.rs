@@ -46,7 +46,7 @@ pub struct HitReport {
     pub sample: u64,
     /// Of the payload.
     pub payload: u64,
-    /// Id of the request, the last one's if they are several.
+    /// Id of the request, the first one's if they are several.
     pub request_id: [u64; 2],
     /// When the first was.
     pub first_us: u64,
@@ -88,6 +88,11 @@ impl HitReports {
     /// Whether nothing waits.
     pub const fn is_empty(&self) -> bool {
         self.reports.is_empty()
+    }
+
+    /// Reports that wait.
+    pub const fn len(&self) -> usize {
+        self.reports.len()
     }
 
     /// The reports, in order.
@@ -189,8 +194,8 @@ impl HitSampler {
             may_be_sample: fate.may_be_sample,
             texts: [Text::default(); 5],
         };
-        let texts = [observation.host(), observation.template(scratch), hit.point, observation.method, hit.payload];
         if !(fate == Fate { is_kept: false, may_be_sample: false } && self.join(&report)) {
+            let texts = [observation.host(), observation.template(scratch), hit.point, observation.method, hit.payload];
             self.push(report, texts);
         }
         fate.is_kept || fate.may_be_sample

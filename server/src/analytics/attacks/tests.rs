@@ -7,7 +7,7 @@ use crate::analytics::Timing;
 use crate::analytics::alerts::Alert;
 use crate::analytics::detectors::Detector;
 use crate::analytics::fingerprint::Fingerprints;
-use crate::analytics::observation::{Observation, Paths};
+use crate::analytics::observation::Observation;
 use crate::analytics::settings::Settings;
 use bumpalo::Bump;
 use postanalytics_protocol::schema::v1::{FLAG_BLOCKED, SCHEMA};
@@ -121,8 +121,7 @@ fn sample(sampler: &mut HitSampler, made: Made, number: usize, prints: &Fingerpr
     let batch = ValidBatch::parse(SCHEMA, 1, &body).expect("valid");
     let record = batch.record(0).expect("there is one");
     let timing = Timing { is_replay: true, ..Timing::default() };
-    let observation =
-        Observation::of(&record, (timing, 0, prints.bytes(record.path())), &settings, prints, &mut Paths::new(0), &scratch);
+    let observation = Observation::of(&record, (timing, 0, prints.bytes(record.path())), &settings, prints, None, &scratch);
     let hit = record.hits().next().expect("there is one");
     sampler.take(&observation, record.flags(), &hit, prints, &scratch)
 }
