@@ -1,10 +1,11 @@
 //! The live verdicts of a shard: a bounded set that expires by itself.
 //!
 //! Entries have stable positions, so that a connection can be sent the whole set piece by piece while it changes.
-//! When the set is full, the entry that expires soonest yields.
+//! When the set is full, the entry that expires soonest yields. Of two verdicts on the same subject and application the one by
+//! hand holds; of two by detectors the stronger, then the one that ends later.
 
 use hashbrown::HashMap;
-use postanalytics_protocol::frames::{Subject, Verdict};
+use postanalytics_protocol::frames::{Action, Subject, Verdict};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
@@ -89,6 +90,9 @@ impl VerdictSet {
             return;
         }
         if let Some(&position) = self.positions.get(&key) {
+            if self.entries[position as usize].is_some_and(|held| !replaces(&verdict, &held)) {
+                return;
+            }
             self.put(position, Some(verdict));
             self.expiries.push(Reverse((verdict.until_us, position)));
         } else {
@@ -188,10 +192,15 @@ const fn is_of_detector(verdict: &Verdict) -> bool {
     verdict.detector != 0 && matches!(verdict.subject, Subject::Source(_))
 }
 
+/// Whether a verdict takes the place of the one that holds.
+fn replaces(verdict: &Verdict, held: &Verdict) -> bool {
+    let rank = |verdict: &Verdict| (verdict.action == Some(Action::Denylist), verdict.until_us);
+    verdict.detector == 0 || (held.detector != 0 && rank(verdict) > rank(held))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use postanalytics_protocol::frames::Action;
 
     fn verdict(session: u64, until_us: u64) -> Verdict {
         Verdict { subject: Subject::Session(session), application: None, action: Some(Action::Denylist), until_us, detector: 0 }
@@ -250,6 +259,36 @@ mod tests {
         assert_eq!(set.listed_sources(), 2, "still listed of another");
         set.expire(30);
         assert_eq!(set.listed_sources(), 1);
+    }
+
+    #[test]
+    fn a_verdict_by_hand_holds_against_detectors_and_the_stronger_of_theirs() {
+        let mut set = VerdictSet::default();
+        let of = |detector, action, until_us| Verdict { detector, action: Some(action), ..verdict(1, until_us) };
+        let held = |set: &VerdictSet| {
+            let mut found = Vec::new();
+            set.slice(0, 9, |verdict| found.push((verdict.detector, verdict.action, verdict.until_us)));
+            found
+        };
+        let (deny, gray) = (Action::Denylist, Action::Graylist);
+        for (next, expected) in [
+            (of(3, gray, 100), (3, gray, 100)),
+            (of(4, gray, 50), (3, gray, 100)),
+            (of(4, gray, 120), (4, gray, 120)),
+            (of(5, deny, 60), (5, deny, 60)),
+            (of(4, gray, 200), (5, deny, 60)),
+            (of(0, gray, 40), (0, gray, 40)),
+            (of(5, deny, 900), (0, gray, 40)),
+            (of(0, deny, 30), (0, deny, 30)),
+        ] {
+            let mut told = 0;
+            set.apply(next, |_| told += 1);
+            assert_eq!(held(&set), [(expected.0, Some(expected.1), expected.2)], "{next:?}");
+            let is_taken = (next.detector, next.action, next.until_us) == (expected.0, Some(expected.1), expected.2);
+            assert_eq!(told, usize::from(is_taken), "clients hear of changes, and of nothing else");
+        }
+        set.expire(30);
+        assert!(set.is_empty() && set.positions.is_empty());
     }
 
     #[test]

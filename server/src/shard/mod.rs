@@ -24,6 +24,7 @@ mod tests;
 pub use thread::{Driver, ShardConfig, StartingShard, start};
 
 use crate::analytics::Analytics;
+use crate::analytics::settings::Settings;
 use crate::analytics::summary::page::SummaryPage;
 use crate::analytics::verdicts::VerdictSet;
 use crate::arena::Log;
@@ -36,10 +37,11 @@ use hdrhistogram::Histogram;
 use messages::{ConnectionTicket, Query, ShardReload, Topology, VerdictPage};
 use page::{ShardStats, ShardTotals};
 use postanalytics_protocol::frames::{
-    Ack, ControlFrame, Goodbye, Hello, Pong, Stats, StoredSequence, VERDICTS_PER_FRAME_MAX, Verdict, Welcome, encode_verdicts,
+    Ack, ControlFrame, Goodbye, Hello, Pong, Stats, StoredSequence, Subject, VERDICTS_PER_FRAME_MAX, Verdict, Welcome,
+    encode_verdicts,
 };
 use postanalytics_protocol::schema::v1::SCHEMA;
-use postanalytics_protocol::{BatchBuilder, ErrorCode, FrameHeader, FrameKind, PROTOCOL_VERSION, Step};
+use postanalytics_protocol::{BatchBuilder, ErrorCode, FrameHeader, FrameKind, PROTOCOL_VERSION, Source, Step};
 use session::{SessionKey, Sessions};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -323,6 +325,31 @@ impl Shard {
         self.frame_deadline_us = reload.frame_deadline.as_micros() as u64;
         if let Some(analytics) = &reload.analytics {
             self.analytics.reload(analytics);
+            self.free_allowlisted(&analytics.settings);
+        }
+    }
+
+    /// Takes back, at the end of this turn, what detectors said of sources that are on the allowlist now.
+    fn free_allowlisted(&mut self, settings: &Settings) {
+        let is_freed = |verdict: &Verdict| match verdict.subject {
+            Subject::Source(bytes) => verdict.detector != 0 && settings.is_allowlisted(Source::of_bytes(&bytes)),
+            Subject::Session(_) => false,
+        };
+        self.verdict_inbox.retain(|verdict| verdict.action.is_none() || !is_freed(verdict));
+        let waiting = self.verdict_inbox.len();
+        let inbox = &mut self.verdict_inbox;
+        self.verdicts.slice(0, usize::MAX, |verdict| {
+            if is_freed(&verdict) {
+                inbox.push(Verdict { action: None, ..verdict });
+            }
+        });
+        let freed = self.verdict_inbox.len() - waiting;
+        if freed > 0 {
+            tracing::info!(
+                shard = self.id,
+                freed,
+                "sources that detectors had listed are on the allowlist now: they are taken off"
+            );
         }
     }
 
