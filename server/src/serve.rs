@@ -19,7 +19,7 @@ use crate::logging::{self, LogFile};
 use crate::shard::derived::derived_queue;
 use crate::shard::messages::{ShardHandle, Topology};
 use crate::shard::{self, ShardConfig};
-use crate::{arena, process, ring};
+use crate::{arena, process, queue, ring};
 use anyhow::Context;
 use postanalytics_protocol::DEFAULT_MAX_BODY_BYTES;
 use postanalytics_protocol::frames::PackageVersion;
@@ -41,14 +41,61 @@ const LOCKED_BYTES_MIN: u64 = 512 << 10;
 /// The correlator has this long to end after the shards.
 const CORRELATOR_END_MAX: Duration = Duration::from_secs(2);
 
+/// Between two tries to tell the control plane what its queue had no room for.
+const TELL_AGAIN: Duration = Duration::from_millis(20);
+
 /// What the main thread waits for.
 enum Event {
     /// The first SIGTERM or SIGINT.
     Stop,
     /// SIGHUP.
     Reload,
+    /// Something waits to be told to the control plane.
+    TellAgain,
     /// The control plane is through, or something failed.
     Ended(anyhow::Result<()>),
+}
+
+/// What the control plane is still to be told, because its queue was full: of many reloads the newest, and always the stop.
+#[derive(Debug, Default)]
+struct ToTell {
+    reload: Option<(Arc<Config>, Option<Reload>)>,
+    stop: bool,
+}
+
+impl ToTell {
+    const fn is_empty(&self) -> bool {
+        self.reload.is_none() && !self.stop
+    }
+
+    /// Takes the place of a reload that waits still; what that one changed counts as changed by this one.
+    fn reload(&mut self, config: Arc<Config>, mut analytics: Option<Reload>) {
+        if let (Some((_, Some(waiting))), Some(analytics)) = (&self.reload, &mut analytics) {
+            analytics.unite(waiting);
+        }
+        self.reload = Some((config, analytics));
+    }
+
+    /// Tells what there is room for. Before a stop no reload matters any more.
+    fn tell(&mut self, to_control: &mut queue::Sender<ToControl>) {
+        if self.stop {
+            self.reload = None;
+            self.stop = to_control.send(ToControl::Stop).is_err();
+        } else if let Some((config, analytics)) = self.reload.take()
+            && let Err(ToControl::Reload { config, analytics }) = to_control.send(ToControl::Reload { config, analytics })
+        {
+            self.reload = Some((config, analytics));
+        }
+    }
+}
+
+/// The next event, or that something is to be told again; `None`: nobody is left to send one.
+fn next_event(events: &mpsc::Receiver<Event>) -> Option<Event> {
+    match events.recv_timeout(TELL_AGAIN) {
+        Ok(event) => Some(event),
+        Err(mpsc::RecvTimeoutError::Timeout) => Some(Event::TellAgain),
+        Err(mpsc::RecvTimeoutError::Disconnected) => None,
+    }
 }
 
 /// Runs the server until it is told to stop; `read` reads the configuration anew. Errors: why it could not start, or what
@@ -83,15 +130,22 @@ pub fn serve(config: Config, read: impl Fn() -> Result<Config, ConfigError>) -> 
     let correlator_failed = move |error| report(Err(error));
     let (shards, correlator, correlator_thread) = start_shards(&config, &plan, &topology, events_file, correlator_failed)?;
     serving.store(true, Ordering::SeqCst);
-    let mut tell = |message| to_control.send(message).map_err(|_| anyhow::anyhow!("the control plane does not listen"));
-    tell(ToControl::Ready(shards, correlator))?;
+    let ready = to_control.send(ToControl::Ready(shards, correlator));
+    ready.map_err(|_| anyhow::anyhow!("the control plane does not listen"))?;
+    let mut to_tell = ToTell::default();
     loop {
-        match events.recv().context("the control plane and the signals are gone")? {
-            Event::Stop => tell(ToControl::Stop)?,
+        let event = if to_tell.is_empty() { events.recv().ok() } else { next_event(&events) };
+        match event.context("the control plane and the signals are gone")? {
+            Event::TellAgain => to_tell.tell(&mut to_control),
+            Event::Stop => {
+                to_tell.stop = true;
+                to_tell.tell(&mut to_control);
+            }
             Event::Reload => {
-                if let Some(reload) = reload(&config, &read) {
-                    config = Arc::clone(&reload.0);
-                    tell(ToControl::Reload { config: reload.0, analytics: reload.1 })?;
+                if let Some((read, analytics)) = reload(&config, &read) {
+                    config = Arc::clone(&read);
+                    to_tell.reload(read, analytics);
+                    to_tell.tell(&mut to_control);
                 }
             }
             Event::Ended(result) => {
@@ -137,7 +191,8 @@ fn reload(running: &Config, read: impl Fn() -> Result<Config, ConfigError>) -> O
     Some((Arc::new(reload.config), analytics))
 }
 
-fn settings_of(detection: &DetectionConfig) -> anyhow::Result<Arc<Settings>> {
+/// What detectors count by this configuration.
+pub(crate) fn settings_of(detection: &DetectionConfig) -> anyhow::Result<Arc<Settings>> {
     Ok(Arc::new(Settings::new(detection).context("the names under attack_tools cannot be searched for")?))
 }
 
@@ -381,6 +436,7 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::flags::ServeFlags;
 
     #[test]
     fn too_little_locked_memory_is_named_with_its_remedy() {
@@ -389,5 +445,44 @@ mod tests {
         for word in ["64 KiB", "512 KiB", "ulimit -l", "LimitMEMLOCK=", "--ulimit memlock"] {
             assert!(text.contains(word), "{word} is missing: {text}");
         }
+    }
+
+    #[test]
+    fn of_reloads_that_find_no_room_the_newest_is_told_and_a_stop_is_never_lost() {
+        let flags = ServeFlags {
+            env_file: Some("/dev/null".to_owned()),
+            node_yaml: Some("/dev/null".to_owned()),
+            ..ServeFlags::default()
+        };
+        let config = Arc::new(Config::resolve(&flags, &|_| None).expect("good"));
+        let (mut to_control, mut control) = queue::queue(2).expect("a socket pair");
+        let mut to_tell = ToTell::default();
+        for detector in Detector::ALL.into_iter().take(5) {
+            to_tell.reload(Arc::clone(&config), Some(Reload { changed: vec![detector], ..Reload::default() }));
+            to_tell.tell(&mut to_control);
+        }
+        let mut heard = || match control.receive() {
+            Some(ToControl::Reload { analytics, .. }) => analytics.expect("given").changed,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!((heard(), heard()), (vec![Detector::ALL[0]], vec![Detector::ALL[1]]));
+        assert!(!to_tell.is_empty());
+        to_tell.tell(&mut to_control);
+        assert!(to_tell.is_empty());
+        assert_eq!(heard(), [Detector::ALL[4], Detector::ALL[3], Detector::ALL[2]]);
+        // A full queue again, and the stop.
+        for _ in 0..3 {
+            to_tell.reload(Arc::clone(&config), None);
+            to_tell.tell(&mut to_control);
+        }
+        to_tell.stop = true;
+        to_tell.tell(&mut to_control);
+        assert!(to_tell.stop);
+        assert!(matches!(
+            (control.receive(), control.receive()),
+            (Some(ToControl::Reload { .. }), Some(ToControl::Reload { .. }))
+        ));
+        to_tell.tell(&mut to_control);
+        assert!(to_tell.is_empty() && matches!(control.receive(), Some(ToControl::Stop)));
     }
 }

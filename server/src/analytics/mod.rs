@@ -111,6 +111,17 @@ pub struct Reload {
     pub changed: Vec<Detector>,
 }
 
+impl Reload {
+    /// Takes over what an earlier one changed, which never arrived: whoever hears this one alone forgets as much as with both.
+    pub fn unite(&mut self, earlier: &Self) {
+        for detector in &earlier.changed {
+            if !self.changed.contains(detector) {
+                self.changed.push(*detector);
+            }
+        }
+    }
+}
+
 /// How to make the analysis of a shard: its memory is touched first by the thread that will use it.
 #[derive(Clone, Debug, Default)]
 pub struct AnalyticsPlan {

@@ -46,7 +46,8 @@ pub struct CommandLine {
 /// Flags of `serve`, and what to do with the configuration instead of running it.
 #[derive(Clone, Debug, Default, Args)]
 pub struct RunFlags {
-    /// Say what is wrong with the configuration, all of it, and exit: 0 if it is right, 2 if not
+    /// Read the whole configuration as a start would, say the first thing that is wrong with it, and exit: 0 if it is right, 2 if
+    /// not
     #[arg(long, conflicts_with = "print_config")]
     pub check_config: bool,
     /// Print the configuration of the detectors as --config would read it, every value with what it means, and exit
@@ -191,7 +192,8 @@ pub struct ServeFlags {
     /// A name under which the status address may be asked for (repeatable) [env: POSTANALYTICS_STATUS_HOST]
     #[arg(long, value_name = "NAME")]
     pub status_host: Vec<String>,
-    /// File with the token that unlocks raw requests, cookies and query values in /requests [env: POSTANALYTICS_STATUS_TOKEN_FILE]
+    /// File with the token that shows raw requests, cookies, query values and payloads on the status pages, and lets the denylist
+    /// be changed there [env: POSTANALYTICS_STATUS_TOKEN_FILE]
     #[arg(long, value_name = "FILE")]
     pub status_token_file: Option<String>,
     /// Number of shards, each a pinned thread; 0: the allowed CPUs less one [env: POSTANALYTICS_SHARDS] [default: 0]

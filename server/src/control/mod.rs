@@ -48,7 +48,7 @@ const DRAIN_SLACK: Duration = Duration::from_secs(2);
 const IO_MEMORY_BYTES: usize = 64 << 10;
 /// How long connections may wait for pages.
 const LINKS_LATENCY: Duration = Duration::from_millis(5);
-/// Messages of the main thread: ready, stop.
+/// Messages of the main thread: ready, reload, stop. What finds no room it tells again.
 const TO_CONTROL_MAX: usize = 4;
 
 /// What the control plane starts with.
@@ -120,6 +120,8 @@ where
         tracing::info!(%address, "status_listening");
     }
     let mut wake: UnixStream = sockets::into_glommio(messages.wake().try_clone()?);
+    // What the correlator did not take: the next one tells it too.
+    let mut undelivered: Option<Reload> = None;
     loop {
         wait_for(&mut wake).await.context("the main thread is gone")?;
         while let Some(message) = messages.receive() {
@@ -132,10 +134,8 @@ where
                 ToControl::Reload { config, analytics } => {
                     let (frame_deadline, drain_deadline) = (config.frame_deadline, config.drain_deadline);
                     state.reload(config);
-                    if let Some(reload) = &analytics
-                        && ask::correlator(&state, Ask::Reload(reload.clone())).await.is_none()
-                    {
-                        tracing::error!("the correlator did not take the new configuration, the shards do: send SIGHUP again");
+                    if let Some(reload) = &analytics {
+                        undelivered = tell_correlator(&state, reload, undelivered).await;
                     }
                     tell_shards(&state, &ShardReload { analytics, frame_deadline, drain_deadline }).await;
                 }
@@ -257,6 +257,19 @@ async fn watch<F>(
         Ok(Err(error)) => ended(Err(error.context(format!("shard {shard} failed")))),
         Err(panic) => ended(Err(anyhow::anyhow!("shard {shard} panicked: {}", panic_text(&*panic)))),
     }
+}
+
+/// Tells the correlator of a configuration, and what an earlier one changed that it did not take. Returns what it did not take now.
+async fn tell_correlator(state: &State, reload: &Reload, undelivered: Option<Reload>) -> Option<Reload> {
+    let mut reload = reload.clone();
+    if let Some(earlier) = undelivered {
+        reload.unite(&earlier);
+    }
+    if ask::correlator(state, Ask::Reload(reload.clone())).await.is_some() {
+        return None;
+    }
+    tracing::error!("the correlator did not take the new configuration, the shards do: send SIGHUP again");
+    Some(reload)
 }
 
 /// Hands every shard what concerns it of a configuration, waiting for those whose queue is full.
