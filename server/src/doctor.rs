@@ -12,6 +12,7 @@ pub mod judge;
 
 use crate::config::Config;
 use crate::config::flags::ServeFlags;
+use crate::escape::plain_json;
 use serde::Serialize;
 use std::fmt::Write as _;
 use std::io::IsTerminal;
@@ -75,7 +76,8 @@ impl DoctorReport {
     /// The whole text for standard output: coloured on a terminal, plain in a pipe.
     pub fn render(&self, json: bool) -> String {
         if json {
-            return serde_json::to_string_pretty(self).unwrap_or_else(|error| format!("{{\"error\":\"{error}\"}}")) + "\n";
+            let json = serde_json::to_string_pretty(self).unwrap_or_else(|error| format!("{{\"error\":\"{error}\"}}"));
+            return plain_json(json) + "\n";
         }
         let colored = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         self.text(colored)

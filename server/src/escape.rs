@@ -25,6 +25,40 @@ pub fn escape(bytes: &[u8]) -> String {
     out
 }
 
+/// The byte that two hexadecimal digits write; signs are no digits.
+pub(crate) fn hexadecimal(digits: &[u8]) -> Option<u8> {
+    let of = |digit: &u8| char::from(*digit).to_digit(16).map(|value| value as u8);
+    match digits {
+        [high, low] => Some(of(high)? << 4 | of(low)?),
+        _ => None,
+    }
+}
+
+/// Whether a terminal may take a letter for a command, or for a change of direction.
+pub(crate) fn steers_terminal(letter: char) -> bool {
+    letter.is_control()
+        || matches!(letter, '\u{61c}' | '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// JSON, or lines of it, in which no letter of a text steers a terminal: U+007F and above is escaped where JSON need not. What a
+/// reader makes of it is the same.
+pub(crate) fn plain_json(json: String) -> String {
+    // Those below U+0080 but DEL are escaped in texts already; outside of them stand line feeds.
+    let is_odd = |letter: char| letter >= '\u{7f}' && steers_terminal(letter);
+    if !json.contains(is_odd) {
+        return json;
+    }
+    let mut out = String::with_capacity(json.len() + 64);
+    for letter in json.chars() {
+        if is_odd(letter) {
+            out.push_str(&format!("\\u{:04x}", u32::from(letter)));
+        } else {
+            out.push(letter);
+        }
+    }
+    out
+}
+
 /// Takes the escapes back; `None` if the text was not made by [`escape`].
 pub fn unescape(text: &str) -> Option<Vec<u8>> {
     if !text.contains("\\x") {
@@ -44,8 +78,7 @@ pub fn unescape(text: &str) -> Option<Vec<u8>> {
                 rest = after;
             }
             (b'x', after) => {
-                let digits = std::str::from_utf8(after.get(..2)?).ok()?;
-                bytes.push(u8::from_str_radix(digits, 16).ok()?);
+                bytes.push(hexadecimal(after.get(..2)?)?);
                 rest = &after[2..];
             }
             _ => return None,
@@ -67,6 +100,16 @@ mod tests {
         assert_eq!(escape(b"\\x16\\x03"), "\\\\x16\\\\x03");
         assert_eq!(unescape("\\x1"), None);
         assert_eq!(unescape("\\x41\\q"), None);
+        assert_eq!((unescape("\\x+f"), unescape("\\xfF")), (None, Some(vec![0xff])));
+    }
+
+    #[test]
+    fn json_does_not_steer_a_terminal_and_means_the_same() {
+        let text = "a\u{7f}\u{9b}31m\u{1b}[2J\u{202e}é\u{2066}\n";
+        let json = plain_json(serde_json::to_string_pretty(&[text]).expect("JSON"));
+        assert!(!json.chars().any(|letter| letter != '\n' && steers_terminal(letter)), "{json:?}");
+        assert!(json.contains("\\u007f\\u009b31m\\u001b[2J\\u202eé"), "{json:?}");
+        assert_eq!(serde_json::from_str::<Vec<String>>(&json).expect("JSON"), [text]);
     }
 
     proptest! {

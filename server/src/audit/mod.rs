@@ -11,6 +11,7 @@ pub mod load;
 pub mod page;
 
 use crate::config::flags::{AuditFlags, LineFormat, ReplayFlags};
+use crate::escape::plain_json;
 use crate::replay;
 use crate::replay::lines::Lines;
 use crate::replay::record;
@@ -56,8 +57,7 @@ pub fn audit(flags: &AuditFlags) -> Result<()> {
     let findings = examine(flags)?;
     let mut out = std::io::stdout().lock();
     if flags.json {
-        serde_json::to_writer_pretty(&mut out, &findings)?;
-        writeln!(out)?;
+        writeln!(out, "{}", plain_json(serde_json::to_string_pretty(&findings)?))?;
     } else {
         write!(out, "{}", page::render(&findings))?;
     }

@@ -2,6 +2,7 @@
 
 use super::Findings;
 use super::history::Attacker;
+use crate::escape::steers_terminal;
 use comfy_table::{CellAlignment, Table, presets};
 use std::fmt::Write;
 
@@ -179,7 +180,7 @@ fn rate(per_second: f64) -> String {
 
 fn shortened(text: &str) -> String {
     // What a log holds may steer a terminal.
-    let clean = |letter: char| if letter.is_control() { '\u{fffd}' } else { letter };
+    let clean = |letter: char| if steers_terminal(letter) { '\u{fffd}' } else { letter };
     let mut short: String = text.chars().take(TEXT_CHARS_MAX).map(clean).collect();
     if text.chars().count() > TEXT_CHARS_MAX {
         short.pop();
@@ -199,7 +200,7 @@ mod tests {
 
     #[test]
     fn what_a_log_holds_does_not_steer_the_terminal() {
-        assert_eq!(shortened("a\u{1b}[2Jb"), "a\u{fffd}[2Jb");
+        assert_eq!(shortened("a\u{1b}[2J\u{202e}b"), "a\u{fffd}[2J\u{fffd}b");
         assert_eq!(shortened(&"x".repeat(100)).chars().count(), TEXT_CHARS_MAX);
     }
 

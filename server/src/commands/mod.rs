@@ -15,6 +15,7 @@ pub(crate) mod server;
 mod table;
 
 use crate::config::ask_flags::{AskCommand, AskFlags};
+use crate::escape::plain_json;
 use serde_json::Value;
 
 /// Runs a command: what to print.
@@ -34,7 +35,7 @@ pub(crate) fn ask(command: &AskCommand) -> anyhow::Result<String> {
 
 /// The answer itself, or what `show` makes of it.
 fn shown(flags: &AskFlags, answer: &Value, show: impl FnOnce(&Value) -> String) -> String {
-    if flags.json { format!("{answer}\n") } else { show(answer) }
+    if flags.json { plain_json(format!("{answer}\n")) } else { show(answer) }
 }
 
 /// The rows of an answer under this name.

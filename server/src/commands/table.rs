@@ -2,6 +2,7 @@
 //!
 //! Texts that peers chose are shown without control characters, so that none of them commands the terminal.
 
+use crate::escape::steers_terminal;
 use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 use serde_json::Value;
@@ -73,12 +74,9 @@ pub(crate) fn cell(value: &Value) -> String {
 
 /// A text without control characters, and without those that turn the direction of what follows.
 pub(crate) fn plain(text: &str) -> String {
-    let is_odd = |letter: char| {
-        letter.is_control() || matches!(letter, '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-    };
     let mut out = String::with_capacity(text.len());
     for letter in text.chars() {
-        if is_odd(letter) {
+        if steers_terminal(letter) {
             let _ = write!(out, "\\u{{{:x}}}", letter as u32);
         } else {
             out.push(letter);

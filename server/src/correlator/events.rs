@@ -8,6 +8,7 @@
 
 use super::messages::AlertView;
 use crate::analytics::detectors::Detector;
+use crate::escape::plain_json;
 use crate::logging::LogFile;
 use crate::shard::derived::VerdictReport;
 use postanalytics_protocol::frames::{Action, Subject};
@@ -129,7 +130,8 @@ impl EventsFile {
 
     /// Hands a line over, if there is room for it.
     pub fn write(&mut self, event: &Event) {
-        let is_taken = serde_json::to_string(event).is_ok_and(|mut line| {
+        let is_taken = serde_json::to_string(event).is_ok_and(|line| {
+            let mut line = plain_json(line);
             line.push('\n');
             self.lines.try_send(line).is_ok()
         });

@@ -7,6 +7,7 @@ use super::{configuration, find};
 use crate::analytics::alerts::{AlertJson, time_text};
 use crate::commands::client::Client;
 use crate::config::flags::{LineFormat, ReplayFlags};
+use crate::escape::plain_json;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap};
@@ -62,12 +63,12 @@ fn print_difference(replayed: &[AlertJson], raised: &[Value], fetched: usize) ->
         if theirs.contains_key(what) {
             same += 1;
         } else {
-            writeln!(out, "{}", json!({ "only": "replay", "alert": alert }))?;
+            writeln!(out, "{}", plain_json(json!({ "only": "replay", "alert": alert }).to_string()))?;
         }
     }
     for (what, alert) in theirs.iter().filter(|(what, _)| !ours.contains_key(*what)) {
         debug_assert!(!what.is_empty());
-        writeln!(out, "{}", json!({ "only": "server", "alert": alert }))?;
+        writeln!(out, "{}", plain_json(json!({ "only": "server", "alert": alert }).to_string()))?;
     }
     eprintln!(
         "{fetched} requests of the server replayed: {same} alerts in both, {} with this configuration only, {} of the server only; its \

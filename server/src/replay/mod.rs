@@ -22,6 +22,7 @@ use crate::analytics::users::{UserFailure, Users};
 use crate::analytics::{Analytics, Room, Timing};
 use crate::config::detection::DetectionConfig;
 use crate::config::flags::{LineFormat, ReplayFlags};
+use crate::escape::plain_json;
 use crate::queue::{Receiver, Sender, queue};
 use anyhow::{Context, Result};
 use bumpalo::Bump;
@@ -71,8 +72,7 @@ pub fn replay(flags: &ReplayFlags) -> Result<()> {
     let late: u64 = alerts.late;
     let mut out = BufWriter::new(std::io::stdout().lock());
     for alert in &alerts.sorted {
-        serde_json::to_writer(&mut out, &alert.to_json())?;
-        out.write_all(b"\n")?;
+        writeln!(out, "{}", plain_json(serde_json::to_string(&alert.to_json())?))?;
     }
     out.flush()?;
     let seconds = begun.elapsed().as_secs_f64();

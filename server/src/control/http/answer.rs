@@ -1,6 +1,7 @@
 //! What is answered: status, headers, body.
 
 use crate::control::state::ScanSlot;
+use crate::escape::plain_json;
 use serde::Serialize;
 use serde_json::json;
 
@@ -23,7 +24,7 @@ impl<'a> Response<'a> {
 
     pub(super) fn json(status: u16, body: &impl Serialize) -> Self {
         // Plain data with text keys: there is nothing that could fail.
-        let mut text = serde_json::to_string(body).unwrap_or_default();
+        let mut text = plain_json(serde_json::to_string(body).unwrap_or_default());
         text.push('\n');
         Self::new(status, "application/json", text)
     }

@@ -1,5 +1,6 @@
 //! Requests to the status pages: parsing and the guards on them. Pure: bytes in, a request or a named refusal out.
 
+use crate::escape::hexadecimal;
 use std::net::{IpAddr, SocketAddr};
 
 /// Longest head of a request.
@@ -179,7 +180,7 @@ fn decode(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((&first, after)) = rest.split_first() {
-        let escaped = after.get(..2).and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok());
+        let escaped = after.get(..2).and_then(hexadecimal);
         match (first, escaped) {
             (b'%', Some(byte)) => {
                 bytes.push(byte);
