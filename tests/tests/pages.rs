@@ -207,11 +207,17 @@ fn verdicts_by_hand_reach_every_filter() {
     assert_eq!((code, removed["removed"].as_array().unwrap().len()), (200, 1), "{removed}");
     eventually("it is off at the filter", LONG, || !filter.denylist().contains(sources[2]));
     assert_eq!(ask(&server, "DELETE", "/denylist?source=192.0.2.3", Some(TOKEN), "").0, 404);
+    assert_eq!(ask(&server, "DELETE", "/denylist?source=192.0.2.4&application=", Some(TOKEN), "").0, 400, "not: all of them");
+    for (limit, rows) in [(7, 7), (2, 2), (1000, 7)] {
+        let page = json_of(&server, &format!("/denylist?limit={limit}"));
+        assert_eq!((page["denylist"].as_array().unwrap().len(), &page["partial"]), (rows, &(rows < 7).into()), "{page}");
+    }
 
     for (method, token, body, code) in [
         ("POST", None, r#"{"source": "192.0.2.3"}"#, 401),
         ("POST", Some("another-token-of-16"), r#"{"source": "192.0.2.3"}"#, 401),
         ("DELETE", None, "", 401),
+        ("DELETE", Some(TOKEN), "", 400),
         ("POST", Some(TOKEN), r#"{"source": "192.0.2.77"}"#, 409),
         ("POST", Some(TOKEN), "", 400),
         ("POST", Some(TOKEN), r#"{"source": "192.0.2.3", "duration_s": 1}"#, 400),

@@ -22,7 +22,13 @@ pub(crate) fn denylist(command: &DenylistCommand) -> Result<String> {
     match command {
         DenylistCommand::List { whom, ask } => {
             let answer = Client::new(ask)?.get("/denylist", &query_of(whom))?;
-            Ok(shown(ask, &answer, |answer| verdicts(rows(answer, "denylist"), "nobody is listed")))
+            Ok(shown(ask, &answer, |answer| {
+                let mut text = verdicts(rows(answer, "denylist"), "nobody is listed");
+                if answer["partial"] == true {
+                    text.push_str("More are listed than are shown, those that end last: give an address or an application.\n");
+                }
+                text
+            }))
         }
         DenylistCommand::Add { whom, action, duration, ask } => {
             let duration = values::duration(duration).map_err(|error| anyhow::anyhow!("bad --for {duration:?}: {error}"))?;

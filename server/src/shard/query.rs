@@ -3,6 +3,7 @@
 use super::messages::{Cursor, Query, QueryPage, StoredRecord};
 use super::{Now, Shard};
 use crate::analytics::{Analytics, Timing};
+use crate::arena::place::FLAG_REPLAY;
 use crate::arena::{Log, PlaceHeader, SlabHandle};
 use bumpalo::Bump;
 use postanalytics_protocol::{RecordView, ValidBatch};
@@ -119,7 +120,8 @@ fn frame(query: &mut Query, header: &PlaceHeader, body: &[u8], records_left: u32
                 sent_us: header.sent_us,
             });
             if query.explain {
-                let timing = Timing { arrival_us: header.arrival_us, sent_us: header.sent_us, is_replay: false };
+                let timing =
+                    Timing { arrival_us: header.arrival_us, sent_us: header.sent_us, is_replay: header.flags & FLAG_REPLAY != 0 };
                 let Explain { analytics, scratch, now_us } = explain;
                 query.page.standings.push(analytics.explain(&record, timing, *now_us, scratch));
             }

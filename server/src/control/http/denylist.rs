@@ -6,7 +6,7 @@
 use super::answer::Response;
 use super::detection::no_answer;
 use super::pages::not_ready;
-use super::parameters::{Parameters, parse_source, parse_u64};
+use super::parameters::{LIMIT_MAX, Parameters, parse_source, parse_u64};
 use super::record::Show;
 use super::request::{Method, Request};
 use crate::analytics::alerts::time_text;
@@ -126,13 +126,17 @@ fn refusal(state: &State, show: Show) -> Option<Response<'static>> {
 async fn list(state: &State, parameters: &Parameters<'_>) -> Result<Response<'static>, String> {
     let subject = subject_of(parameters.text("source"), parameters.text("session"))?;
     let application = parameters.application()?;
+    let limit = if parameters.text("limit").is_some() { parameters.limit()? } else { LIMIT_MAX };
     let Some(verdicts) = ask::verdicts(state).await else { return Ok(no_answer(state)) };
     let fits = |verdict: &Verdict| {
         subject.is_none_or(|subject| verdict.subject == subject)
             && application.is_none_or(|application| verdict.application.is_none_or(|of| of == application))
     };
-    let views: Vec<VerdictView> = merged(verdicts).iter().filter(|verdict| fits(verdict)).map(VerdictView::of).collect();
-    Ok(Response::json(200, &json!({ "denylist": views })))
+    let mut found = merged(verdicts);
+    found.retain(fits);
+    let is_partial = found.len() > limit;
+    let views: Vec<VerdictView> = found.iter().take(limit).map(VerdictView::of).collect();
+    Ok(Response::json(200, &json!({ "denylist": views, "partial": is_partial })))
 }
 
 /// Those of a source.
@@ -199,6 +203,9 @@ fn verdict_of(body: &[u8], now_us: u64) -> Result<Verdict, String> {
 async fn remove(state: &State, parameters: &Parameters<'_>) -> Result<Response<'static>, String> {
     let subject = subject_of(parameters.text("source"), parameters.text("session"))?;
     let subject = subject.ok_or_else(|| "whom? Give source or session in the query".to_owned())?;
+    if parameters.is_blank("application") {
+        return Err("application is empty: leave it out for all applications, or give its number".to_owned());
+    }
     let application = parameters.application()?;
     let Some(verdicts) = ask::verdicts(state).await else { return Ok(no_answer(state)) };
     // Without an application, those for all and those for any single one.

@@ -3,16 +3,15 @@
 use super::answer::Response;
 use super::pages::not_ready;
 use super::parameters::Parameters;
-use super::record::{REDACTED, Show, redact_url};
+use super::record::{REDACTED, Show, shown_path};
 use crate::analytics::summary::view::{TimelineFilter, TopFilter, TopOf};
 use crate::control::ask;
 use crate::control::state::State;
 use crate::correlator::messages::{AlertFilter, Ask, AttackFilter, Reply};
-use crate::escape::escape;
 use serde_json::json;
 
 /// Alerts, newest first.
-pub(super) async fn alerts(state: &State, parameters: &Parameters<'_>) -> Result<Response<'static>, String> {
+pub(super) async fn alerts(state: &State, parameters: &Parameters<'_>, show: Show) -> Result<Response<'static>, String> {
     let filter = AlertFilter {
         detector: parameters.text("detector").map(str::to_owned),
         source: parameters.source()?.map(|source| source.key()),
@@ -23,13 +22,17 @@ pub(super) async fn alerts(state: &State, parameters: &Parameters<'_>) -> Result
         limit: parameters.limit()?,
     };
     Ok(match ask::correlator(state, Ask::Alerts(filter)).await {
-        Some(Reply::Alerts(alerts)) => Response::json(200, &json!({ "alerts": alerts })),
+        Some(Reply::Alerts(mut alerts)) => {
+            let endpoints = alerts.iter_mut().filter_map(|view| view.alert.scope.endpoint.as_mut());
+            endpoints.for_each(|endpoint| shown_path(endpoint, show));
+            Response::json(200, &json!({ "alerts": alerts }))
+        }
         _ => no_answer(state),
     })
 }
 
 /// Attacks, newest first.
-pub(super) async fn attacks(state: &State, parameters: &Parameters<'_>) -> Result<Response<'static>, String> {
+pub(super) async fn attacks(state: &State, parameters: &Parameters<'_>, show: Show) -> Result<Response<'static>, String> {
     let filter = AttackFilter {
         attack_type: parameters.text("type").map(str::to_owned),
         source: parameters.source()?.map(|source| source.key()),
@@ -40,7 +43,10 @@ pub(super) async fn attacks(state: &State, parameters: &Parameters<'_>) -> Resul
         limit: parameters.limit()?,
     };
     Ok(match ask::correlator(state, Ask::Attacks(filter)).await {
-        Some(Reply::Attacks(attacks)) => Response::json(200, &json!({ "attacks": attacks })),
+        Some(Reply::Attacks(mut attacks)) => {
+            attacks.iter_mut().for_each(|attack| shown_path(&mut attack.template, show));
+            Response::json(200, &json!({ "attacks": attacks }))
+        }
         _ => no_answer(state),
     })
 }
@@ -49,6 +55,7 @@ pub(super) async fn attacks(state: &State, parameters: &Parameters<'_>) -> Resul
 pub(super) async fn attack(state: &State, id: u64, show: Show) -> Response<'static> {
     match ask::correlator(state, Ask::Attack(id)).await {
         Some(Reply::Attack(Some(mut attack))) => {
+            shown_path(&mut attack.attack.template, show);
             for sample in attack.samples.iter_mut().filter(|sample| show == Show::Redacted && !sample.payload.is_empty()) {
                 REDACTED.clone_into(&mut sample.payload);
             }
@@ -70,11 +77,8 @@ pub(super) async fn top(state: &State, parameters: &Parameters<'_>, show: Show) 
     };
     let filter = TopFilter { of, application: parameters.application()?, limit: parameters.limit()? };
     let Some(mut top) = ask::top(state, filter).await else { return Ok(no_answer(state)) };
-    if show == Show::Redacted && of == TopOf::Paths {
-        // What was no request has its whole line for a path.
-        for row in &mut top.rows {
-            row.value = escape(&redact_url(row.value.as_bytes()));
-        }
+    if of == TopOf::Paths {
+        top.rows.iter_mut().for_each(|row| shown_path(&mut row.value, show));
     }
     Ok(Response::json(200, &top))
 }

@@ -9,7 +9,7 @@ use super::denylist::{self, VerdictView};
 use super::detection::no_answer;
 use super::pages::not_ready;
 use super::parameters::{Parameters, parse_id, parse_source};
-use super::record::Show;
+use super::record::{Show, shown_path};
 use super::scan::{self, Wanted};
 use crate::analytics::alerts::time_text;
 use crate::analytics::detectors::{Detector, KeyKind};
@@ -26,9 +26,12 @@ use postanalytics_protocol::{RecordView, ValidBatch, shard_of};
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap};
+use std::ops::RangeInclusive;
 
 /// Most requests of a source that are looked at.
 const REQUESTS_MAX: usize = 8192;
+/// Requests that are counted in one go, before others of this thread have their turn.
+const REQUESTS_IN_A_GO: usize = 256;
 /// Most rows of an answer.
 const ROWS_MAX: usize = 1000;
 
@@ -48,9 +51,12 @@ struct Row {
     not_counted: BTreeMap<&'static str, u64>,
     #[serde(skip)]
     clock_us: u64,
+    /// When alerts of this key were on hold, first to last, Unix µs.
+    #[serde(skip)]
+    holds: Vec<RangeInclusive<u64>>,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 struct Scope {
     #[serde(skip_serializing_if = "Option::is_none")]
     host: Option<String>,
@@ -101,10 +107,18 @@ pub(super) async fn explain<'a>(state: &'a State, parameters: &Parameters<'_>, s
     let filter = AlertFilter { source: Some(source.key()), limit: ROWS_MAX, ..AlertFilter::default() };
     let Some(Reply::Alerts(alerts)) = ask::correlator(state, Ask::Alerts(filter)).await else { return Ok(no_answer(state)) };
     let Some(verdicts) = ask::verdicts(state).await else { return Ok(no_answer(state)) };
+    let late_us = state.config().detection.as_ref().map_or(u64::MAX, |detection| detection.late_us);
+    let mut rows = Rows::new(&alerts, late_us);
+    // In the order of arrival: seen is newest first.
+    for some in seen.rchunks(REQUESTS_IN_A_GO) {
+        some.iter().rev().for_each(|request| rows.take(request));
+        glommio::executor().yield_task_queue_now().await;
+    }
+    let mut rows = rows.finish();
+    rows.iter_mut().filter_map(|row| row.scope.endpoint.as_mut()).for_each(|endpoint| shown_path(endpoint, show));
     let config = state.config();
     let (allowlist, proxies) =
         config.detection.as_ref().map(|detection| (&*detection.allowlist, &*detection.trusted_proxies)).unwrap_or_default();
-    let late_us = config.detection.as_ref().map_or(u64::MAX, |detection| detection.late_us);
     let time = |us: Option<u64>| us.filter(|us| *us > 0).map(time_text);
     let shard_oldest = state.shards().get(shard as usize).map(|port| port.page.read().oldest_arrival_us);
     let answer = json!({
@@ -122,7 +136,7 @@ pub(super) async fn explain<'a>(state: &'a State, parameters: &Parameters<'_>, s
             "shard_oldest": time(shard_oldest),
         },
         "partial": !is_whole,
-        "detectors": rows_of(&seen, &alerts, late_us),
+        "detectors": rows,
     });
     Ok(Response::json(200, &answer).with_slot(slot))
 }
@@ -170,35 +184,63 @@ fn endpoint_of(record: &RecordView<'_>, scratch: &Bump) -> String {
     format!("{} {}", escape(method), escape(template))
 }
 
-/// A row for each key that the requests belong to, nearest to firing first.
-fn rows_of(seen: &[Seen], alerts: &[AlertView], late_us: u64) -> Vec<Row> {
-    let mut rows: HashMap<(u8, u64), Row> = HashMap::new();
-    // In the order of arrival: seen is newest first.
-    for request in seen.iter().rev() {
+/// Detector, application and scope: what alerts and rows are about.
+type About = (&'static str, Option<i32>, Scope);
+
+/// A row for each key that the requests belong to.
+struct Rows {
+    rows: HashMap<(u8, u64), Row>,
+    holds: HashMap<About, Vec<RangeInclusive<u64>>>,
+    late_us: u64,
+}
+
+impl Rows {
+    fn new(alerts: &[AlertView], late_us: u64) -> Self {
+        let us = |text: &str| text.parse::<jiff::Timestamp>().map_or(0, |time| u64::try_from(time.as_microsecond()).unwrap_or(0));
+        let mut holds: HashMap<About, Vec<RangeInclusive<u64>>> = HashMap::new();
+        for AlertView { alert, .. } in alerts {
+            let scope = Scope { host: alert.scope.host.clone(), endpoint: alert.scope.endpoint.clone() };
+            let hold = us(&alert.fired) + 1..=us(&alert.last);
+            holds.entry((alert.detector, alert.application, scope)).or_default().push(hold);
+        }
+        Self { rows: HashMap::new(), holds, late_us }
+    }
+
+    /// Takes a request, in the order of arrival.
+    fn take(&mut self, request: &Seen) {
         for (detector, standing) in Detector::ALL.into_iter().zip(&request.standings) {
             // What the detector is not about would fill the page with nothing.
             if standing.why_not == Some(WhyNot::OtherBusiness) {
                 continue;
             }
-            let row = rows.entry((detector as u8, standing.key)).or_insert_with(|| row_of(detector, standing, request));
+            let row = self.rows.entry((detector as u8, standing.key)).or_insert_with(|| {
+                let row = row_of(detector, standing, request);
+                let about = (row.detector, row.application, row.scope.clone());
+                Row { holds: self.holds.get(&about).cloned().unwrap_or_default(), ..row }
+            });
             row.requests += 1;
-            let why_not = standing.why_not.map(WhyNot::name).or_else(|| why_in_order(row, standing, alerts, late_us));
+            let why_not = standing.why_not.map(WhyNot::name).or_else(|| why_in_order(row, standing, self.late_us));
             match why_not {
                 Some(why) => *row.not_counted.entry(why).or_default() += 1,
                 None => row.counted += 1,
             }
         }
     }
-    let mut rows: Vec<Row> = rows.into_values().collect();
-    rows.sort_by(|one, other| {
-        let level = |row: &Row| row.level_percent.unwrap_or(-1.0);
-        let by_level = level(other).total_cmp(&level(one));
-        by_level.then_with(|| {
-            (one.detector, &one.scope.host, &one.scope.endpoint).cmp(&(other.detector, &other.scope.host, &other.scope.endpoint))
-        })
-    });
-    rows.truncate(ROWS_MAX);
-    rows
+
+    /// Nearest to firing first.
+    fn finish(self) -> Vec<Row> {
+        let mut rows: Vec<Row> = self.rows.into_values().collect();
+        rows.sort_by(|one, other| {
+            let level = |row: &Row| row.level_percent.unwrap_or(-1.0);
+            let by_level = level(other).total_cmp(&level(one));
+            by_level.then_with(|| {
+                let scopes = (&one.scope.host, &one.scope.endpoint).cmp(&(&other.scope.host, &other.scope.endpoint));
+                one.detector.cmp(other.detector).then(scopes)
+            })
+        });
+        rows.truncate(ROWS_MAX);
+        rows
+    }
 }
 
 fn row_of(detector: Detector, standing: &Standing, request: &Seen) -> Row {
@@ -216,20 +258,12 @@ fn row_of(detector: Detector, standing: &Standing, request: &Seen) -> Row {
 }
 
 /// What the order of arrival tells: that an event was late for its key, or came while the key was on hold.
-fn why_in_order(row: &mut Row, standing: &Standing, alerts: &[AlertView], late_us: u64) -> Option<&'static str> {
+fn why_in_order(row: &mut Row, standing: &Standing, late_us: u64) -> Option<&'static str> {
     if standing.time_us.saturating_add(late_us) < row.clock_us {
         return Some("late");
     }
     row.clock_us = row.clock_us.max(standing.time_us);
-    let us = |text: &str| text.parse::<jiff::Timestamp>().map_or(0, |time| u64::try_from(time.as_microsecond()).unwrap_or(0));
-    let is_held = alerts.iter().any(|AlertView { alert, .. }| {
-        alert.detector == row.detector
-            && alert.application == row.application
-            && alert.scope.host == row.scope.host
-            && alert.scope.endpoint == row.scope.endpoint
-            && (us(&alert.fired) + 1..=us(&alert.last)).contains(&row.clock_us)
-    });
-    is_held.then_some("on_hold")
+    row.holds.iter().any(|hold| hold.contains(&row.clock_us)).then_some("on_hold")
 }
 
 #[cfg(test)]
@@ -254,7 +288,9 @@ mod tests {
     fn requests_are_counted_by_key_with_the_reason_why_not() {
         // Newest first; the last one that came is late.
         let seen = [seen(10, None), seen(1_000_000, None), seen(900_000, Some(WhyNot::Static)), seen(1000, None)];
-        let rows = rows_of(&seen, &[], 100_000);
+        let mut rows = Rows::new(&[], 100_000);
+        seen.iter().rev().for_each(|request| rows.take(request));
+        let rows = rows.finish();
         assert_eq!(rows.len(), 1);
         let row = &rows[0];
         assert_eq!((row.detector, row.application, row.level_percent), ("crawl", Some(3), Some(25.0)));

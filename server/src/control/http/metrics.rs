@@ -172,7 +172,11 @@ pub(in crate::control) async fn metrics(state: &State) -> String {
         families.push(Family { name, help, samples: (0u32..).zip(&stats).map(of_shard).collect() });
     }
     let totals: Vec<ShardTotals> = state.shards().iter().map(|shard| shard.page.read_totals()).collect();
-    families.push(alerts_by_detector(&totals));
+    let of_users = match &correlator {
+        Some(Reply::Stats(stats)) => Some(stats),
+        _ => None,
+    };
+    families.push(alerts_by_detector(&totals, of_users));
     if let Some(Reply::Clocks(clocks)) = ask::correlator(state, Ask::Clocks).await {
         let largest_us = clocks.iter().map(|(_, offset_us)| offset_us.unsigned_abs()).max().unwrap_or(0);
         families.push(Family {
@@ -193,15 +197,22 @@ pub(in crate::control) async fn metrics(state: &State) -> String {
     render(Snapshot { families, histograms: histograms(&totals) })
 }
 
-/// Those of users are the correlator's.
-fn alerts_by_detector(totals: &[ShardTotals]) -> Family {
+/// Those of users are the correlator's: they are left out while it does not answer.
+fn alerts_by_detector(totals: &[ShardTotals], of_users: Option<&CorrelatorStats>) -> Family {
     let of_detector = |detector: &Detector| {
         let count: u64 = totals.iter().filter_map(|shard| shard.alerts.get(*detector as usize)).sum();
         (Some(("detector", detector.name().to_owned())), count as f64)
     };
     let of_sources = Detector::ALL.iter().filter(|detector| !USER_DETECTORS.contains(detector));
-    let samples = if totals.is_empty() { Vec::new() } else { of_sources.map(of_detector).collect() };
-    Family { name: "postanalytics_alerts_total", help: "Alerts raised by the shards", samples }
+    let mut samples: Vec<Sample> = if totals.is_empty() { Vec::new() } else { of_sources.map(of_detector).collect() };
+    for detector in USER_DETECTORS {
+        let count = of_users.map(|stats| match detector {
+            Detector::UserBruteForce => stats.user_brute_force_alerts,
+            _ => stats.user_many_sources_alerts,
+        });
+        samples.extend(count.map(|count| (Some(("detector", detector.name().to_owned())), count as f64)));
+    }
+    Family { name: "postanalytics_alerts_total", help: "Alerts raised", samples }
 }
 
 fn histograms(totals: &[ShardTotals]) -> Vec<HistogramFamily> {
@@ -327,6 +338,18 @@ mod tests {
         ] {
             assert!(lines.contains(&line), "{line} is missing: {text}");
         }
+    }
+
+    #[test]
+    fn alerts_are_counted_by_every_detector() {
+        let stats = CorrelatorStats { user_brute_force_alerts: 3, user_many_sources_alerts: 4, ..CorrelatorStats::default() };
+        let family = alerts_by_detector(&[ShardTotals::default()], Some(&stats));
+        assert_eq!(family.samples.len(), Detector::ALL.len());
+        let of = |detector: Detector| {
+            let sample = family.samples.iter().find(|(label, _)| label.as_ref().is_some_and(|(_, name)| name == detector.name()));
+            sample.map(|(_, value)| *value)
+        };
+        assert_eq!((of(Detector::UserBruteForce), of(Detector::UserManySources)), (Some(3.0), Some(4.0)));
     }
 
     #[test]

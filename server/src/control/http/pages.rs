@@ -70,7 +70,7 @@ const ROUTES: [Route; 14] = [
         page: Page::Denylist,
         path: "/denylist",
         methods: &[
-            (Method::Get, &["source", "session", "application"]),
+            (Method::Get, &["source", "session", "application", "limit"]),
             (Method::Post, &[]),
             (Method::Delete, &["source", "session", "application"]),
         ],
@@ -150,8 +150,8 @@ async fn page<'a>(
             let id = parse_id(id).ok_or_else(|| "the id of a request is 32 hexadecimal digits".to_owned())?;
             requests(state, show, &Wanted { request_id: Some(id), limit: LIMIT_DEFAULT, ..Wanted::default() }).await
         }
-        Page::Alerts => detection::alerts(state, parameters).await?,
-        Page::Attacks => detection::attacks(state, parameters).await?,
+        Page::Alerts => detection::alerts(state, parameters, show).await?,
+        Page::Attacks => detection::attacks(state, parameters, show).await?,
         Page::Attack => {
             let id = parse_u64(id).ok_or_else(|| "the id of an attack is 16 hexadecimal digits".to_owned())?;
             detection::attack(state, id, show).await

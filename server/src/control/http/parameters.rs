@@ -27,6 +27,11 @@ impl<'a> Parameters<'a> {
         }
     }
 
+    /// Whether a name is given with nothing behind it.
+    pub(super) fn is_blank(&self, name: &str) -> bool {
+        self.request.query.iter().any(|(key, value)| key == name && value.is_empty())
+    }
+
     pub(super) fn text(&self, name: &str) -> Option<&'a str> {
         self.request.query_value(name)
     }

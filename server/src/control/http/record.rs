@@ -3,7 +3,7 @@
 //! 64-bit hashes and sessions are hexadecimal texts, for JSON readers that know floats only; enums are their names, or their
 //! number as text if this version has no name for it.
 
-use crate::escape::escape;
+use crate::escape::{escape, plain_json};
 use crate::shard::messages::StoredRecord;
 use postanalytics_protocol::RecordView;
 use postanalytics_protocol::routing::address_of_bytes;
@@ -132,7 +132,7 @@ pub(in crate::control) fn to_json(record: &RecordView<'_>, stored: &StoredRecord
             .collect(),
     };
     // Plain data with text keys: there is nothing that could fail.
-    serde_json::to_string(&json).unwrap_or_default()
+    plain_json(serde_json::to_string(&json).unwrap_or_default())
 }
 
 fn name_or_number(name: Option<&str>, number: impl std::fmt::Display) -> String {
@@ -201,6 +201,14 @@ pub(super) fn redact_url(url: &[u8]) -> Vec<u8> {
     out
 }
 
+/// A path or template that was escaped before, as it may be shown: for what was no request it is the whole line.
+pub(super) fn shown_path(text: &mut String, show: Show) {
+    if show == Show::Redacted {
+        // All that it looks for is ASCII, so what it leaves is text still.
+        *text = String::from_utf8_lossy(&redact_url(text.as_bytes())).into_owned();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -262,6 +270,19 @@ mod tests {
         assert_eq!((&json["extensions"][0]["value"], &json["extensions"][1]["value"]), (&"PURGE".into(), &REDACTED.into()));
         let empty = json_of(&RecordFields::default(), Show::Redacted);
         assert_eq!((&empty["raw_body"], &empty["query"]), (&"".into(), &"".into()));
+    }
+
+    #[test]
+    fn lines_that_were_no_request_are_redacted_and_their_escapes_stay() {
+        let shown = |text: &str, show| {
+            let mut text = text.to_owned();
+            shown_path(&mut text, show);
+            text
+        };
+        let line = "\\x16GET /a?token=secret HTTP/1.1";
+        assert_eq!(shown(line, Show::Redacted), "\\x16GET /a?token=***");
+        assert_eq!(shown(line, Show::Everything), line);
+        assert_eq!(shown("GET /päth/{id}", Show::Redacted), "GET /päth/{id}");
     }
 
     #[test]
