@@ -262,9 +262,35 @@ fn requests_are_found_by_source_time_limit_and_id() {
         "/requests?since=soon",
         "/requests?since=900",
         "/requests?form=a",
+        "/requests?cursor=0000000000000000-1.1.40.1-over",
     ] {
         assert_eq!(server.get(wrong).0, 400, "{wrong}");
     }
+}
+
+/// All of one write has the same arrival, far more than a page.
+#[test]
+fn pages_go_on_where_the_one_before_ended() {
+    let server = Server::new();
+    let mut connection = RawConnection::open(server.ingest, 1, 7);
+    let source: IpAddr = SOURCE.parse().unwrap();
+    let frames: Vec<u8> = (1..=300).flat_map(|sequence| batch(7, sequence, source, 5)).collect();
+    connection.send(&frames);
+    connection.expect_ack(300);
+    let all = paths(&server.get("/requests?limit=1000").1);
+    let (mut found, mut cursor, mut pages) = (Vec::new(), String::new(), 0);
+    loop {
+        let body = server.get(&format!("/requests?limit=7{cursor}")).1;
+        found.extend(paths(&body));
+        pages += 1;
+        let answer: Value = serde_json::from_str(&body).unwrap();
+        let Some(next) = answer["next"].as_str() else { break };
+        cursor = format!("&cursor={next}");
+        assert_eq!(server.get(&format!("/requests?limit=7{cursor}0")).0, 400, "made up");
+    }
+    assert_eq!((found.len(), &found[..1000]), (1500, &all[..]));
+    assert_eq!(found.iter().collect::<std::collections::HashSet<_>>().len(), 1500);
+    assert!(pages >= 1500 / 7, "{pages}");
 }
 
 #[test]

@@ -66,7 +66,7 @@ pub struct AlertsFlags {
 #[derive(Clone, Debug, Args)]
 pub struct AttacksFlags {
     /// This attack with its samples, instead of a list
-    #[arg(value_name = "ID")]
+    #[arg(value_name = "ID", conflicts_with_all = ["attack_type", "source", "application", "host", "since", "until", "limit"])]
     pub id: Option<String>,
     /// Only this type of hits, such as sqli, or this detector
     #[arg(long = "type", value_name = "TYPE")]
@@ -83,7 +83,7 @@ pub struct AttacksFlags {
 #[derive(Clone, Debug, Args)]
 pub struct RequestsFlags {
     /// This request, instead of a list
-    #[arg(value_name = "ID")]
+    #[arg(value_name = "ID", conflicts_with_all = ["source", "since", "limit"])]
     pub id: Option<String>,
     /// Only this address; an IPv6 address stands for its /64
     #[arg(long, value_name = "ADDRESS")]

@@ -116,6 +116,9 @@ pub enum LineFormat {
     Combined,
     /// Records as JSON, one a line.
     Jsonl,
+    /// The same with texts escaped as on the pages of a server.
+    #[value(skip)]
+    EscapedJsonl,
 }
 
 /// Flags of `replay`.
@@ -137,9 +140,9 @@ pub struct ReplayFlags {
     #[arg(value_name = "FILE", required_unless_present = "from_server", conflicts_with = "from_server")]
     pub files: Vec<std::path::PathBuf>,
     /// The requests that a running server still holds, instead of files: prints how its alerts differ from those of --config
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", conflicts_with = "format")]
     pub from_server: Option<String>,
-    /// How far back they go
+    /// How far back they and the alerts go, by the clock of this machine
     #[arg(long, value_name = "DURATION", default_value = "15m", requires = "from_server")]
     pub last: String,
     /// File with the server's token: without it, query values and payloads are hidden

@@ -140,5 +140,18 @@ fn the_command_line_takes_flags_in_both_places() {
     assert_eq!((bare.run.serve.shards.as_deref(), bare.run.serve.allow.len()), (Some("2"), 2));
     let named = flags::CommandLine::try_parse_from(["postanalytics", "serve", "--shards", "2"]).expect("good");
     assert!(matches!(named.command, Some(flags::Command::Serve(flags)) if flags.serve.shards.as_deref() == Some("2")));
+    for without_effect in [
+        "attacks 00f1e2d3c4b5a697 --type sqli",
+        "attacks 00f1e2d3c4b5a697 --since 1h",
+        "requests 000102030405060708090a0b0c0d0e0f --source 192.0.2.7",
+        "replay --from-server http://127.0.0.1:9001 --format jsonl",
+    ] {
+        let arguments = ["postanalytics"].into_iter().chain(without_effect.split(' '));
+        assert!(flags::CommandLine::try_parse_from(arguments).is_err(), "{without_effect}");
+    }
+    for good in ["attacks 00f1e2d3c4b5a697", "replay --from-server http://127.0.0.1:9001", "requests --source 192.0.2.7"] {
+        let arguments = ["postanalytics"].into_iter().chain(good.split(' '));
+        assert!(flags::CommandLine::try_parse_from(arguments).is_ok(), "{good}");
+    }
     <flags::CommandLine as clap::CommandFactory>::command().debug_assert();
 }

@@ -13,6 +13,7 @@ use postanalytics_protocol::ErrorCode;
 use postanalytics_protocol::frames::PackageVersion;
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::{HashMap, HashSet};
+use std::hash::RandomState;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Weak};
 
@@ -125,6 +126,8 @@ pub(super) struct State {
     pub(super) correlator: OnceCell<CorrelatorPort>,
     pub(super) scan_running: Cell<bool>,
     pub(super) scan_id: Cell<u64>,
+    /// Of the cursors of searches: see there.
+    pub(super) cursor_key: RandomState,
     /// Queries of the running scan that came back.
     pub(super) answers: (LocalSender<Answer>, LocalReceiver<Answer>),
 }
@@ -147,6 +150,7 @@ impl State {
             correlator: OnceCell::new(),
             scan_running: Cell::new(false),
             scan_id: Cell::new(0),
+            cursor_key: RandomState::new(),
             // Never more than one query per shard is under way, so the channel's length is that of the shards.
             answers: local_channel::new_unbounded(),
         }

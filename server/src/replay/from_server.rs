@@ -1,17 +1,24 @@
 //! The requests that a running server still holds, replayed against another configuration, and how its alerts differ.
 //!
-//! They come page by page, newest first, and are written to a file that goes with the process, oldest first, as the records
-//! that any replay reads. Their times are those by which the server counted: freed of the clock error of their node.
+//! They come page by page, newest first, and are replayed from memory, oldest first, as the records that any replay reads:
+//! what visitors sent gets into no file. Their times are those by which the server counted: freed of the clock error of their
+//! node, or as they are where a session of the server replayed a log.
+//!
+//! Compared are the alerts that fired from the beginning of `--last` until the newest request that was fetched. Not compared
+//! is `real_ip_suspect`, which needs the traffic of a whole shard. Alerts of the server may rest on requests that it does not
+//! hold any more.
 
-use super::{configuration, find};
-use crate::analytics::alerts::{AlertJson, time_text};
+use super::{Summary, configuration, run};
+use crate::analytics::alerts::{AlertJson, REAL_IP_SUSPECT, time_text};
 use crate::commands::client::Client;
 use crate::config::flags::{LineFormat, ReplayFlags};
 use crate::escape::plain_json;
 use anyhow::{Context, Result, bail};
+use postanalytics_protocol::schema::v1::TAG_METHOD;
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, HashMap};
-use std::io::{BufWriter, Write};
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Most requests that are fetched: some 500 MB.
 const RECORDS_MAX: usize = 1_000_000;
@@ -19,6 +26,9 @@ const RECORDS_MAX: usize = 1_000_000;
 const PAGE: usize = 1000;
 /// An event is not taken for older than this, as in the server.
 const AGE_US_MAX: u64 = 86_400_000_000;
+/// Times in a row that a busy server is asked again, and the pause before: longer than a search and its answer may take.
+const TRIES_MAX: u32 = 30;
+const PAUSE: Duration = Duration::from_millis(500);
 
 /// A request as a line of a replay, and its place in the order of arrival.
 struct Line {
@@ -26,35 +36,78 @@ struct Line {
     text: String,
 }
 
+/// What was fetched, newest first.
+#[derive(Default)]
+struct Fetched {
+    lines: Vec<Line>,
+    /// Why this is not all that was asked for.
+    cut: Option<String>,
+}
+
 /// Runs the command.
 pub(super) fn replay(flags: &ReplayFlags, url: &str) -> Result<()> {
     let config = configuration(flags.config.as_deref())?;
+    let last =
+        crate::config::values::duration(&flags.last).map_err(|wrong| anyhow::anyhow!("--last {:?}: {wrong}", flags.last))?;
     let token =
         flags.status_token_file.as_deref().map(|path| crate::config::read_small_file(path, 4096).map_err(anyhow::Error::msg));
-    let client = Client::of(url, token.transpose()?.map(|token| token.trim().to_owned()))?;
-    let mut lines = fetch(&client, &flags.last)?;
+    let token = token.transpose()?.map(|token| token.trim().to_owned());
+    if token.is_none() {
+        eprintln!(
+            "query values and payloads are hidden without the token (--status-token-file): probing and multi_payload may differ"
+        );
+    }
+    let client = Client::of(url, token)?;
+    // Once, so that pages and alerts begin at the same time.
+    let now_us = micros(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default());
+    let since_us = now_us.saturating_sub(micros(last));
+    let Fetched { mut lines, cut } = fetch(&client, since_us)?;
     // Newest first within a moment as well.
     lines.reverse();
     lines.sort_by_key(|line| line.order);
-    let mut spool = tempfile::NamedTempFile::new().context("no temporary file can be made: see TMPDIR")?;
-    let mut out = BufWriter::new(spool.as_file_mut());
-    for line in &lines {
-        writeln!(out, "{}", line.text).context("the temporary file cannot be written: see TMPDIR")?;
+    let until_us = lines.last().map_or(now_us, |line| line.order.0) + 1;
+    let of_server = ReplayFlags { format: LineFormat::EscapedJsonl, ..flags.clone() };
+    // The server counts an event however long after the one before.
+    let (summary, found) = run(&of_server, &config, u64::MAX, |reader| {
+        let mut clock_us = None;
+        lines.iter().try_for_each(|line| reader.line(line.text.as_bytes(), &mut clock_us))
+    })?;
+    let fired = found.sorted.iter().filter(|alert| (since_us..until_us).contains(&alert.fired_us));
+    let replayed: Vec<AlertJson> = fired.map(|alert| alert.to_json()).collect();
+    let mut raised = Vec::new();
+    let is_whole = alerts(&client, since_us, until_us, &mut raised)?;
+    print_difference(&replayed, &raised, &summary)?;
+    if let Some(cut) = cut {
+        eprintln!("not all requests were replayed: {cut}");
     }
-    out.flush().context("the temporary file cannot be written: see TMPDIR")?;
-    drop(out);
-    let fetched = lines.len();
-    drop(lines);
-    let of_file = ReplayFlags { format: LineFormat::Jsonl, files: vec![spool.path().to_path_buf()], ..flags.clone() };
-    let (_, found) = find(&of_file, &config)?;
-    let replayed: Vec<AlertJson> = found.sorted.iter().map(|alert| alert.to_json()).collect();
-    let raised = client.get("/alerts", &[("since", flags.last.clone()), ("limit", PAGE.to_string())])?;
-    let raised = raised["alerts"].as_array().cloned().unwrap_or_default();
-    print_difference(&replayed, &raised, fetched)
+    if !is_whole {
+        eprintln!("not all alerts of the server were compared: {PAGE} and more fired in one microsecond");
+    }
+    Ok(())
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// The server's alerts that fired in a time. It lists so many at most, not by the time they fired: so a time with more is
+/// halved. Returns whether that got all.
+fn alerts(client: &Client, since_us: u64, until_us: u64, found: &mut Vec<Value>) -> Result<bool> {
+    let query = [("since", time_text(since_us)), ("until", time_text(until_us)), ("limit", PAGE.to_string())];
+    let mut page = client.get("/alerts", &query)?;
+    let rows = page["alerts"].as_array_mut().map(std::mem::take).unwrap_or_default();
+    let is_whole = rows.len() < PAGE;
+    let middle_us = since_us.midpoint(until_us);
+    if !is_whole && middle_us > since_us {
+        let later = alerts(client, middle_us, until_us, found)?;
+        return Ok(alerts(client, since_us, middle_us, found)? && later);
+    }
+    found.extend(rows.into_iter().filter(|alert| alert["detector"] != REAL_IP_SUSPECT));
+    Ok(is_whole)
 }
 
 /// What only one of both has, as JSON lines; how many are the same, on standard error.
-fn print_difference(replayed: &[AlertJson], raised: &[Value], fetched: usize) -> Result<()> {
+fn print_difference(replayed: &[AlertJson], raised: &[Value], summary: &Summary) -> Result<()> {
     let replayed: Vec<Value> = replayed.iter().map(serde_json::to_value).collect::<Result<_, _>>()?;
     let (ours, theirs) = (by_what(&replayed), by_what(raised));
     let mut out = std::io::stdout().lock();
@@ -66,13 +119,15 @@ fn print_difference(replayed: &[AlertJson], raised: &[Value], fetched: usize) ->
             writeln!(out, "{}", plain_json(json!({ "only": "replay", "alert": alert }).to_string()))?;
         }
     }
-    for (what, alert) in theirs.iter().filter(|(what, _)| !ours.contains_key(*what)) {
-        debug_assert!(!what.is_empty());
+    for (_, alert) in theirs.iter().filter(|(what, _)| !ours.contains_key(*what)) {
         writeln!(out, "{}", plain_json(json!({ "only": "server", "alert": alert }).to_string()))?;
     }
     eprintln!(
-        "{fetched} requests of the server replayed: {same} alerts in both, {} with this configuration only, {} of the server only; its \
-         alerts may rest on requests that it does not hold any more",
+        "{} requests of the server replayed, {} unreadable, {} ahead of the clock: {same} alerts in both, {} with this configuration \
+         only, {} of the server only; its alerts may rest on requests that it does not hold any more",
+        summary.lines,
+        summary.unreadable,
+        summary.ahead,
         ours.len() - same,
         theirs.len() - same
     );
@@ -85,61 +140,53 @@ fn by_what(alerts: &[Value]) -> BTreeMap<String, &Value> {
     alerts.iter().map(|alert| (what(alert), alert)).collect()
 }
 
-/// The requests of the last time, newest first. A page may end within a batch, all of which arrived at once: so the next one
-/// begins with that moment again, and what was seen of it is left out.
-fn fetch(client: &Client, last: &str) -> Result<Vec<Line>> {
-    let mut lines: Vec<Line> = Vec::new();
-    let mut is_hidden = false;
-    let mut query = vec![("since", last.to_owned()), ("limit", PAGE.to_string())];
-    let mut seen: HashMap<(u64, u64), usize> = HashMap::new();
+/// The requests since a time, page by page: each goes on where the one before ended, also one that was cut short.
+fn fetch(client: &Client, since_us: u64) -> Result<Fetched> {
+    let mut fetched = Fetched::default();
+    let mut query = vec![("since", time_text(since_us)), ("limit", PAGE.to_string())];
+    let mut tries = 0;
     loop {
         let page = client.get("/requests", &query)?;
+        let next = page.get("next").context("the server's /requests cannot be paged through: is it older than this command?")?;
         let rows = page["requests"].as_array().map_or(&[][..], Vec::as_slice);
-        if page["partial"] == true && rows.is_empty() {
-            bail!("the server is busy with another search, or took too long: try again");
+        fetched.lines.extend(rows.iter().map(line_of));
+        let is_partial = page["partial"] == true;
+        if fetched.lines.len() >= RECORDS_MAX {
+            fetched.cut = Some(format!("over {RECORDS_MAX}, which is the most: give a shorter --last"));
+            return Ok(fetched);
         }
-        let (before, mut again) = (lines.len(), std::mem::take(&mut seen));
-        for row in rows {
-            let batch = (row["shard"].as_u64().unwrap_or(0), row["commit_index"].as_u64().unwrap_or(0));
-            *seen.entry(batch).or_default() += 1;
-            if let Some(left) = again.get_mut(&batch).filter(|left| **left > 0) {
-                *left -= 1;
-                continue;
+        match next.as_str() {
+            Some(next) => {
+                query.retain(|(name, _)| *name != "cursor");
+                query.push(("cursor", next.to_owned()));
             }
-            is_hidden |= row["raw_headers"] == "***" || row["query"].as_str().is_some_and(|query| query.contains("***"));
-            lines.push(line_of(row));
+            None if is_partial && rows.is_empty() => {}
+            None if is_partial => {
+                fetched.cut = Some("the server could not read all that it holds".to_owned());
+                return Ok(fetched);
+            }
+            None => return Ok(fetched),
         }
-        if lines.len() >= RECORDS_MAX {
-            eprintln!("only the newest {RECORDS_MAX} requests are replayed: give a shorter --last");
-            break;
+        // Nothing, but not the end: another search is under way, or a shard has no time.
+        tries = if is_partial && rows.is_empty() { tries + 1 } else { 0 };
+        if tries > TRIES_MAX && fetched.lines.is_empty() {
+            bail!("the server is busy with other searches, or too slow: try again");
         }
-        if rows.len() < PAGE && page["partial"] != true {
-            break;
+        if tries > TRIES_MAX {
+            fetched.cut = Some("the server was busy with other searches, or too slow: try again".to_owned());
+            return Ok(fetched);
         }
-        let oldest_us = rows.last().and_then(|row| row["arrival_us"].as_u64()).unwrap_or(0);
-        if lines.len() == before {
-            bail!("over {PAGE} requests arrived in the same moment ({}): they cannot be paged through", time_text(oldest_us));
+        if tries > 0 {
+            std::thread::sleep(PAUSE);
         }
-        // Of batches that arrived later nothing can come again.
-        let of_oldest = rows.iter().filter(|row| row["arrival_us"].as_u64() == Some(oldest_us));
-        let kept: Vec<(u64, u64)> =
-            of_oldest.map(|row| (row["shard"].as_u64().unwrap_or(0), row["commit_index"].as_u64().unwrap_or(0))).collect();
-        seen.retain(|batch, _| kept.contains(batch));
-        query.retain(|(name, _)| *name != "until");
-        query.push(("until", time_text(oldest_us + 1)));
     }
-    if is_hidden {
-        eprintln!(
-            "query values and payloads are hidden without the token (--status-token-file): probing and multi_payload differ"
-        );
-    }
-    Ok(lines)
 }
 
 /// A row of `/requests` as a record of a replay.
 fn line_of(row: &Value) -> Line {
     let number = |name: &str| row[name].as_u64().unwrap_or(0);
     let age_us = number("sent_us").saturating_sub(number("event_us")).min(AGE_US_MAX);
+    let event_us = if row["replay"] == true { number("event_us") } else { number("arrival_us").saturating_sub(age_us) };
     let flags = number("flags");
     let names = [(0, "blocked"), (1, "denylist"), (2, "graylist"), (6, "credentials")];
     let flag_names: Vec<&str> = names.iter().filter(|(bit, _)| flags >> bit & 1 == 1).map(|(_, name)| *name).collect();
@@ -155,9 +202,9 @@ fn line_of(row: &Value) -> Line {
         .map(|hit| json!({ "type": hit["attack_type"], "payload": hit["payload"], "point": hit["point"] }))
         .collect();
     let record = json!({
-        "event_us": number("arrival_us").saturating_sub(age_us),
+        "event_us": event_us,
         "ip": row["client_ip"],
-        "method": row["method"],
+        "method": method_of(row),
         "path": row["path"],
         "status": row["status"],
         "request_id": row["request_id"],
@@ -172,6 +219,16 @@ fn line_of(row: &Value) -> Line {
         "flags": flag_names,
     });
     Line { order: (number("arrival_us"), number("commit_index")), text: record.to_string() }
+}
+
+/// The method of a row: one without a number of its own is in the extensions, and its name in the row is a number.
+fn method_of(row: &Value) -> &str {
+    let name = row["method"].as_str().unwrap_or_default();
+    if !name.bytes().all(|byte| byte.is_ascii_digit()) {
+        return name;
+    }
+    let extension = row["extensions"].as_array().into_iter().flatten().find(|extension| extension["tag"] == TAG_METHOD);
+    extension.and_then(|extension| extension["value"].as_str()).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -189,7 +246,17 @@ mod tests {
         let record: Value = serde_json::from_str(&line.text).expect("JSON");
         assert_eq!((line.order, &record["event_us"], &record["path"]), ((1000, 3), &990.into(), &"/a".into()));
         assert_eq!((&record["flags"], &record["outcome"]), (&json!(["blocked", "credentials"]), &"failed".into()));
+        let replayed = line_of(&json!({ "arrival_us": 1000, "sent_us": 50, "event_us": 40, "replay": true }));
+        assert_eq!(serde_json::from_str::<Value>(&replayed.text).expect("JSON")["event_us"], 40);
         let bits = [FLAG_BLOCKED, FLAG_DENYLIST, FLAG_GRAYLIST, FLAG_AUTH_FAILED, FLAG_AUTH_SUCCEEDED, FLAG_CREDENTIALS];
         assert_eq!(bits.map(u32::trailing_zeros), [0, 1, 2, 3, 4, 6]);
+    }
+
+    #[test]
+    fn a_method_without_a_number_is_in_the_extensions() {
+        let extensions = json!([{ "tag": 77, "value": "x" }, { "tag": TAG_METHOD, "value": "PURGE" }]);
+        assert_eq!(method_of(&json!({ "method": "0", "extensions": extensions })), "PURGE");
+        assert_eq!(method_of(&json!({ "method": "GET", "extensions": extensions })), "GET");
+        assert_eq!(method_of(&json!({ "method": "0", "extensions": [] })), "");
     }
 }

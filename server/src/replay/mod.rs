@@ -101,11 +101,19 @@ pub(crate) fn find(flags: &ReplayFlags, config: &DetectionConfig) -> Result<(Sum
     for path in &flags.files {
         Lines::open(path)?;
     }
+    run(flags, config, config.ahead_us, |reader| flags.files.iter().try_for_each(|path| reader.read(path)))
+}
+
+/// The alerts of what `read` gives the reader.
+fn run(
+    flags: &ReplayFlags,
+    config: &DetectionConfig,
+    ahead_us: u64,
+    read: impl FnOnce(&mut Reader) -> Result<()>,
+) -> Result<(Summary, Found)> {
     let settings = Arc::new(Settings::new(config).context("the names under attack_tools cannot be searched for")?);
-    let (mut reader, workers) = start(flags, &settings, config.ahead_us)?;
-    for path in &flags.files {
-        reader.read(path)?;
-    }
+    let (mut reader, workers) = start(flags, &settings, ahead_us)?;
+    read(&mut reader)?;
     reader.end_round()?;
     let summary = reader.summary;
     // Shards end when their queue does.
@@ -259,33 +267,38 @@ impl Reader {
         let mut lines = Lines::open(path)?;
         let mut clock_us = None;
         while let Some((line, is_too_long)) = lines.next()? {
-            if line.is_empty() && !is_too_long {
-                continue;
+            if !line.is_empty() || is_too_long {
+                self.line(line, &mut clock_us)?;
             }
-            self.summary.lines += 1;
-            let (order, ahead_us) = (self.summary.lines, self.ahead_us);
-            let (batches, summary) = (&mut self.batches, &mut self.summary);
-            let taken = record::read(self.format, line, |fields| {
-                let clock = clock_us.get_or_insert(fields.event_us);
-                if fields.event_us > clock.saturating_add(ahead_us) {
-                    summary.ahead += 1;
-                    return true;
-                }
-                *clock = fields.event_us.max(*clock);
-                let shard = shard_of(Source::of_bytes(&fields.client_ip), SEED, batches.len() as u32);
-                let (batch, orders) = &mut batches[shard as usize];
-                let is_pushed = batch.push(fields, ROUND_BYTES * 2).is_ok();
-                if is_pushed {
-                    orders.push(order);
-                    summary.records += 1;
-                }
-                is_pushed
-            });
-            self.summary.unreadable += u64::from(taken != Some(true));
-            self.in_round += 1;
-            if self.in_round >= ROUND_RECORDS || self.batches.iter().any(|(batch, _)| batch.blob().len() > ROUND_BYTES) {
-                self.end_round()?;
+        }
+        Ok(())
+    }
+
+    /// One line, by the clock of what it is from.
+    fn line(&mut self, line: &[u8], clock_us: &mut Option<u64>) -> Result<()> {
+        self.summary.lines += 1;
+        let (order, ahead_us) = (self.summary.lines, self.ahead_us);
+        let (batches, summary) = (&mut self.batches, &mut self.summary);
+        let taken = record::read(self.format, line, |fields| {
+            let clock = clock_us.get_or_insert(fields.event_us);
+            if fields.event_us > clock.saturating_add(ahead_us) {
+                summary.ahead += 1;
+                return true;
             }
+            *clock = fields.event_us.max(*clock);
+            let shard = shard_of(Source::of_bytes(&fields.client_ip), SEED, batches.len() as u32);
+            let (batch, orders) = &mut batches[shard as usize];
+            let is_pushed = batch.push(fields, ROUND_BYTES * 2).is_ok();
+            if is_pushed {
+                orders.push(order);
+                summary.records += 1;
+            }
+            is_pushed
+        });
+        self.summary.unreadable += u64::from(taken != Some(true));
+        self.in_round += 1;
+        if self.in_round >= ROUND_RECORDS || self.batches.iter().any(|(batch, _)| batch.blob().len() > ROUND_BYTES) {
+            self.end_round()?;
         }
         Ok(())
     }

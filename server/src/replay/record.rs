@@ -2,6 +2,7 @@
 
 use crate::analytics::observation::TAG_SOURCE_TEXT;
 use crate::config::flags::LineFormat;
+use crate::escape::unescape;
 use postanalytics_client::access_log::{client_ip, parse_ip, parse_line};
 use postanalytics_protocol::routing::address_bytes;
 use postanalytics_protocol::schema::v1::{
@@ -18,7 +19,8 @@ use std::hash::Hasher;
 pub(crate) fn read<T>(format: LineFormat, line: &[u8], take: impl FnOnce(&RecordFields<'_>) -> T) -> Option<T> {
     match format {
         LineFormat::Combined => read_log_line(line, take),
-        LineFormat::Jsonl => read_json(line, take),
+        LineFormat::Jsonl => read_json(line, false, take),
+        LineFormat::EscapedJsonl => read_json(line, true, take),
     }
 }
 
@@ -130,16 +132,22 @@ impl HashText<'_> {
     }
 }
 
-fn read_json<T>(line: &[u8], take: impl FnOnce(&RecordFields<'_>) -> T) -> Option<T> {
+/// Texts that are said to be escaped are unescaped; one that [`escape`](crate::escape::escape) did not make stays.
+fn read_json<T>(line: &[u8], is_escaped: bool, take: impl FnOnce(&RecordFields<'_>) -> T) -> Option<T> {
     let record: JsonRecord<'_> = serde_json::from_slice(line).ok()?;
-    let text =
-        |field: &'_ Option<Cow<'_, str>>| -> Vec<u8> { field.as_ref().map_or(Vec::new(), |text| text.as_bytes().to_vec()) };
+    let text = |field: &Option<Cow<'_, str>>| -> Vec<u8> {
+        let text = field.as_deref().unwrap_or_default();
+        let unescaped = if is_escaped { unescape(text) } else { None };
+        unescaped.unwrap_or_else(|| text.as_bytes().to_vec())
+    };
     let event_us = match (record.event_us, &record.time) {
         (Some(event_us), _) => event_us,
         (None, time) => time.as_ref()?.parse::<jiff::Timestamp>().ok()?.as_microsecond(),
     };
     let (host, path, query, user_agent) = (text(&record.host), text(&record.path), text(&record.query), text(&record.user_agent));
-    let hits = record.hits.as_deref().unwrap_or_default();
+    let method = text(&record.method);
+    let hits = record.hits.as_deref().unwrap_or_default().iter().take(HITS_MAX as usize);
+    let hits: Vec<_> = hits.map(|hit| (&hit.attack_type, text(&hit.point), text(&hit.payload))).collect();
     let has_flag = |name: &str| record.flags.iter().flatten().any(|flag| flag == name);
     let has_credentials = has_flag("credentials") || record.basic_user.as_ref().is_some_and(|user| !user.is_empty());
     let outcome = record.outcome.as_deref();
@@ -163,18 +171,17 @@ fn read_json<T>(line: &[u8], take: impl FnOnce(&RecordFields<'_>) -> T) -> Optio
         path: &path,
         query: &query,
         user_agent: &user_agent,
-        hits: hits.iter().take(HITS_MAX as usize).map(hit).collect(),
+        hits: hits.iter().map(|(attack_type, point, payload)| hit(attack_type.as_deref(), point, payload)).collect(),
         ..RecordFields::default()
     };
-    set_method(&mut fields, record.method.as_deref().unwrap_or("").as_bytes());
+    set_method(&mut fields, &method);
     set_source(&mut fields, record.ip.as_deref().unwrap_or("").as_bytes());
     Some(take(&fields))
 }
 
-fn hit<'a>(hit: &'a JsonHit<'_>) -> Hit<'a> {
-    let bytes = |text: &'a Option<Cow<'_, str>>| text.as_deref().unwrap_or("").as_bytes();
-    let attack_type = hit.attack_type.as_deref().and_then(AttackType::from_name).unwrap_or(AttackType::Undefined);
-    Hit { attack_type: attack_type as u16, severity: 0, rule_id: 0, point: bytes(&hit.point), payload: bytes(&hit.payload) }
+fn hit<'a>(attack_type: Option<&str>, point: &'a [u8], payload: &'a [u8]) -> Hit<'a> {
+    let attack_type = attack_type.and_then(AttackType::from_name).unwrap_or(AttackType::Undefined);
+    Hit { attack_type: attack_type as u16, severity: 0, rule_id: 0, point, payload }
 }
 
 /// An id of 32 hexadecimal digits, with or without dashes. Others are not kept: evidence has room for 16 bytes.
@@ -214,7 +221,7 @@ mod tests {
     fn json_records_keep_what_they_say() {
         let line = br#"{"event_us": 5, "ip": "web", "method": "BREW", "path": "/p", "status": 200, "user": "00000000000000FF",
             "session": 7, "outcome": "failed", "flags": ["blocked", "?"], "hits": [{"type": "sqli", "payload": "x"}, {}]}"#;
-        let seen = read_json(line, |fields| {
+        let seen = read_json(line, false, |fields| {
             assert_eq!((fields.event_us, fields.application, fields.user_hash, fields.session_hash), (5, -1, 255, 7));
             assert_eq!(fields.flags, FLAG_BLOCKED | FLAG_AUTH_FAILED);
             assert_eq!(fields.extensions[0], Extension { tag: TAG_METHOD, value: b"BREW" });
@@ -224,7 +231,18 @@ mod tests {
         });
         assert!(seen.is_some());
         for none in ["", "{}", "[1]", r#"{"time": "yesterday"}"#] {
-            assert!(read_json(none.as_bytes(), |_| ()).is_none(), "{none}");
+            assert!(read_json(none.as_bytes(), false, |_| ()).is_none(), "{none}");
+        }
+    }
+
+    #[test]
+    fn escaped_texts_are_unescaped_where_they_are_said_to_be() {
+        let line = br#"{"event_us": 5, "path": "/a\\\\b\\xff", "query": "a\\b", "hits": [{"payload": "\\x00"}]}"#;
+        for (is_escaped, path, payload) in [(true, &b"/a\\b\xff"[..], &b"\0"[..]), (false, b"/a\\\\b\\xff", b"\\x00")] {
+            let seen = read_json(line, is_escaped, |fields| {
+                assert_eq!((fields.path, fields.query, fields.hits[0].payload), (path, &b"a\\b"[..], payload));
+            });
+            assert!(seen.is_some());
         }
     }
 }

@@ -168,6 +168,10 @@ pub struct StoredRecord {
     pub session: u64,
     /// The node's clock when it sent the batch, Unix µs.
     pub sent_us: u64,
+    /// Its session replays a log: the times of its events count as they are.
+    pub is_replay: bool,
+    /// From where a search goes on whose next record is this one.
+    pub place: Cursor,
 }
 
 /// A place in the request log from which a search goes on to older ones.

@@ -78,7 +78,7 @@ fn slice(log: &Log, query: &mut Query, explain: &Explain<'_>) -> bool {
             && query.until_us.is_none_or(|until_us| header.arrival_us < until_us)
         {
             bytes_left = bytes_left.saturating_sub(u64::from(header.length));
-            if let Some(left) = frame(query, &header, body, records_left, explain) {
+            if let Some(left) = frame(query, &header, body, cursor(handle, records_left), explain) {
                 query.cursor = Some(cursor(handle, left));
                 return true;
             }
@@ -96,11 +96,13 @@ const fn cursor(handle: SlabHandle, records_left: u32) -> Cursor {
     Cursor { slab: handle.slab, generation: handle.generation, offset: handle.offset, records_left }
 }
 
-/// Looks at the first `records_left` records of a frame, last first. Returns how many are left when the page is full.
-fn frame(query: &mut Query, header: &PlaceHeader, body: &[u8], records_left: u32, explain: &Explain<'_>) -> Option<u32> {
+/// Looks at the first `records_left` records of the frame at `place`, last first. Returns how many are left when the page is
+/// full.
+fn frame(query: &mut Query, header: &PlaceHeader, body: &[u8], place: Cursor, explain: &Explain<'_>) -> Option<u32> {
     // Checked again rather than trusted: 4 ns a record, and no unsafe access.
     let Ok(batch) = ValidBatch::parse(header.schema, header.record_count, body) else { return None };
-    let mut left = records_left.min(header.record_count);
+    let mut left = place.records_left.min(header.record_count);
+    let is_replay = header.flags & FLAG_REPLAY != 0;
     while left > 0 {
         if query.page.stored.len() >= query.limit.min(QueryPage::RECORDS) {
             return Some(left);
@@ -118,10 +120,11 @@ fn frame(query: &mut Query, header: &PlaceHeader, body: &[u8], records_left: u32
                 node: header.node,
                 session: header.session,
                 sent_us: header.sent_us,
+                is_replay,
+                place: Cursor { records_left: left, ..place },
             });
             if query.explain {
-                let timing =
-                    Timing { arrival_us: header.arrival_us, sent_us: header.sent_us, is_replay: header.flags & FLAG_REPLAY != 0 };
+                let timing = Timing { arrival_us: header.arrival_us, sent_us: header.sent_us, is_replay };
                 let Explain { analytics, scratch, now_us } = explain;
                 query.page.standings.push(analytics.explain(&record, timing, *now_us, scratch));
             }

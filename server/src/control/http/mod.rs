@@ -3,7 +3,7 @@
 //! - [`request`]: parsing and guards; [`parameters`]: values in queries; [`answer`]: what goes back
 //! - [`pages`]: which there are and who answers them
 //! - [`status`], [`metrics`]: the server at one instant
-//! - [`scan`], [`record`]: stored records
+//! - [`scan`], [`record`], [`cursor`]: stored records
 //! - [`detection`]: alerts, attacks, top lists, timeline; [`denylist`]: verdicts, also by hand
 //! - [`explain`]: what is known of a source
 //!
@@ -13,6 +13,7 @@
 //! TLS, and one token for all rights.
 
 mod answer;
+mod cursor;
 mod denylist;
 mod detection;
 mod explain;

@@ -5,7 +5,7 @@ use super::parameters::{LIMIT_DEFAULT, Parameters, parse_id, parse_u64};
 use super::record::Show;
 use super::request::{self, Method, Request};
 use super::scan::{self, Found, Wanted};
-use super::{denylist, detection, explain, metrics, status};
+use super::{cursor, denylist, detection, explain, metrics, status};
 use crate::control::state::{State, unix_us};
 use serde_json::json;
 
@@ -51,7 +51,11 @@ const ROUTES: [Route; 14] = [
     get(Page::Metrics, "/metrics"),
     get(Page::Status, "/status"),
     get(Page::OpenApi, "/openapi.json"),
-    Route { page: Page::Requests, path: "/requests", methods: &[(Method::Get, &["source", "since", "until", "limit"])] },
+    Route {
+        page: Page::Requests,
+        path: "/requests",
+        methods: &[(Method::Get, &["source", "since", "until", "limit", "cursor"])],
+    },
     get(Page::Request, "/requests/{id}"),
     Route {
         page: Page::Alerts,
@@ -145,7 +149,11 @@ async fn page<'a>(
         Page::Metrics => Response::new(200, "text/plain; version=0.0.4; charset=utf-8", metrics::metrics(state).await),
         Page::Status => Response::json(200, &status::status(state).await),
         Page::OpenApi => Response::new(200, "application/json", OPENAPI.to_owned()),
-        Page::Requests => requests(state, show, &wanted_of(parameters)?).await,
+        Page::Requests => {
+            let read = |text| cursor::read(&state.cursor_key, text, state.shards().len());
+            let from = parameters.text("cursor").map(read).transpose()?.unwrap_or_default();
+            requests(state, show, &Wanted { from, ..wanted_of(parameters)? }).await
+        }
         Page::Request => {
             let id = parse_id(id).ok_or_else(|| "the id of a request is 32 hexadecimal digits".to_owned())?;
             requests(state, show, &Wanted { request_id: Some(id), limit: LIMIT_DEFAULT, ..Wanted::default() }).await
@@ -171,6 +179,7 @@ pub(super) fn wanted_of(parameters: &Parameters<'_>) -> Result<Wanted, String> {
         since_us: parameters.time_us("since")?,
         until_us: parameters.time_us("until")?,
         limit: parameters.limit()?,
+        from: Vec::new(),
         explain: false,
     })
 }
@@ -179,9 +188,14 @@ async fn requests<'a>(state: &'a State, show: Show, wanted: &Wanted) -> Response
     if state.shards().is_empty() {
         return not_ready();
     }
+    let body_of = |found: Found| {
+        let next = found.next.as_deref().map(|next| cursor::write(&state.cursor_key, next));
+        body_of(found.records, found.partial, next.as_deref())
+    };
     // One at a time, until its answer is written: others are told at once that theirs is not whole.
     let Some(slot) = state.take_scan_slot() else {
-        return Response::new(200, "application/json", body_of(Found { records: Vec::new(), partial: true }));
+        let next = Some(wanted.from.clone()).filter(|from| !from.is_empty());
+        return Response::new(200, "application/json", body_of(Found { records: Vec::new(), partial: true, next }));
     };
     let found = scan::scan(state, &slot, wanted, show).await;
     if wanted.request_id.is_some() && found.records.is_empty() && !found.partial {
@@ -195,17 +209,22 @@ pub(super) fn not_ready() -> Response<'static> {
 }
 
 /// The records go one by one as they are copied, so that the answer is in memory once.
-fn body_of(found: Found) -> String {
-    let bytes: usize = found.records.iter().map(|(_, json)| json.len() + 1).sum();
-    let mut body = String::with_capacity(bytes + 64);
+fn body_of(records: Vec<(u64, String)>, is_partial: bool, next: Option<&str>) -> String {
+    let bytes: usize = records.iter().map(|(_, json)| json.len() + 1).sum();
+    let mut body = String::with_capacity(bytes + 64 + next.map_or(0, str::len));
     body.push_str("{\"requests\":[");
-    for (index, (_, json)) in found.records.into_iter().enumerate() {
+    for (index, (_, json)) in records.into_iter().enumerate() {
         if index > 0 {
             body.push(',');
         }
         body.push_str(&json);
     }
-    body.push_str(if found.partial { "],\"partial\":true}\n" } else { "],\"partial\":false}\n" });
+    body.push_str(if is_partial { "],\"partial\":true,\"next\":" } else { "],\"partial\":false,\"next\":" });
+    match next {
+        // Digits, letters, hyphens and dots.
+        Some(next) => body.extend(["\"", next, "\"}\n"]),
+        None => body.push_str("null}\n"),
+    }
     body
 }
 
@@ -243,9 +262,9 @@ mod tests {
 
     #[test]
     fn bodies_are_json() {
-        let found = Found { records: vec![(2, "{\"a\":1}".to_owned()), (1, "{}".to_owned())], partial: false };
-        assert_eq!(body_of(found), "{\"requests\":[{\"a\":1},{}],\"partial\":false}\n");
-        assert_eq!(body_of(Found { records: Vec::new(), partial: true }), "{\"requests\":[],\"partial\":true}\n");
+        let records = vec![(2, "{\"a\":1}".to_owned()), (1, "{}".to_owned())];
+        assert_eq!(body_of(records, false, None), "{\"requests\":[{\"a\":1},{}],\"partial\":false,\"next\":null}\n");
+        assert_eq!(body_of(Vec::new(), true, Some("a-b")), "{\"requests\":[],\"partial\":true,\"next\":\"a-b\"}\n");
     }
 
     #[test]

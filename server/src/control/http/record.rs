@@ -31,6 +31,7 @@ struct RecordJson {
     node: String,
     session: String,
     sent_us: u64,
+    replay: bool,
     event_us: u64,
     client_ip: String,
     application: i32,
@@ -88,6 +89,7 @@ pub(in crate::control) fn to_json(record: &RecordView<'_>, stored: &StoredRecord
         node: uuid::Uuid::from_bytes(stored.node).to_string(),
         session: format!("{:016x}", stored.session),
         sent_us: stored.sent_us,
+        replay: stored.is_replay,
         event_us: record.event_us(),
         client_ip: address_of_bytes(record.client_ip()).to_string(),
         application: record.application(),
@@ -222,8 +224,15 @@ mod tests {
         body.resize(batch.body_bytes(), 0);
         batch.encode_body(&mut body);
         let valid = ValidBatch::parse(SCHEMA, 1, &body).expect("valid");
-        let stored =
-            StoredRecord { arrival_us: 1_700_000_000_000_001, commit_index: 5, node: [1; 16], session: 0xabc, sent_us: 9 };
+        let stored = StoredRecord {
+            arrival_us: 1_700_000_000_000_001,
+            commit_index: 5,
+            node: [1; 16],
+            session: 0xabc,
+            sent_us: 9,
+            is_replay: true,
+            place: crate::shard::messages::Cursor { slab: 0, generation: 1, offset: 64, records_left: 1 },
+        };
         let text = to_json(&valid.record(0).expect("one"), &stored, 3, show);
         serde_json::from_str(&text).expect("JSON")
     }
@@ -256,6 +265,7 @@ mod tests {
         assert_eq!((&json["hits"][0]["attack_type"], &json["hits"][0]["payload"]), (&"sqli".into(), &"1'--".into()));
         assert_eq!((&json["extensions"][0]["value"], &json["extensions"][1]["value"]), (&"PURGE".into(), &"new".into()));
         assert_eq!((&json["shard"], &json["arrival"]), (&3.into(), &"2023-11-14T22:13:20.000001Z".into()));
+        assert_eq!(json["replay"], true);
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! Reading records out of the shards: pages of each, merged by arrival, newest first.
 //!
 //! One scan at a time, and each in bounded slices on the shards, so that reading does not disturb storing. A scan ends with
-//! what it has when it took too long, grew too large, or a shard did not answer; then it says that it is partial.
+//! what it has when it took too long, grew too large, or a shard did not answer; then it says that it is partial. In any case it
+//! says where it goes on in each shard, in the order of that shard's log: so pages leave nothing out and show nothing twice.
 
+use super::cursor::GoOn;
 use super::record::{Show, to_json};
 use crate::analytics::explain::Standings;
 use crate::control::state::{ScanSlot, ShardPort, State};
@@ -29,6 +31,8 @@ pub(in crate::control) struct Wanted {
     pub(in crate::control) since_us: Option<u64>,
     pub(in crate::control) until_us: Option<u64>,
     pub(in crate::control) limit: usize,
+    /// Where it goes on in each shard; empty: from the newest.
+    pub(in crate::control) from: Vec<GoOn>,
     /// Also what the detectors make of each record.
     pub(in crate::control) explain: bool,
 }
@@ -39,6 +43,8 @@ pub(in crate::control) struct Found {
     /// Arrival of each record, Unix µs, and its JSON.
     pub(in crate::control) records: Vec<(u64, String)>,
     pub(in crate::control) partial: bool,
+    /// Where it goes on in each shard; `None`: nothing older is left.
+    pub(in crate::control) next: Option<Vec<GoOn>>,
 }
 
 /// One shard's part of a scan.
@@ -53,6 +59,8 @@ pub(super) struct Lane {
     /// A page was asked for and is not here yet.
     waiting: bool,
     pub(super) complete: bool,
+    /// The shard could not be asked: its part ends here, though there may be more.
+    unasked: bool,
 }
 
 /// All records of one source, with what the detectors make of them: page by page, each given to `take`, newest first, which
@@ -92,7 +100,12 @@ pub(super) async fn explain(
 /// Runs a scan. The slot stays with the caller until the answer is written.
 pub(in crate::control) async fn scan(state: &State, _slot: &ScanSlot<'_>, wanted: &Wanted, show: Show) -> Found {
     state.scan_id.set(state.scan_id.get() + 1);
-    let mut found = run(state, wanted, show).await;
+    let from = |index: usize| wanted.from.get(index).copied().unwrap_or(GoOn::Newest);
+    let mut lanes: Vec<Lane> =
+        state.shards().iter().enumerate().map(|(index, port)| Lane::from(port.shard, from(index))).collect();
+    let mut found = run(state, &mut lanes, wanted, show).await;
+    let next: Vec<GoOn> = lanes.iter().map(Lane::go_on).collect();
+    found.next = next.iter().any(|shard| *shard != GoOn::Over).then_some(next);
     // A shard's log is in the order in which frames began; within a moment that is not the order of arrival.
     found.records.sort_by_key(|(arrival_us, _)| std::cmp::Reverse(*arrival_us));
     // Answers that are still under way belong to no scan any more.
@@ -100,16 +113,15 @@ pub(in crate::control) async fn scan(state: &State, _slot: &ScanSlot<'_>, wanted
     found
 }
 
-async fn run(state: &State, wanted: &Wanted, show: Show) -> Found {
+async fn run(state: &State, lanes: &mut [Lane], wanted: &Wanted, show: Show) -> Found {
     let deadline = Instant::now() + SCAN_TIME_MAX;
     let mut found = Found::default();
     let mut answer_bytes = 0;
-    let mut lanes: Vec<Lane> = state.shards().iter().map(|port| Lane::new(port.shard)).collect();
     loop {
         for (lane, port) in lanes.iter_mut().zip(state.shards()) {
             if lane.taken == lane.stored.len() && !lane.complete && !lane.waiting && !lane.ask(state, port, wanted) {
                 found.partial = true;
-                lane.complete = true;
+                (lane.complete, lane.unasked) = (true, true);
             }
         }
         while lanes.iter().any(|lane| lane.waiting) {
@@ -119,12 +131,12 @@ async fn run(state: &State, wanted: &Wanted, show: Show) -> Found {
                 found.partial = true;
                 return found;
             };
-            take_answer(state, &mut lanes, index, query);
+            take_answer(state, lanes, index, query);
         }
         if lanes.iter().all(|lane| lane.taken == lane.stored.len() && lane.complete) {
             return found;
         }
-        if !merge(&mut lanes, wanted, show, &mut found, &mut answer_bytes) {
+        if !merge(lanes, wanted, show, &mut found, &mut answer_bytes) {
             return found;
         }
         if Instant::now() >= deadline {
@@ -146,7 +158,23 @@ fn take_answer(state: &State, lanes: &mut [Lane], index: usize, query: Box<Query
 impl Lane {
     fn new(shard: u32) -> Self {
         let body = AlignedVec::new();
-        Self { shard, body, stored: Vec::new(), standings: Vec::new(), taken: 0, cursor: None, waiting: false, complete: false }
+        let (stored, standings) = (Vec::new(), Vec::new());
+        Self { shard, body, stored, standings, taken: 0, cursor: None, waiting: false, complete: false, unasked: false }
+    }
+
+    fn from(shard: u32, from: GoOn) -> Self {
+        let cursor = if let GoOn::Older(cursor) = from { Some(cursor) } else { None };
+        Self { cursor, complete: from == GoOn::Over, ..Self::new(shard) }
+    }
+
+    /// Where the next search goes on: with the first record that this one did not take.
+    fn go_on(&self) -> GoOn {
+        match (self.stored.get(self.taken), self.cursor) {
+            (Some(stored), _) => GoOn::Older(stored.place),
+            (None, _) if self.complete && !self.unasked => GoOn::Over,
+            (None, Some(cursor)) => GoOn::Older(cursor),
+            (None, None) => GoOn::Newest,
+        }
     }
 
     /// Asks the shard for the next page; `false` if it cannot be asked now.
@@ -197,41 +225,53 @@ impl Lane {
 /// go; `false` when the scan is over.
 fn merge(lanes: &mut [Lane], wanted: &Wanted, show: Show, found: &mut Found, answer_bytes: &mut usize) -> bool {
     let mut taken: Vec<usize> = lanes.iter().map(|lane| lane.taken).collect();
-    let (records_end, bytes_end) = (found.records.len() + MERGE_RECORDS, *answer_bytes + MERGE_BYTES);
-    {
-        let batches: Vec<Option<ValidBatch<'_>>> =
-            lanes.iter().map(|lane| ValidBatch::parse(SCHEMA, lane.stored.len() as u32, &lane.body).ok()).collect();
-        while found.records.len() < records_end && *answer_bytes < bytes_end {
-            if lanes.iter().zip(&taken).any(|(lane, taken)| *taken == lane.stored.len() && !lane.complete) {
-                break;
-            }
-            let heads = lanes.iter().zip(&taken).enumerate();
-            let newest = heads.filter_map(|(index, (lane, taken))| {
-                lane.stored.get(*taken).map(|stored| ((stored.arrival_us, stored.commit_index), index))
-            });
-            let Some((_, index)) = newest.max_by_key(|(key, _)| *key) else { break };
-            let (lane, position) = (&lanes[index], taken[index]);
-            taken[index] += 1;
-            let Some(record) = batches[index].and_then(|batch| batch.record(position)) else {
-                found.partial = true;
-                continue;
-            };
-            if found.records.len() == wanted.limit {
-                return false;
-            }
-            let json = to_json(&record, &lane.stored[position], lane.shard, show);
-            if *answer_bytes + json.len() > ANSWER_BYTES_MAX {
-                found.partial = true;
-                return false;
-            }
-            *answer_bytes += json.len() + 1;
-            found.records.push((lane.stored[position].arrival_us, json));
-        }
-    }
+    let goes_on = take_newest(lanes, &mut taken, wanted, show, found, answer_bytes);
     for (lane, taken) in lanes.iter_mut().zip(taken) {
         lane.taken = taken;
     }
-    found.records.len() < wanted.limit
+    goes_on && found.records.len() < wanted.limit
+}
+
+/// The loop of [`merge`]; a record counts as taken only once it is in the answer.
+fn take_newest(
+    lanes: &[Lane],
+    taken: &mut [usize],
+    wanted: &Wanted,
+    show: Show,
+    found: &mut Found,
+    answer_bytes: &mut usize,
+) -> bool {
+    let (records_end, bytes_end) = (found.records.len() + MERGE_RECORDS, *answer_bytes + MERGE_BYTES);
+    let batches: Vec<Option<ValidBatch<'_>>> =
+        lanes.iter().map(|lane| ValidBatch::parse(SCHEMA, lane.stored.len() as u32, &lane.body).ok()).collect();
+    while found.records.len() < records_end && *answer_bytes < bytes_end {
+        if lanes.iter().zip(&*taken).any(|(lane, taken)| *taken == lane.stored.len() && !lane.complete) {
+            break;
+        }
+        let heads = lanes.iter().zip(&*taken).enumerate();
+        let newest = heads.filter_map(|(index, (lane, taken))| {
+            lane.stored.get(*taken).map(|stored| ((stored.arrival_us, stored.commit_index), index))
+        });
+        let Some((_, index)) = newest.max_by_key(|(key, _)| *key) else { break };
+        let (lane, position) = (&lanes[index], taken[index]);
+        let Some(record) = batches[index].and_then(|batch| batch.record(position)) else {
+            found.partial = true;
+            taken[index] += 1;
+            continue;
+        };
+        if found.records.len() == wanted.limit {
+            return false;
+        }
+        let json = to_json(&record, &lane.stored[position], lane.shard, show);
+        if *answer_bytes + json.len() > ANSWER_BYTES_MAX {
+            found.partial = true;
+            return false;
+        }
+        *answer_bytes += json.len() + 1;
+        taken[index] += 1;
+        found.records.push((lane.stored[position].arrival_us, json));
+    }
+    true
 }
 
 #[cfg(test)]
@@ -239,13 +279,20 @@ mod tests {
     use super::*;
     use postanalytics_protocol::{BatchBuilder, RecordFields};
 
+    /// A place of its own for each arrival.
+    fn place(arrival_us: u64) -> Cursor {
+        Cursor { slab: 0, generation: 1, offset: arrival_us as u32, records_left: 1 }
+    }
+
     fn lane(shard: u32, arrivals: &[u64], complete: bool) -> Lane {
         let mut batch = BatchBuilder::default();
         let mut stored = Vec::new();
         for (index, arrival_us) in arrivals.iter().enumerate() {
             batch.push(&RecordFields { event_us: *arrival_us, ..RecordFields::default() }, 1 << 20).expect("fits");
             let commit_index = 100 - index as u64;
-            stored.push(StoredRecord { arrival_us: *arrival_us, commit_index, node: [0; 16], session: 0, sent_us: 0 });
+            let place = place(*arrival_us);
+            let (node, session, sent_us, is_replay) = ([0; 16], 0, 0, false);
+            stored.push(StoredRecord { arrival_us: *arrival_us, commit_index, node, session, sent_us, is_replay, place });
         }
         let mut body = AlignedVec::new();
         body.resize(batch.body_bytes(), 0);
@@ -279,6 +326,17 @@ mod tests {
         let (mut found, mut bytes) = (Found::default(), 0);
         assert!(!merge(&mut lanes, &wanted, Show::Everything, &mut found, &mut bytes));
         assert_eq!((arrivals(&found), found.partial), (vec![9, 7], false));
+        assert_eq!(lanes[0].go_on(), GoOn::Older(place(3)));
+    }
+
+    #[test]
+    fn a_shard_that_has_no_more_is_over_and_one_that_was_not_asked_is_not() {
+        let mut over = Lane::from(0, GoOn::Over);
+        assert_eq!(over.go_on(), GoOn::Over);
+        (over.complete, over.unasked) = (true, true);
+        assert_eq!(over.go_on(), GoOn::Newest);
+        let lane = Lane { complete: true, unasked: true, ..Lane::from(0, GoOn::Older(place(5))) };
+        assert_eq!(lane.go_on(), GoOn::Older(place(5)));
     }
 
     #[test]
@@ -301,5 +359,6 @@ mod tests {
         let (mut found, mut bytes) = (Found::default(), ANSWER_BYTES_MAX - 1000);
         assert!(!merge(&mut lanes, &wanted, Show::Everything, &mut found, &mut bytes));
         assert!(found.partial && found.records.len() < 3);
+        assert_eq!(lanes[0].go_on(), GoOn::Older(place([9, 7, 3][found.records.len()])));
     }
 }
