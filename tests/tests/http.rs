@@ -268,13 +268,12 @@ fn requests_are_found_by_source_time_limit_and_id() {
     }
 }
 
-/// All of one write has the same arrival, far more than a page.
+/// Much of one write has the same arrival, far more than a page.
 #[test]
 fn pages_go_on_where_the_one_before_ended() {
     let server = Server::new();
     let mut connection = RawConnection::open(server.ingest, 1, 7);
-    let source: IpAddr = SOURCE.parse().unwrap();
-    let frames: Vec<u8> = (1..=300).flat_map(|sequence| batch(7, sequence, source, 5)).collect();
+    let frames: Vec<u8> = (1..=300).flat_map(|sequence| batch(7, sequence, SOURCE, 5)).collect();
     connection.send(&frames);
     connection.expect_ack(300);
     let all = paths(&server.get("/requests?limit=1000").1);
