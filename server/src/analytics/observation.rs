@@ -134,6 +134,9 @@ pub struct Object {
     pub number: Option<u64>,
 }
 
+/// The template of a path, and its object id.
+type Template<'a> = (&'a [u8], Option<&'a [u8]>);
+
 /// See the module.
 #[derive(Clone, Debug)]
 pub struct Observation<'a> {
@@ -181,7 +184,7 @@ pub struct Observation<'a> {
     /// Path and query, normalised, once they were asked for.
     address: Cell<Option<(&'a [u8], &'a [u8])>>,
     /// Path with ids replaced, and the last id, once they were asked for.
-    template: Cell<Option<(&'a [u8], Option<&'a [u8]>)>>,
+    template: Cell<Option<Template<'a>>>,
 }
 
 impl<'a> Observation<'a> {
