@@ -227,6 +227,19 @@ def too_slow(traffic):
             attack(traffic, detector, event, every_us, 100, False, "too slow")
 
 
+def apart(traffic):
+    """Everybody stays 20 % away from every threshold: attackers with half as many events again as they need, a fifth closer
+    together, others with a fifth less than that or a fifth slower, and people. What small errors of time cannot change."""
+    for detector, speeds in ATTACKS.items():
+        for speed, event, every_us, fires in speeds:
+            attack(traffic, detector, event, every_us * 4 // 5, fires + max(2, fires // 2), True, f"{speed}, clearly above")
+            attack(traffic, detector, event, every_us, fires * 4 // 5, False, f"{speed}, clearly below")
+    for detector, kinds in TOO_SLOW.items():
+        for event, every_us in kinds:
+            attack(traffic, detector, event, every_us, 40, False, "too slow")
+    people(traffic, 20)
+
+
 def mixed_failures(traffic):
     """Crawlers of badly kept sites: one dead link in ten stays silent, two in three are found."""
     for share, expected in ((10, False), (3, True)):
@@ -414,6 +427,7 @@ SCENARIOS = {
     "nat": people_behind_one_address,
     "thresholds": thresholds,
     "too-slow": too_slow,
+    "apart": apart,
     "mixed": mixed_failures,
     "distributed": distributed,
     "nat-attack": attackers_behind_one_address,

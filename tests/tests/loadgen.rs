@@ -294,6 +294,62 @@ fn two_generators_at_once_are_one_report() {
     server.stop();
 }
 
+const ATTACKS: [(&str, u64); 6] =
+    [("brute-force", 6), ("credential-stuffing", 6), ("forced-browsing", 4), ("bola", 30), ("scanner", 2), ("probing", 5)];
+
+#[test]
+fn attackers_are_listed_by_another_client_and_visitors_are_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let detectors = ["brute_force", "credential_stuffing", "forced_browsing", "bola", "scanner", "probing"];
+    let config: String = detectors.iter().map(|name| format!("[detectors.{name}]\naction = \"denylist\"\n")).collect();
+    std::fs::write(path("rules.toml"), config).unwrap();
+    let server = ServerOptions::default().shards(2).arguments(&["--config", &path("rules.toml")]).start();
+    let target = server.ingest.to_string();
+    let attacks: Vec<String> = ATTACKS.iter().map(|(name, _)| format!("{name}:sources=20")).collect();
+    let mut arguments = vec!["--target", &target, "--rate", "2k/s", "--warmup", "1s", "--duration", "2s", "--threads", "2"];
+    attacks.iter().for_each(|attack| arguments.extend(["--attack", attack]));
+    let (json, truth) = (path("report.json"), path("truth.jsonl"));
+    arguments.extend(["--json", &json, "--truth", &truth]);
+    arguments.extend(["--assert", "attackers_not_listed=0,benign_listed=0,verdict_max>0,tnt_errors=0"]);
+    let output = loadgen(&arguments);
+    assert_eq!(output.status.code(), Some(0), "{}", text_of(&output));
+    assert!(text_of(&output).contains("time to verdict p99"), "{}", text_of(&output));
+    let report: Value = serde_json::from_str(&std::fs::read_to_string(&json).unwrap()).unwrap();
+    let summary = &report["attacks"];
+    assert_eq!(
+        ["attackers", "listed", "undecided"].map(|name| summary[name].as_u64()),
+        [Some(120), Some(120), Some(0)],
+        "{report}"
+    );
+    let times = ["p50", "p99", "max"].map(|name| report["time_to_verdict_us"][name].as_u64().unwrap());
+    assert!(times[0] > 0 && times.is_sorted(), "{report}");
+    let truth: Vec<Value> =
+        std::fs::read_to_string(&truth).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    for (name, record) in ATTACKS {
+        let of_attack: Vec<&Value> = truth.iter().filter(|attacker| attacker["attack"] == name).collect();
+        assert_eq!(of_attack.len(), 20, "{name}");
+        for attacker in of_attack {
+            assert_eq!((&attacker["deciding_record"], &attacker["records_sent"]), (&record.into(), &(2 * record).into()));
+            assert!(attacker["first_us"].as_u64() < attacker["deciding_us"].as_u64(), "{attacker}");
+        }
+    }
+    // The same attackers once more: they are listed already, so nothing could be measured.
+    let output = loadgen(&["--target", &target, "--attack", "scanner:sources=20", "--duration", "1s", "--threads", "2"]);
+    assert!(output.status.code() == Some(3) && text_of(&output).contains("another --seed"), "{}", text_of(&output));
+    server.stop();
+}
+
+#[test]
+fn a_server_that_lists_nobody_is_told() {
+    let server = Server::new();
+    let target = server.ingest.to_string();
+    let output = loadgen(&["--target", &target, "--attack", "scanner", "--duration", "1s", "--warmup", "0", "--rate", "100/s"]);
+    let text = text_of(&output);
+    assert!(output.status.code() == Some(0) && text.contains("none came") && text.contains("action = \"denylist\""), "{text}");
+    server.stop();
+}
+
 #[test]
 fn an_unreachable_server_is_exit_code_3_and_says_what_to_look_at() {
     let target = format!("127.0.0.1:{}", free_port());
@@ -318,6 +374,8 @@ fn wrong_usage_is_exit_code_2() {
         &["--find-max"],
         &["--find-max", "--slo", "p99<5ms"],
         &["merge", "one.json"],
+        &["--attack", "ddos"],
+        &["--attack", "bola", "--saturate"],
     ] {
         let output = loadgen(wrong);
         assert_eq!(output.status.code(), Some(2), "{wrong:?}: {}", text_of(&output));
