@@ -241,7 +241,7 @@ pub struct ServeFlags {
     #[arg(long, value_name = "UUID")]
     pub server_id: Option<String>,
     /// Run the detectors, with these numbers and actions (TOML, may be empty), read again on SIGHUP. Without it none runs: they
-    /// still cost several times as much as all the rest [env: POSTANALYTICS_CONFIG]
+    /// still cost more than all the rest [env: POSTANALYTICS_CONFIG]
     #[arg(long, value_name = "FILE")]
     pub config: Option<String>,
     /// Log as text or json [env: POSTANALYTICS_LOG] [default: text]
