@@ -255,17 +255,20 @@ fn a_hundred_million_single_use_keys_leave_memory_as_it_is() {
         }
     }
     let (engine, attackers) = (&analytics.engine, RECORDS.div_ceil(ATTACKER_EVERY));
-    println!(
-        "{} keys in {:.0} s; {} live, {} evicted ({} hot), {} overwritten in probation; {} of {attackers} attackers found; \
+    #[expect(clippy::print_stdout, reason = "what it measured is what it is for")]
+    {
+        println!(
+            "{} keys in {:.0} s; {} live, {} evicted ({} hot), {} overwritten in probation; {} of {attackers} attackers found; \
          resident MiB at each tenth: {resident:?}",
-        2 * RECORDS,
-        begun.elapsed().as_secs_f64(),
-        engine.table.live(),
-        engine.counters.keys_evicted,
-        engine.counters.keys_evicted_hot,
-        engine.table.probation_overwritten,
-        engine.counters.fired.iter().sum::<u64>()
-    );
+            2 * RECORDS,
+            begun.elapsed().as_secs_f64(),
+            engine.table.live(),
+            engine.counters.keys_evicted,
+            engine.counters.keys_evicted_hot,
+            engine.table.probation_overwritten,
+            engine.counters.fired.iter().sum::<u64>()
+        );
+    }
     assert_eq!(engine.counters.fired.iter().sum::<u64>(), attackers);
     let grown = resident[resident.len() - 1].saturating_sub(resident[1]);
     assert!(grown < 8, "{grown} MiB more: {resident:?}");
