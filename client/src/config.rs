@@ -3,7 +3,7 @@
 use crate::ack::AckHook;
 use crate::denylist::ListHook;
 use crate::{AckedRecord, Client, ListChange};
-use std::net::Ipv6Addr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 use thiserror::Error;
 
@@ -17,6 +17,18 @@ pub enum BuildError {
         address: String,
         /// What is wrong with it.
         what: &'static str,
+    },
+    /// A server was given twice.
+    #[error("the server {address:?} is given twice; name each server once")]
+    ServerTwice {
+        /// The address, as it was given the second time.
+        address: String,
+    },
+    /// More servers than a client speaks to.
+    #[error("{count} servers are given, a client speaks to at most {SERVERS_MAX}; spread the nodes over several deployments")]
+    TooManyServers {
+        /// How many were given.
+        count: usize,
     },
     /// A setting is out of its range.
     #[error("{setting} is {value}, it must be {range}")]
@@ -38,12 +50,25 @@ pub enum BuildError {
     },
 }
 
+/// Most servers of a client.
+pub const SERVERS_MAX: usize = 16;
+/// The server of a client that was given none.
+const SERVER_DEFAULT: &str = "127.0.0.1:3313";
+
+/// Where a server is to be found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ServerAddress {
+    /// As it was given.
+    pub(crate) text: String,
+    pub(crate) host: String,
+    pub(crate) port: u16,
+}
+
 /// The settings, checked.
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
-    pub(crate) server: String,
-    pub(crate) host: String,
-    pub(crate) port: u16,
+    /// At least one.
+    pub(crate) servers: Vec<ServerAddress>,
     pub(crate) node: [u8; 16],
     pub(crate) node_name: String,
     pub(crate) replay: bool,
@@ -61,7 +86,7 @@ pub(crate) struct Config {
 /// Builds a [`Client`]. Only the server's address has no useful default elsewhere than on the server's own host.
 #[must_use = "nothing happens before build()"]
 pub struct ClientBuilder {
-    server: String,
+    servers: Vec<String>,
     node: Option<[u8; 16]>,
     node_name: Option<String>,
     replay: bool,
@@ -80,7 +105,7 @@ pub struct ClientBuilder {
 impl Default for ClientBuilder {
     fn default() -> Self {
         Self {
-            server: "127.0.0.1:3313".into(),
+            servers: Vec::new(),
             node: None,
             node_name: None,
             replay: false,
@@ -99,9 +124,9 @@ impl Default for ClientBuilder {
 }
 
 impl ClientBuilder {
-    /// The server, `host:port`; IPv6 addresses in brackets. Default `127.0.0.1:3313`.
+    /// Adds a server, `host:port`; IPv6 addresses in brackets. Without any: `127.0.0.1:3313`. At most [`SERVERS_MAX`].
     pub fn server(mut self, address: impl Into<String>) -> Self {
-        self.server = address.into();
+        self.servers.push(address.into());
         self
     }
 
@@ -200,16 +225,18 @@ impl ClientBuilder {
 
     /// Starts the background thread. It does not wait for a connection: records are queued until there is one.
     pub fn build(self) -> Result<Client, BuildError> {
-        let (host, port) = split_address(&self.server)?;
+        let servers = servers(self.servers)?;
+        if servers.len() > 1 {
+            let value = servers.len().to_string();
+            return Err(BuildError::OutOfRange { setting: "the number of servers", value, range: "1 in this version" });
+        }
         let node = match self.node {
             Some(node) => node,
             None => crate::random_bytes()?,
         };
         let host_name = || rustix::system::uname().nodename().to_string_lossy().into_owned();
         let config = Config {
-            host,
-            port,
-            server: self.server,
+            servers,
             node,
             node_name: self.node_name.unwrap_or_else(host_name),
             replay: self.replay,
@@ -225,6 +252,28 @@ impl ClientBuilder {
         };
         Client::start(config, self.hook, self.list_hook)
     }
+}
+
+/// The servers that were given, or the default one: each of them once.
+fn servers(given: Vec<String>) -> Result<Vec<ServerAddress>, BuildError> {
+    if given.len() > SERVERS_MAX {
+        return Err(BuildError::TooManyServers { count: given.len() });
+    }
+    let given = if given.is_empty() { vec![SERVER_DEFAULT.to_owned()] } else { given };
+    let mut servers: Vec<ServerAddress> = Vec::with_capacity(given.len());
+    for text in given {
+        let (host, port) = split_address(&text)?;
+        // Names know no case, and an address may be written in several ways.
+        let canonical = |host: &str| match host.parse::<IpAddr>() {
+            Ok(address) => address.to_string(),
+            Err(_) => host.to_ascii_lowercase(),
+        };
+        if servers.iter().any(|server| (canonical(&server.host), server.port) == (canonical(&host), port)) {
+            return Err(BuildError::ServerTwice { address: text });
+        }
+        servers.push(ServerAddress { text, host, port });
+    }
+    Ok(servers)
 }
 
 fn within(setting: &'static str, value: usize, min: usize, max: usize, range: &'static str) -> Result<usize, BuildError> {
@@ -278,6 +327,21 @@ mod tests {
             let error = split_address(address).expect_err("bad").to_string();
             assert!(error.contains(&format!("{address:?}")) && error.contains("127.0.0.1:3313"), "{error}");
         }
+    }
+
+    #[test]
+    fn each_server_is_given_once() {
+        let of = |given: &[&str]| servers(given.iter().map(|text| (*text).to_owned()).collect());
+        assert_eq!(of(&[]).expect("the default")[0].text, "127.0.0.1:3313");
+        assert_eq!(of(&["a.example:1", "a.example:2", "[::1]:1"]).expect("three").len(), 3);
+        for twice in [["a.example:1", "A.example:1"], ["127.0.0.1:1", "127.0.0.1:1"], ["[::1]:1", "[0:0::1]:1"]] {
+            let error = of(&twice).expect_err("twice").to_string();
+            assert!(error.contains(&format!("{:?}", twice[1])) && error.contains("once"), "{error}");
+        }
+        let many: Vec<String> = (1..=17).map(|port| format!("10.0.0.1:{port}")).collect();
+        assert_eq!(servers(many[..16].to_vec()).expect("as many as may be").len(), SERVERS_MAX);
+        let error = servers(many).expect_err("too many").to_string();
+        assert!(error.contains("17 servers") && error.contains("at most 16"), "{error}");
     }
 
     #[test]

@@ -21,7 +21,7 @@ use crate::counters::Ledger;
 use crate::denylist::{Denylist, ListHook, Lister};
 use crate::lane::{Lane, Wire};
 use crate::stats::ServerStats;
-use crate::status::ClientStatus;
+use crate::status::{ClientStatus, ServerStatus};
 use crate::topology::{Topology, stored_of};
 use postanalytics_protocol::PROTOCOL_VERSION;
 use postanalytics_protocol::error::{ErrorCode, FrameError};
@@ -366,15 +366,18 @@ impl Core {
         }
         let lanes_open = self.slots.iter().filter(|slot| slot.connection.is_open()).count() as u32;
         let topology = self.topology.as_ref();
-        let status = ClientStatus {
+        let server = ServerStatus {
+            address: self.config.servers[0].text.clone(),
             connected: lanes_open > 0,
-            server: self.config.server.clone(),
-            server_version: topology.map(|topology| topology.version.to_string()).unwrap_or_default(),
-            server_id: topology.map(|topology| topology.server_id).unwrap_or_default(),
+            takes_records: topology.is_some(),
+            version: topology.map(|topology| topology.version.to_string()).unwrap_or_default(),
+            id: topology.map(|topology| topology.server_id).unwrap_or_default(),
             shards: topology.map_or(0, |topology| topology.shard_count),
             lanes_open,
             last_error: self.last_error.clone(),
         };
+        let connected = lanes_open > 0;
+        let status = ClientStatus { connected, lanes_open, last_error: self.last_error.clone(), servers: vec![server] };
         Some((status, topology.map(|topology| topology.key)))
     }
 
@@ -425,7 +428,7 @@ impl Core {
         connection.back_off(now.clock_us, retry_after_us, self.random.u64(..));
         if self.reported != Reported::Trouble && !self.closing {
             self.reported = Reported::Trouble;
-            tracing::warn!(server = %self.config.server, lane = at, "not connected to postanalytics: {why}; records are queued, trying again");
+            tracing::warn!(server = %self.config.servers[0].text, lane = at, "not connected to postanalytics: {why}; records are queued, trying again");
         }
         self.last_error = why.to_string();
         self.status_changed = true;
@@ -549,7 +552,7 @@ impl Core {
         let trouble = self.slots.iter().any(|slot| matches!(slot.connection.stage, Stage::Backoff { .. }));
         if self.reported != Reported::Connected && !trouble {
             self.reported = Reported::Connected;
-            tracing::info!(server = %self.config.server, version = %welcome.package, lanes = welcome.shard_count, "connected to postanalytics");
+            tracing::info!(server = %self.config.servers[0].text, version = %welcome.package, lanes = welcome.shard_count, "connected to postanalytics");
         }
         Ok(())
     }
@@ -565,7 +568,7 @@ impl Core {
         self.stats.answers = vec![None; self.slots.len()];
         self.lister.shards_are(welcome.shard_count);
         if old_epoch.is_some() {
-            tracing::warn!(server = %self.config.server, lanes = welcome.shard_count, "{}: unacknowledged records are sent again", Break::TopologyChanged);
+            tracing::warn!(server = %self.config.servers[0].text, lanes = welcome.shard_count, "{}: unacknowledged records are sent again", Break::TopologyChanged);
         }
         for (shard, slot) in old.iter_mut().enumerate() {
             self.ledger.disconnects += u64::from(slot.connection.is_open());

@@ -5,7 +5,7 @@
 //! good frames that no strict server would refuse.
 
 use crate::bundle::Bundle;
-use crate::config::{BuildError, Config, split_address};
+use crate::config::{BuildError, Config, ServerAddress, split_address};
 use crate::connection::Break;
 use crate::core::{Core, Now};
 use crate::denylist::Denylist;
@@ -100,9 +100,7 @@ pub fn client(data: &[u8]) {
 impl World {
     fn new() -> Self {
         let config = Config {
-            server: "fuzz:1".into(),
-            host: "fuzz".into(),
-            port: 1,
+            servers: vec![ServerAddress { text: "fuzz:1".into(), host: "fuzz".into(), port: 1 }],
             node: [9; 16],
             node_name: "node".into(),
             replay: false,

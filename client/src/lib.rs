@@ -70,13 +70,13 @@ mod thread;
 mod topology;
 
 pub use crate::ack::AckedRecord;
-pub use crate::config::{BuildError, ClientBuilder};
+pub use crate::config::{BuildError, ClientBuilder, SERVERS_MAX};
 pub use crate::counters::Counters;
 pub use crate::denylist::{Denylist, ListChange, VERDICTS_PER_SHARD_MAX};
 pub use crate::queue::SendError;
 pub use crate::request::{RECORD_BYTES_MAX, Request};
 pub use crate::stats::{ServerStats, StatsError};
-pub use crate::status::ClientStatus;
+pub use crate::status::{ClientStatus, ServerStatus};
 pub use postanalytics_protocol::frames::{Action, Subject};
 pub use postanalytics_protocol::{EncodeError, Extension, Hit};
 

@@ -2,7 +2,7 @@
 //!
 //! SIGPIPE is never raised: the standard library writes with MSG_NOSIGNAL. Sockets are closed on exec.
 
-use crate::config::Config;
+use crate::config::{Config, ServerAddress};
 use socket2::{Domain, Protocol, SockAddr, Socket, TcpKeepalive, Type};
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
@@ -94,10 +94,12 @@ impl Addresses {
             match look_up(config) {
                 Ok(found) => (self.known, self.next) = (found, 0),
                 Err(error) if self.known.is_empty() => return Err(error),
-                Err(error) => tracing::warn!(host = config.host, "cannot look the server up: {error}; trying what is known"),
+                Err(error) => {
+                    tracing::warn!(host = config.servers[0].host, "cannot look the server up: {error}; trying what is known")
+                }
             }
         }
-        let none = || io::Error::new(io::ErrorKind::NotFound, format!("{} has no address", config.host));
+        let none = || io::Error::new(io::ErrorKind::NotFound, format!("{} has no address", config.servers[0].host));
         let address = *self.known.get(self.next).ok_or_else(none)?;
         let link = Link::connect(number, address, config);
         if link.is_err() {
@@ -117,9 +119,10 @@ impl Addresses {
 }
 
 fn look_up(config: &Config) -> io::Result<Vec<SocketAddr>> {
-    match config.host.parse::<IpAddr>() {
-        Ok(address) => Ok(vec![SocketAddr::new(address, config.port)]),
-        Err(_) => Ok((config.host.as_str(), config.port).to_socket_addrs()?.collect()),
+    let ServerAddress { host, port, .. } = &config.servers[0];
+    match host.parse::<IpAddr>() {
+        Ok(address) => Ok(vec![SocketAddr::new(address, *port)]),
+        Err(_) => Ok((host.as_str(), *port).to_socket_addrs()?.collect()),
     }
 }
 

@@ -5,7 +5,7 @@
 //! A turn, as that of the background thread: bytes in ([`SimulatedClient::received`] and its like), [`SimulatedClient::take`],
 //! sockets opened and closed, bytes out, [`SimulatedClient::publish`].
 
-use crate::config::Config;
+use crate::config::{Config, ServerAddress};
 use crate::connection::Break;
 use crate::core::{Core, Now};
 use crate::queue::Queue;
@@ -52,9 +52,7 @@ impl SimulatedClient {
     /// A client whose clock stands at 0. Panics if there is no eventfd to be had.
     pub fn new(settings: &Settings) -> Self {
         let config = Config {
-            server: "simulated:1".into(),
-            host: "simulated".into(),
-            port: 1,
+            servers: vec![ServerAddress { text: "simulated:1".into(), host: "simulated".into(), port: 1 }],
             node: settings.node,
             node_name: format!("node {}", settings.node[0]),
             replay: false,
@@ -168,7 +166,7 @@ impl SimulatedClient {
     /// Shards whose lanes are open, of how many.
     pub fn lanes(&self) -> (u32, u32) {
         let status = self.driver.queue.status();
-        (status.lanes_open, status.shards)
+        (status.lanes_open, status.servers.iter().map(|server| server.shards).sum())
     }
 
     /// What went wrong last.

@@ -6,7 +6,7 @@
 
 use crate::ack::AckedRecord;
 use crate::bundle::Bundle;
-use crate::config::Config;
+use crate::config::{Config, ServerAddress};
 use crate::connection::Break;
 use crate::core::{Core, Now};
 use crate::denylist::Denylist;
@@ -29,9 +29,7 @@ const SECOND: u64 = 1_000_000;
 
 pub(crate) fn config() -> Config {
     Config {
-        server: "simulated:1".into(),
-        host: "simulated".into(),
-        port: 1,
+        servers: vec![ServerAddress { text: "simulated:1".into(), host: "simulated".into(), port: 1 }],
         node: [9; 16],
         node_name: "node".into(),
         replay: false,

@@ -281,7 +281,8 @@ mod tests {
         let dead = address(&listen());
         live.set_nonblocking(true).expect("set");
         let queue = Arc::new(Queue::new(100_000).expect("an eventfd"));
-        let config = Config { host: "192.0.2.1".into(), ..crate::simulation::config() };
+        let mut config = crate::simulation::config();
+        config.servers[0].host = "192.0.2.1".into();
         let core = Core::new(config.clone(), 1, None, Arc::new(Denylist::new(queue.started())));
         let mut driver = Driver::new(Arc::clone(&queue), core, config);
         driver.addresses = Addresses::of(vec![dead, address(&live)]);

@@ -216,7 +216,7 @@ fn records_arrive_and_are_acknowledged() {
     assert!(acked.iter().all(|record| record.accepted_us <= record.acked_us && record.acked_us <= client.clock_us()));
 
     let status = client.status();
-    assert!(status.connected && status.server_version == "1.2.3" && status.lanes_open == SHARDS, "{status:?}");
+    assert!(status.connected && status.servers[0].version == "1.2.3" && status.lanes_open == SHARDS, "{status:?}");
     assert_ne!(client.hash_identity(b"anna"), None);
     eventually("listed", || client.denylist().contains([192, 0, 2, 66].into()));
     assert!(!client.denylist().contains([192, 0, 2, 67].into()));
@@ -349,7 +349,7 @@ fn a_panic_in_the_callback_ends_the_thread_and_not_the_laws() {
 fn try_send_cost() {
     let server = Server::start();
     let address = std::env::var("POSTANALYTICS_SERVER").unwrap_or_else(|_| server.address.clone());
-    let client = client(&server).server(address).build().expect("built");
+    let client = Client::builder().server(address).build().expect("built");
     let (path, agent) = (vec![b'p'; 150], vec![b'a'; 180]);
     let print = |name: &str, mut nanoseconds: Vec<u64>| {
         nanoseconds.sort_unstable();
