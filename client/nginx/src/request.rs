@@ -1,0 +1,576 @@
+//! A request on its way through NGINX.
+//!
+//! ```text
+//!   rewrite phase   the location is known: is the source listed? In block mode, is there an attack in the head?
+//!   access phase    the same once more (realip may know better by now), and in block mode the body, read for that
+//!   body filter     the beginning of the body is copied as it comes, whoever reads it
+//!   log phase       what was not looked at yet is looked at, and the record goes to the client
+//! ```
+//!
+//! The rewrite phase, not the access phase alone, so that a location that only says `return 301 …` refuses whom it must.
+//! Subrequests are part of their main request. A request keeps its context through internal redirects, when NGINX forgets it.
+
+use crate::conf::{self, LocationConf, Mode};
+use crate::nginx::{self, Level, bytes, guard};
+use crate::worker::{self, Worker};
+use crate::zone::Counter;
+use crate::{module, status};
+use ngx::core::Pool;
+use ngx::ffi;
+use postanalytics_client::{Action, Extension, Request};
+use postanalytics_filter::{Findings, RawRequest};
+use postanalytics_protocol::schema::v1::{
+    FLAG_BLOCKED, FLAG_CREDENTIALS, FLAG_DENYLIST, FLAG_GRAYLIST, FLAG_OVERLIMIT, Method, Scheme, TAG_METHOD,
+};
+use std::ffi::c_void;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+const OK: ffi::ngx_int_t = ffi::NGX_OK as ffi::ngx_int_t;
+const ERROR: ffi::ngx_int_t = ffi::NGX_ERROR as ffi::ngx_int_t;
+const DECLINED: ffi::ngx_int_t = ffi::NGX_DECLINED as ffi::ngx_int_t;
+const DONE: ffi::ngx_int_t = ffi::NGX_DONE as ffi::ngx_int_t;
+const FORBIDDEN: ffi::ngx_int_t = ffi::NGX_HTTP_FORBIDDEN as ffi::ngx_int_t;
+
+/// Longest of the texts that go into a record; what is longer is cut. They are inspected whole.
+const TEXT_BYTES_MAX: usize = 8 * 1024;
+/// Longest part of a line that is no request that is told as its path.
+const LINE_BYTES_MAX: usize = 1024;
+
+/// The body filter that comes after ours.
+static mut NEXT_BODY_FILTER: ffi::ngx_http_request_body_filter_pt = None;
+
+/// What is known of a request, if there is anything to remember.
+#[derive(Default)]
+struct Context {
+    listed: Option<Action>,
+    /// What was found before the request was answered.
+    findings: Option<Findings>,
+    /// The beginning of the body, decoded.
+    body: Vec<u8>,
+    body_truncated: bool,
+    /// What `body` holds came with the head; nobody has read the body yet.
+    preread: bool,
+    /// The body has been read on our behalf.
+    body_read: bool,
+    blocked: bool,
+}
+
+/// Puts the handlers into their phases.
+///
+/// # Safety
+/// NGINX has read the `http` block of this configuration.
+pub unsafe fn install(cf: *mut ffi::ngx_conf_t) -> Result<(), String> {
+    // SAFETY: the caller's word: the http core has its main configuration, with a list of handlers for each of these phases.
+    // The chain of body filters belongs to the configuration that is being read, on this one thread.
+    unsafe {
+        let http = (*cf).ctx.cast::<ffi::ngx_http_conf_ctx_t>();
+        let core = *(*http).main_conf.add(ffi::ngx_http_core_module.ctx_index);
+        let core = core.cast::<ffi::ngx_http_core_main_conf_t>();
+        let phases: [(_, unsafe extern "C" fn(*mut ffi::ngx_http_request_t) -> ffi::ngx_int_t); 3] = [
+            (ffi::ngx_http_phases_NGX_HTTP_REWRITE_PHASE, rewrite_phase),
+            (ffi::ngx_http_phases_NGX_HTTP_ACCESS_PHASE, access_phase),
+            (ffi::ngx_http_phases_NGX_HTTP_LOG_PHASE, log_phase),
+        ];
+        for (phase, handler) in phases {
+            let place = ffi::ngx_array_push(&raw mut (*core).phases[phase as usize].handlers);
+            let place = place.cast::<ffi::ngx_http_handler_pt>();
+            if place.is_null() {
+                return Err("out of memory".into());
+            }
+            *place = Some(handler);
+        }
+        NEXT_BODY_FILTER = ffi::ngx_http_top_request_body_filter;
+        ffi::ngx_http_top_request_body_filter = Some(body_filter);
+    }
+    Ok(())
+}
+
+unsafe extern "C" fn rewrite_phase(r: *mut ffi::ngx_http_request_t) -> ffi::ngx_int_t {
+    // SAFETY: NGINX calls it with a request in the making.
+    guard(DECLINED, || worker::with(|worker| unsafe { check(worker, r, false) }).unwrap_or(DECLINED))
+}
+
+unsafe extern "C" fn access_phase(r: *mut ffi::ngx_http_request_t) -> ffi::ngx_int_t {
+    // SAFETY: as above. The worker is not borrowed while NGINX is called back.
+    guard(DECLINED, || match worker::with(|worker| unsafe { check(worker, r, true) }).unwrap_or(DECLINED) {
+        FORBIDDEN => {
+            // Not returned: with `satisfy any` another handler of this phase could overrule it.
+            // SAFETY: what NGINX does with a handler's 403 without `satisfy any`.
+            unsafe { ffi::ngx_http_finalize_request(r, FORBIDDEN) };
+            DONE
+        }
+        READ_BODY => {
+            // SAFETY: as NGINX's own modules read a body before the content phase: the reading holds a reference to the request,
+            // which is given back here.
+            unsafe {
+                let answer = ffi::ngx_http_read_client_request_body(r, Some(body_is_read));
+                if answer >= ffi::NGX_HTTP_SPECIAL_RESPONSE as ffi::ngx_int_t {
+                    return answer;
+                }
+                ffi::ngx_http_finalize_request(r, DONE);
+            }
+            DONE
+        }
+        answer => answer,
+    })
+}
+
+/// What [`check`] says if the body is to be read first. NGINX knows no such code.
+const READ_BODY: ffi::ngx_int_t = -1000;
+
+unsafe extern "C" fn body_is_read(r: *mut ffi::ngx_http_request_t) {
+    // SAFETY: the request waits in our access handler, which is called once more.
+    unsafe {
+        (*r).write_event_handler = Some(ffi::ngx_http_core_run_phases);
+        ffi::ngx_http_core_run_phases(r);
+    }
+}
+
+/// Whether the request may go on.
+///
+/// # Safety
+/// `r` is a request whose location is known.
+unsafe fn check(worker: &Worker, r: *mut ffi::ngx_http_request_t, access: bool) -> ffi::ngx_int_t {
+    // SAFETY: the caller's word, here and below.
+    let conf = unsafe { conf::of_location(r) };
+    if conf.mode() == Mode::Off || unsafe { r != (*r).main } {
+        return DECLINED;
+    }
+    let mut context = unsafe { find(r) };
+    if context.as_ref().is_some_and(|context| context.blocked) {
+        // It is being shown the page of its refusal.
+        return DECLINED;
+    }
+    let source = unsafe { client_ip(r, conf) };
+    let listed = worker.listed(source, conf.application());
+    let has_body = unsafe { (*r).headers_in.content_length_n > 0 || (*r).headers_in.chunked() != 0 };
+    let blocking = conf.mode() == Mode::Block || conf.mode() == Mode::SafeBlocking && listed == Some(Action::Graylist);
+    if context.is_none() && (listed.is_some() || blocking || has_body && !access) {
+        context = unsafe { make(r) };
+    }
+    let Some(context) = context else { return DECLINED };
+    context.listed = listed;
+    if listed == Some(Action::Denylist) {
+        context.blocked = true;
+        return FORBIDDEN;
+    }
+    if has_body && !access && context.body.is_empty() {
+        unsafe { keep_preread(context, r, conf) };
+    }
+    if !blocking || context.findings.is_some() {
+        return DECLINED;
+    }
+    if has_body && conf.body_limit() > 0 {
+        if !access {
+            return DECLINED;
+        }
+        if !std::mem::replace(&mut context.body_read, true) && unsafe { (*r).request_body.is_null() } {
+            return READ_BODY;
+        }
+    }
+    let findings = unsafe { inspect(worker, r, conf, Some(context)) };
+    context.blocked = !findings.found.is_empty();
+    let blocked = context.blocked;
+    context.findings = Some(findings);
+    if blocked { FORBIDDEN } else { DECLINED }
+}
+
+unsafe extern "C" fn body_filter(r: *mut ffi::ngx_http_request_t, chain: *mut ffi::ngx_chain_t) -> ffi::ngx_int_t {
+    // SAFETY: NGINX calls it with a request in the making and a chain of buffers.
+    guard((), || unsafe { capture(r, chain) });
+    // SAFETY: set by [`install`]; nothing else runs while it is.
+    match unsafe { NEXT_BODY_FILTER } {
+        // SAFETY: what NGINX would have called without us.
+        Some(next) => unsafe { next(r, chain) },
+        None => ERROR,
+    }
+}
+
+/// # Safety
+/// `r` is a request in the making, `chain` null or a chain of buffers of its body.
+unsafe fn capture(r: *mut ffi::ngx_http_request_t, chain: *mut ffi::ngx_chain_t) {
+    // SAFETY: the caller's word, here and below.
+    let conf = unsafe { conf::of_location(r) };
+    if chain.is_null() || conf.mode() == Mode::Off || conf.body_limit() == 0 || unsafe { r != (*r).main } {
+        return;
+    }
+    let Some(context) = (unsafe { find(r).or_else(|| make(r)) }) else { return };
+    if std::mem::take(&mut context.preread) {
+        context.body.clear();
+        context.body_truncated = false;
+    }
+    let mut link = chain;
+    while let Some(one) = unsafe { link.as_ref() } {
+        if let Some(buffer) = unsafe { one.buf.as_ref() }
+            && !buffer.pos.is_null()
+            && buffer.last > buffer.pos
+        {
+            // SAFETY: what a buffer in memory holds lies between `pos` and `last`.
+            let bytes = unsafe { std::slice::from_raw_parts(buffer.pos, buffer.last.offset_from_unsigned(buffer.pos)) };
+            let room = conf.body_limit().saturating_sub(context.body.len());
+            context.body_truncated |= bytes.len() > room;
+            context.body.extend_from_slice(&bytes[..bytes.len().min(room)]);
+        }
+        link = one.next;
+    }
+}
+
+/// Keeps what came of the body with the head: if nobody reads the body, that is all there will be of it.
+///
+/// # Safety
+/// `r` is a request whose head has been read.
+unsafe fn keep_preread(context: &mut Context, r: *mut ffi::ngx_http_request_t, conf: &LocationConf) {
+    // SAFETY: the caller's word. A request of HTTP/2 has no such buffer; chunks are not decoded here.
+    unsafe {
+        let Some(buffer) = (*r).header_in.as_ref() else { return };
+        let length = usize::try_from((*r).headers_in.content_length_n).unwrap_or(0);
+        if !(*r).stream.is_null() || length == 0 || buffer.last <= buffer.pos || !(*r).request_body.is_null() {
+            return;
+        }
+        let there = std::slice::from_raw_parts(buffer.pos, buffer.last.offset_from_unsigned(buffer.pos));
+        let kept = there.len().min(length).min(conf.body_limit());
+        context.body.extend_from_slice(&there[..kept]);
+        (context.body_truncated, context.preread) = (kept < length, true);
+    }
+}
+
+/// # Safety
+/// `r` is a request in the making.
+unsafe fn inspect(worker: &Worker, r: *mut ffi::ngx_http_request_t, conf: &LocationConf, context: Option<&Context>) -> Findings {
+    // SAFETY: the caller's word.
+    let (method, target) = unsafe { request_line(r) };
+    let headers: Vec<(&[u8], &[u8])> = unsafe { headers(r) };
+    let (body, body_truncated) = context.map_or((&b""[..], false), |context| (&context.body, context.body_truncated));
+    let request = RawRequest { method, uri: target, headers: &headers, body, body_truncated };
+    worker.inspect(&request, conf.time_limit())
+}
+
+unsafe extern "C" fn log_phase(r: *mut ffi::ngx_http_request_t) -> ffi::ngx_int_t {
+    // SAFETY: NGINX calls it with a request that has been answered and not freed.
+    guard((), || {
+        worker::with(|worker| unsafe { record(worker, r) });
+    });
+    OK
+}
+
+/// Tells the client, and counts.
+///
+/// # Safety
+/// `r` is a request that has been answered and not freed.
+unsafe fn record(worker: &Worker, r: *mut ffi::ngx_http_request_t) {
+    // SAFETY: the caller's word, here and below.
+    let conf = unsafe { conf::of_location(r) };
+    if conf.mode() == Mode::Off || unsafe { r != (*r).main } {
+        return;
+    }
+    let mut context = unsafe { find(r) };
+    let denied = context.as_ref().is_some_and(|context| context.listed == Some(Action::Denylist) && context.blocked);
+    let blocked = context.as_ref().is_some_and(|context| context.blocked);
+    let listed = context.as_ref().and_then(|context| context.listed);
+    let findings = match context.as_mut().and_then(|context| context.findings.take()) {
+        Some(findings) => findings,
+        // Whoever is on the denylist is not looked at any more.
+        None if denied => Findings::default(),
+        None => unsafe { inspect(worker, r, conf, context.as_deref()) },
+    };
+
+    let r = unsafe { &*r };
+    let connection = unsafe { &*r.connection };
+    let (method_text, target) = unsafe { request_line(r) };
+    let (path, query) = match target.iter().position(|&byte| byte == b'?') {
+        Some(at) => (&target[..at], &target[at + 1..]),
+        None => (target, &b""[..]),
+    };
+    let masker = worker.engine().masker();
+    let (path, query) = (masker.text(cut(path)), masker.text(cut(query)));
+    let user_agent = masker.text(cut(unsafe { header(r.headers_in.user_agent) }));
+    let referer = masker.text(cut(unsafe { header(r.headers_in.referer) }));
+    let host = cut(unsafe { header(r.headers_in.host) });
+    let credentials = !r.headers_in.authorization.is_null();
+
+    let method = std::str::from_utf8(method_text).ok().and_then(Method::from_name);
+    let unnumbered = [Extension { tag: TAG_METHOD, value: &method_text[..method_text.len().min(32)] }];
+    let extensions: &[Extension<'_>] = if method.is_none() && !method_text.is_empty() { &unnumbered } else { &[] };
+    let flags = [
+        (blocked, FLAG_BLOCKED),
+        (listed == Some(Action::Denylist), FLAG_DENYLIST),
+        (listed == Some(Action::Graylist), FLAG_GRAYLIST),
+        (findings.overlimit, FLAG_OVERLIMIT),
+        (credentials, FLAG_CREDENTIALS),
+    ];
+    let (event_us, response_us) = times(r);
+    let hits = findings.hits();
+    let (request_bytes, response_bytes) = (r.request_length.max(0) as u64, connection.sent.max(0) as u64);
+    let request = Request {
+        request_id: worker.request_id(),
+        client_ip: unsafe { client_ip(r, conf) },
+        event_us,
+        application: conf.application(),
+        response_us,
+        detection_us: findings.elapsed_us(),
+        request_bytes,
+        response_bytes,
+        flags: flags.iter().filter(|(holds, _)| *holds).map(|(_, flag)| flag).sum(),
+        server_port: unsafe { nginx::address(connection.local_sockaddr) }.map_or(0, |(_, port)| port),
+        status: status_of(r),
+        method: method.map_or(0, |method| method as u8),
+        scheme: if connection.ssl.is_null() { Scheme::Http } else { Scheme::Https } as u8,
+        http_version: if r.http_version < 1000 { r.http_version as u8 } else { (r.http_version / 1000 * 10 + r.http_version % 1000) as u8 },
+        user: if credentials { unsafe { basic_user(r) } } else { b"" },
+        host,
+        path: &path,
+        query: &query,
+        user_agent: &user_agent,
+        referer: &referer,
+        hits: &hits,
+        extensions,
+        ..Request::default()
+    };
+    worker.send(&request);
+
+    let application = worker.application(conf.application());
+    let attacked = !findings.found.is_empty();
+    let counted = [
+        (Counter::Requests, true, 1),
+        (Counter::Attacks, attacked, 1),
+        (Counter::Blocked, blocked, 1),
+        (Counter::BlockedByAcl, denied, 1),
+        (Counter::Abnormal, attacked || findings.overlimit, 1),
+        (Counter::BytesIn, true, request_bytes),
+        (Counter::BytesOut, true, response_bytes),
+        (Counter::BytesBlockedIn, blocked, request_bytes),
+        (Counter::BytesBlockedOut, blocked, response_bytes),
+        (Counter::OverlimitsTime, findings.overlimit, 1),
+        (Counter::DetectUs, true, findings.elapsed_us().into()),
+    ];
+    for (counter, _, value) in counted.into_iter().filter(|(_, holds, _)| *holds) {
+        worker.count(application, counter, value);
+    }
+}
+
+/// Method and target as they came. For a line that is no request: no method, and the line as the target.
+///
+/// # Safety
+/// `r` is a request, however far it has been read.
+unsafe fn request_line<'a>(r: *const ffi::ngx_http_request_t) -> (&'a [u8], &'a [u8]) {
+    // SAFETY: the caller's word; strings of a request live as long as it, longer than any use of them here.
+    let r = unsafe { &*r };
+    let line = bytes(&r.request_line);
+    let mut words = line.splitn(2, |&byte| byte == b' ');
+    let (method, rest) = (words.next().unwrap_or(b""), words.next().unwrap_or(b""));
+    // An error page turns the method into GET, so the line is asked first.
+    let method = if method.is_empty() { bytes(&r.method_name) } else { method };
+    let target = bytes(&r.unparsed_uri);
+    if !target.is_empty() {
+        return (method, target);
+    }
+    let target = rest.iter().rposition(|&byte| byte == b' ').map_or(rest, |end| &rest[..end]);
+    if !target.is_empty() {
+        return (method, target);
+    }
+    if !line.is_empty() {
+        return (b"", &line[..line.len().min(LINE_BYTES_MAX)]);
+    }
+    // SAFETY: NGINX reads the head into this buffer; what it has read lies between `start` and `last`.
+    let raw = unsafe {
+        match r.header_in.as_ref() {
+            Some(buffer) if !buffer.start.is_null() && buffer.last > buffer.start && r.stream.is_null() => {
+                std::slice::from_raw_parts(buffer.start, buffer.last.offset_from_unsigned(buffer.start))
+            }
+            _ => b"",
+        }
+    };
+    let end = raw.iter().position(|byte| matches!(byte, b'\r' | b'\n')).unwrap_or(raw.len());
+    (b"", &raw[..end.min(LINE_BYTES_MAX)])
+}
+
+/// # Safety
+/// `r` is a request.
+unsafe fn headers<'a>(r: *const ffi::ngx_http_request_t) -> Vec<(&'a [u8], &'a [u8])> {
+    let mut headers = Vec::with_capacity(24);
+    // SAFETY: the caller's word; a list of NGINX is parts of so many elements; before it is made all of it is zero.
+    unsafe {
+        let mut part = Some(&(*r).headers_in.headers.part);
+        while let Some(one) = part {
+            if !one.elts.is_null() {
+                let elements = std::slice::from_raw_parts(one.elts.cast::<ffi::ngx_table_elt_t>(), one.nelts);
+                headers.extend(elements.iter().map(|element| (bytes(&element.key), bytes(&element.value))));
+            }
+            part = one.next.as_ref();
+        }
+    }
+    headers
+}
+
+/// The value of a header that NGINX knows by name, empty if it did not come.
+///
+/// # Safety
+/// `header` is null or a header of a request.
+unsafe fn header<'a>(header: *const ffi::ngx_table_elt_t) -> &'a [u8] {
+    // SAFETY: the caller's word.
+    unsafe { header.as_ref() }.map_or(b"", |header| bytes(&header.value))
+}
+
+/// The user of HTTP Basic, empty if there is none.
+///
+/// # Safety
+/// `r` is a request whose head has been read.
+unsafe fn basic_user(r: &ffi::ngx_http_request_t) -> &[u8] {
+    // SAFETY: it decodes the header into the request, as for `$remote_user`, once; nothing of what is borrowed changes.
+    let answer = unsafe { ffi::ngx_http_auth_basic_user(std::ptr::from_ref(r).cast_mut()) };
+    if answer == OK { bytes(&r.headers_in.user) } else { b"" }
+}
+
+/// When it came, Unix µs, and the time since then, µs.
+fn times(r: &ffi::ngx_http_request_t) -> (u64, u32) {
+    let now = ffi::ngx_timeofday();
+    let begun_ms = r.start_sec.saturating_mul(1000).saturating_add_unsigned(r.start_msec as u64);
+    let now_ms = now.sec.saturating_mul(1000).saturating_add_unsigned(now.msec as u64);
+    let took_us = now_ms.saturating_sub(begun_ms).max(0).saturating_mul(1000);
+    ((begun_ms.max(0) as u64).saturating_mul(1000), u32::try_from(took_us).unwrap_or(u32::MAX))
+}
+
+/// The status as `$status` has it.
+fn status_of(r: &ffi::ngx_http_request_t) -> u16 {
+    let status = if r.err_status != 0 { r.err_status } else { r.headers_out.status };
+    u16::try_from(status).unwrap_or(0)
+}
+
+/// Who it is from: what the variable says, if one is named and says an address, else whom NGINX takes for the client, which
+/// the realip module may have set. The unspecified address if it came by a Unix socket.
+///
+/// # Safety
+/// `r` is a request, however far it has been read.
+unsafe fn client_ip(r: *const ffi::ngx_http_request_t, conf: &LocationConf) -> IpAddr {
+    // SAFETY: the caller's word; the index is one that NGINX gave out for this configuration.
+    unsafe {
+        if let Some(index) = conf.client_ip()
+            && let Some(value) = ffi::ngx_http_get_flushed_variable(r.cast_mut(), index).as_ref()
+            && value.not_found() == 0
+            && let Some(address) = parse_ip(value.as_bytes())
+        {
+            return address;
+        }
+        nginx::address((*(*r).connection).sockaddr).map_or(Ipv4Addr::UNSPECIFIED.into(), |(address, _)| address)
+    }
+}
+
+/// An address, with a port or without.
+fn parse_ip(text: &[u8]) -> Option<IpAddr> {
+    let text = std::str::from_utf8(text).ok()?.trim();
+    let address = text.parse().ok().or_else(|| text.parse::<SocketAddr>().ok().map(|address| address.ip()));
+    address.map(|address: IpAddr| address.to_canonical())
+}
+
+fn cut(text: &[u8]) -> &[u8] {
+    &text[..text.len().min(TEXT_BYTES_MAX)]
+}
+
+/// The context of a request, if it has one.
+///
+/// # Safety
+/// `r` is a request; nobody else has its context now.
+unsafe fn find<'a>(r: *mut ffi::ngx_http_request_t) -> Option<&'a mut Context> {
+    // SAFETY: the caller's word. A context is made by [`make`] alone and lives as long as the request's pool.
+    unsafe {
+        let place = (*r).ctx.add(module().ctx_index);
+        if (*place).is_null() && ((*r).internal() != 0 || (*r).filter_finalize() != 0) {
+            // NGINX clears the contexts of modules on an internal redirect; the pool still knows ours.
+            let mut cleanup = (*(*r).pool).cleanup;
+            while let Some(one) = cleanup.as_ref() {
+                if one.handler.is_some_and(|handler| std::ptr::fn_addr_eq(handler, forget as unsafe extern "C" fn(*mut c_void))) {
+                    *place = one.data;
+                    break;
+                }
+                cleanup = one.next;
+            }
+        }
+        (*place).cast::<Context>().as_mut()
+    }
+}
+
+/// Makes the context of a request that has none.
+///
+/// # Safety
+/// As for [`find`].
+unsafe fn make<'a>(r: *mut ffi::ngx_http_request_t) -> Option<&'a mut Context> {
+    // SAFETY: the caller's word. The memory is the pool's, the handler drops what was written there when the pool goes.
+    unsafe {
+        let cleanup = ffi::ngx_pool_cleanup_add((*r).pool, size_of::<Context>()).as_mut()?;
+        let context = cleanup.data.cast::<Context>();
+        context.write(Context::default());
+        cleanup.handler = Some(forget);
+        *(*r).ctx.add(module().ctx_index) = context.cast();
+        context.as_mut()
+    }
+}
+
+unsafe extern "C" fn forget(context: *mut c_void) {
+    // SAFETY: [`make`] wrote it there, and NGINX calls this once.
+    guard((), || unsafe { context.cast::<Context>().drop_in_place() });
+}
+
+/// Answers with the statistics of the node.
+pub unsafe extern "C" fn show_status(r: *mut ffi::ngx_http_request_t) -> ffi::ngx_int_t {
+    // SAFETY: NGINX calls it as the content handler of a request.
+    guard(ERROR, || unsafe { answer_status(r) })
+}
+
+/// # Safety
+/// `r` is a request in its content phase.
+unsafe fn answer_status(r: *mut ffi::ngx_http_request_t) -> ffi::ngx_int_t {
+    // SAFETY: the caller's word, here and below.
+    unsafe {
+        if (*r).method & (ffi::NGX_HTTP_GET | ffi::NGX_HTTP_HEAD) as usize == 0 {
+            return ffi::NGX_HTTP_NOT_ALLOWED as ffi::ngx_int_t;
+        }
+        let discarded = ffi::ngx_http_discard_request_body(r);
+        if discarded != OK {
+            return discarded;
+        }
+        let (Some(format), Some(zone)) = (conf::of_location(r).page(), crate::zone()) else {
+            return ffi::NGX_HTTP_NOT_FOUND as ffi::ngx_int_t;
+        };
+        worker::with(Worker::publish);
+        zone.bury(nginx::lives);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+        let page = status::page(format, &zone.totals(), now);
+
+        let pool = Pool::from_ngx_pool((*r).pool);
+        let Some(mut buffer) = pool.create_buffer_from_str(&page) else {
+            nginx::log(Level::Error, "wallarm: no memory for the statistics page");
+            return ffi::NGX_HTTP_INTERNAL_SERVER_ERROR as ffi::ngx_int_t;
+        };
+        let content_type = format.content_type();
+        let content_type = ffi::ngx_str_t { len: content_type.len(), data: content_type.as_ptr().cast_mut() };
+        (*r).headers_out.status = ffi::NGX_HTTP_OK as usize;
+        (*r).headers_out.content_length_n = page.len() as i64;
+        (*r).headers_out.content_type = content_type;
+        (*r).headers_out.content_type_len = content_type.len;
+        let sent = ffi::ngx_http_send_header(r);
+        if sent == ERROR || sent > OK || (*r).header_only() != 0 {
+            return sent;
+        }
+        use ngx::core::Buffer;
+        buffer.set_last_buf(r == (*r).main);
+        buffer.set_last_in_chain(true);
+        let mut chain = ffi::ngx_chain_t { buf: buffer.as_ngx_buf_mut(), next: std::ptr::null_mut() };
+        ffi::ngx_http_output_filter(r, &raw mut chain)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_of_variables() {
+        for (text, address) in [("192.0.2.1", "192.0.2.1"), (" 192.0.2.1:80", "192.0.2.1"), ("[2001:db8::1]:1", "2001:db8::1"), ("::ffff:192.0.2.1", "192.0.2.1")] {
+            assert_eq!(parse_ip(text.as_bytes()), Some(address.parse().expect("an address")), "{text}");
+        }
+        for bad in ["", "-", "unknown", "192.0.2.1, 192.0.2.2", "a.example"] {
+            assert_eq!(parse_ip(bad.as_bytes()), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! Counters of the whole node: a shared-memory zone with a slot for each worker, which survives a reload.
+//!
+//! ```text
+//!   Zone │ start id │ application ids │ slot 0 │ slot 1 │ … │ slot 255 │
+//!   Slot │ pid │ unsettled records │ counters, since the zone was made │ the same for each application │
+//! ```
+//!
+//! A slot belongs to one worker at a time and is never set back: the next owner counts on, so what a worker that has ended had
+//! counted stays. A worker that was killed leaves its pid behind; whoever looks next counts the records that it had not got rid
+//! of as `tnt_errors`, and the slot is free again. Everything is atomic and relaxed: a page may be read while workers count.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::{Acquire, Relaxed, Release}};
+
+/// Workers at a time, those that are shutting down included. More of them share the last slot.
+const SLOTS: usize = 256;
+/// Applications with counters of their own; others are in the totals only.
+const APPLICATIONS: usize = 32;
+/// In place of the pid of a worker whose records are being counted as lost. No process has it.
+const BURYING: u32 = u32::MAX;
+
+/// What is counted of a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum Counter {
+    Requests,
+    Attacks,
+    Blocked,
+    BlockedByAcl,
+    Abnormal,
+    BytesIn,
+    BytesOut,
+    BytesBlockedIn,
+    BytesBlockedOut,
+    TntErrors,
+    OverlimitsTime,
+    DetectUs,
+    /// Workers that ended without saying so.
+    Segfaults,
+    /// Panics caught in a callback.
+    Panics,
+}
+
+impl Counter {
+    const COUNT: usize = Self::Panics as usize + 1;
+    /// Those that are counted by application, too: the first ones.
+    const OF_APPLICATION: usize = Self::DetectUs as usize + 1;
+}
+
+/// A counter of every kind.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counts([u64; Counter::COUNT]);
+
+impl Counts {
+    pub fn of(&self, counter: Counter) -> u64 {
+        self.0[counter as usize]
+    }
+
+    #[cfg(test)]
+    pub fn set(&mut self, counter: Counter, value: u64) {
+        self.0[counter as usize] = value;
+    }
+}
+
+/// What the zone says of the node.
+#[derive(Clone, Debug, Default)]
+pub struct Totals {
+    pub counts: Counts,
+    /// By application id, in the order in which they were first seen.
+    pub applications: Vec<(i32, Counts)>,
+    pub workers: u64,
+    pub start_id: u64,
+}
+
+/// The shared memory. All zero is its state at the beginning.
+#[repr(C)]
+pub struct Zone {
+    start_id: AtomicU64,
+    /// An application id as u32, plus 1; 0: free.
+    application_ids: [AtomicU64; APPLICATIONS],
+    slots: [Slot; SLOTS],
+}
+
+/// A line of the processor's cache of its own at the front.
+#[repr(C, align(64))]
+struct Slot {
+    pid: AtomicU32,
+    /// Records that the worker's client has accepted and not settled, as far as is known.
+    unsettled: AtomicU64,
+    counts: [AtomicU64; Counter::COUNT],
+    applications: [[AtomicU64; Counter::OF_APPLICATION]; APPLICATIONS],
+}
+
+/// A worker's place in the zone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlotNumber(usize);
+
+impl SlotNumber {
+    /// For those that find no place of their own.
+    const SHARED: Self = Self(SLOTS - 1);
+
+    pub fn is_shared(self) -> bool {
+        self == Self::SHARED
+    }
+}
+
+impl Zone {
+    /// Gives this start of NGINX a number, unless it has one.
+    pub fn name_start(&self, start_id: u64) {
+        let _ = self.start_id.compare_exchange(0, start_id, Relaxed, Relaxed);
+    }
+
+    /// A slot for this worker. `lives` says whether there is a process of that pid.
+    pub fn claim(&self, pid: u32, lives: impl Fn(u32) -> bool) -> SlotNumber {
+        self.bury(lives);
+        let own = &self.slots[..SlotNumber::SHARED.0];
+        let claimed = own.iter().position(|slot| slot.pid.compare_exchange(0, pid, Acquire, Relaxed).is_ok());
+        claimed.map_or(SlotNumber::SHARED, SlotNumber)
+    }
+
+    /// The worker ends as it should.
+    pub fn release(&self, slot: SlotNumber) {
+        if !slot.is_shared() {
+            self.slots[slot.0].pid.store(0, Release);
+        }
+    }
+
+    /// Frees the slots of workers that are no more, and counts what they had not got rid of.
+    pub fn bury(&self, lives: impl Fn(u32) -> bool) {
+        for slot in &self.slots[..SlotNumber::SHARED.0] {
+            let pid = slot.pid.load(Relaxed);
+            if matches!(pid, 0 | BURYING) || lives(pid) {
+                continue;
+            }
+            // Nobody else may do it, and nobody may move in, until all is counted.
+            if slot.pid.compare_exchange(pid, BURYING, Relaxed, Relaxed).is_ok() {
+                let unsettled = slot.unsettled.swap(0, Relaxed);
+                slot.counts[Counter::TntErrors as usize].fetch_add(unsettled, Relaxed);
+                slot.counts[Counter::Segfaults as usize].fetch_add(1, Relaxed);
+                slot.pid.store(0, Release);
+            }
+        }
+    }
+
+    /// The place of an application's counters. `None`: there are too many applications.
+    pub fn application(&self, id: i32) -> Option<usize> {
+        let wanted = u64::from(id as u32) + 1;
+        self.application_ids.iter().position(|place| match place.load(Relaxed) {
+            0 => place.compare_exchange(0, wanted, Relaxed, Relaxed).is_ok() || place.load(Relaxed) == wanted,
+            taken => taken == wanted,
+        })
+    }
+
+    pub fn add(&self, slot: SlotNumber, application: Option<usize>, counter: Counter, value: u64) {
+        if value == 0 {
+            return;
+        }
+        let slot = &self.slots[slot.0];
+        slot.counts[counter as usize].fetch_add(value, Relaxed);
+        if let Some(place) = application
+            && let Some(count) = slot.applications[place].get(counter as usize)
+        {
+            count.fetch_add(value, Relaxed);
+        }
+    }
+
+    /// A record was accepted.
+    pub fn accepted(&self, slot: SlotNumber) {
+        self.slots[slot.0].unsettled.fetch_add(1, Relaxed);
+    }
+
+    /// So many records of the worker are not settled.
+    pub fn set_unsettled(&self, slot: SlotNumber, records: u64) {
+        self.slots[slot.0].unsettled.store(records, Relaxed);
+    }
+
+    /// The sum over all slots.
+    pub fn totals(&self) -> Totals {
+        let mut totals = Totals { start_id: self.start_id.load(Relaxed), ..Totals::default() };
+        let known = self.application_ids.iter().map(|id| id.load(Relaxed)).take_while(|&id| id != 0);
+        totals.applications = known.map(|id| ((id - 1) as u32 as i32, Counts::default())).collect();
+        for slot in &self.slots {
+            totals.workers += u64::from(slot.pid.load(Relaxed) != 0);
+            for (sum, count) in totals.counts.0.iter_mut().zip(&slot.counts) {
+                *sum += count.load(Relaxed);
+            }
+            for ((_, sums), counts) in totals.applications.iter_mut().zip(&slot.applications) {
+                for (sum, count) in sums.0.iter_mut().zip(counts) {
+                    *sum += count.load(Relaxed);
+                }
+            }
+        }
+        totals
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn zone() -> Box<Zone> {
+        // SAFETY: atomics of integers, for which all zero is a value.
+        unsafe { Box::<Zone>::new_zeroed().assume_init() }
+    }
+
+    #[test]
+    fn what_a_dead_worker_counted_stays_and_what_it_held_is_lost() {
+        let zone = zone();
+        let slot = zone.claim(7, |_| true);
+        let application = zone.application(-1);
+        zone.add(slot, application, Counter::Requests, 5);
+        for _ in 0..3 {
+            zone.accepted(slot);
+        }
+        zone.set_unsettled(slot, 2);
+        assert_eq!(zone.claim(8, |pid| pid == 7), SlotNumber(1));
+        assert_eq!(zone.claim(9, |pid| pid == 8), slot, "7 is dead, its slot is free");
+        let totals = zone.totals();
+        assert_eq!((totals.counts.of(Counter::Requests), totals.counts.of(Counter::TntErrors)), (5, 2));
+        assert_eq!((totals.counts.of(Counter::Segfaults), totals.workers), (1, 2));
+        zone.add(slot, application, Counter::Requests, 1);
+        zone.release(slot);
+        zone.bury(|pid| pid == 8);
+        let totals = zone.totals();
+        assert_eq!((totals.counts.of(Counter::Requests), totals.counts.of(Counter::TntErrors), totals.workers), (6, 2, 1));
+        assert_eq!((totals.applications.len(), totals.applications[0].0), (1, -1));
+        assert_eq!(totals.applications[0].1.of(Counter::Requests), 6);
+    }
+
+    #[test]
+    fn workers_and_applications_beyond_the_table_are_counted_in_the_totals() {
+        let zone = zone();
+        for pid in 1..SLOTS as u32 {
+            assert!(!zone.claim(pid, |_| true).is_shared());
+        }
+        let shared = zone.claim(9999, |_| true);
+        assert!(shared.is_shared());
+        for id in 0..APPLICATIONS as i32 {
+            assert_eq!(zone.application(id), Some(id as usize));
+        }
+        let none = zone.application(i32::MAX);
+        assert_eq!((none, zone.application(3)), (None, Some(3)));
+        zone.add(shared, none, Counter::Attacks, 4);
+        zone.release(shared);
+        assert_eq!(zone.totals().counts.of(Counter::Attacks), 4);
+    }
+
+    #[test]
+    fn a_start_keeps_its_number() {
+        let zone = zone();
+        zone.name_start(5);
+        zone.name_start(6);
+        assert_eq!(zone.totals().start_id, 5);
+    }
+}
