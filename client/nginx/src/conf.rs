@@ -178,8 +178,8 @@ pub unsafe extern "C" fn postconfiguration(cf: *mut ffi::ngx_conf_t) -> ffi::ngx
 /// NGINX has read the `http` block of this configuration.
 unsafe fn finish(cf: *mut ffi::ngx_conf_t) -> Result<(), String> {
     // SAFETY: the caller's word; [`create_main`] made it, and nobody else uses it now.
-    let main = unsafe { (*cf).http_main_conf_unchecked::<MainConf>(module()) };
-    let Some(main) = main.map(|mut main| unsafe { main.as_mut() }) else { return Ok(()) };
+    let main = unsafe { (*cf).http_main_conf_unchecked::<MainConf>(module()).map(|mut main| main.as_mut()) };
+    let Some(main) = main else { return Ok(()) };
     if let Some((name, place)) = &main.upstream {
         // SAFETY: the caller's word.
         main.servers = unsafe { upstream::servers(cf, name, place) }?;
@@ -352,9 +352,11 @@ fn set_page(conf: &mut LocationConf, words: &Words) -> Result<(), String> {
         _ => return bad(words, "on or off"),
     };
     if page.is_some() {
-        // SAFETY: NGINX passed `cf` to the setter: it has the configuration of the location that is being read.
+        // SAFETY: NGINX passed `cf` to the setter: it has the configuration of the location that is being read. NGINX numbers its
+        // modules before it reads a configuration.
         unsafe {
-            let location = (*words.cf).http_location_conf_unchecked::<ffi::ngx_http_core_loc_conf_t>(&*&raw const ffi::ngx_http_core_module);
+            let core = (&raw const ffi::ngx_http_core_module).as_ref_unchecked();
+            let location = (*words.cf).http_location_conf_unchecked::<ffi::ngx_http_core_loc_conf_t>(core);
             if let Some(mut location) = location {
                 location.as_mut().handler = Some(request::show_status);
             }

@@ -9,7 +9,10 @@
 //!
 //! NGINX calls; nothing here unwinds into it ([`nginx::guard`]). A worker has one thread that NGINX calls on, and the client's.
 //! Unsafe code is where NGINX's structures are read; each block says why it may.
-#![allow(clippy::missing_safety_doc, reason = "callbacks of NGINX have one contract, that of the place where NGINX is told of them")]
+#![allow(
+    clippy::missing_safety_doc,
+    reason = "callbacks of NGINX have one contract, that of the place where NGINX is told of them"
+)]
 #![allow(missing_docs, unreachable_pub, reason = "nobody links this crate: NGINX loads it")]
 
 pub mod conf;
@@ -22,8 +25,8 @@ pub mod upstream;
 pub mod worker;
 pub mod zone;
 
-use ngx::ffi;
 use nginx::guard;
+use ngx::ffi;
 use postanalytics_filter::Engine;
 use std::ffi::c_void;
 use std::ptr::{self, NonNull, null_mut};
@@ -65,7 +68,7 @@ ngx::ngx_modules!(ngx_http_postanalytics_module);
 /// The module as NGINX knows it.
 pub fn module() -> &'static ffi::ngx_module_t {
     // SAFETY: NGINX writes its numbers before it calls anything of the module, and never again.
-    unsafe { &*&raw const ngx_http_postanalytics_module }
+    unsafe { (&raw const ngx_http_postanalytics_module).as_ref_unchecked() }
 }
 
 /// The rules are compiled once, before the workers are forked, who share the memory.

@@ -64,7 +64,7 @@ pub fn guard<T>(otherwise: T, body: impl FnOnce() -> T) -> T {
 pub unsafe fn address(address: *const ffi::sockaddr) -> Option<(IpAddr, u16)> {
     // SAFETY: the caller's word: the family says what the rest is. Fields are read as bytes lie, whatever their alignment.
     unsafe {
-        match u32::from((*address.as_ref()?).sa_family) {
+        match u32::from(address.as_ref()?.sa_family) {
             ffi::AF_INET => {
                 let address = address.cast::<ffi::sockaddr_in>().read_unaligned();
                 Some((Ipv4Addr::from(address.sin_addr.s_addr.to_ne_bytes()).into(), u16::from_be(address.sin_port)))

@@ -53,7 +53,9 @@ mod tests {
         let nested = "api:\n  uuid: 00112233445566778899aabbccddeeff\n";
         assert_eq!(Node::of(nested, "").id, node.id);
         let machine = Node::of("uuid: short\n", "0123");
-        assert!(machine.id.is_some() && machine.name.is_none() && machine == Node::of("", "0123") && machine != Node::of("", "4"));
+        assert!(
+            machine.id.is_some() && machine.name.is_none() && machine == Node::of("", "0123") && machine != Node::of("", "4")
+        );
         assert_eq!(Node::of("", ""), Node::default());
     }
 }

@@ -132,48 +132,50 @@ unsafe extern "C" fn body_is_read(r: *mut ffi::ngx_http_request_t) {
 /// # Safety
 /// `r` is a request whose location is known.
 unsafe fn check(worker: &Worker, r: *mut ffi::ngx_http_request_t, access: bool) -> ffi::ngx_int_t {
-    // SAFETY: the caller's word, here and below.
-    let conf = unsafe { conf::of_location(r) };
-    if conf.mode() == Mode::Off || unsafe { r != (*r).main } {
-        return DECLINED;
-    }
-    let mut context = unsafe { find(r) };
-    if context.as_ref().is_some_and(|context| context.blocked) {
-        // It is being shown the page of its refusal.
-        return DECLINED;
-    }
-    let source = unsafe { client_ip(r, conf) };
-    let listed = worker.listed(source, conf.application());
-    let has_body = unsafe { (*r).headers_in.content_length_n > 0 || (*r).headers_in.chunked() != 0 };
-    let blocking = conf.mode() == Mode::Block || conf.mode() == Mode::SafeBlocking && listed == Some(Action::Graylist);
-    if context.is_none() && (listed.is_some() || blocking || has_body && !access) {
-        context = unsafe { make(r) };
-    }
-    let Some(context) = context else { return DECLINED };
-    context.listed = listed;
-    if listed == Some(Action::Denylist) {
-        context.blocked = true;
-        return FORBIDDEN;
-    }
-    if has_body && !access && context.body.is_empty() {
-        unsafe { keep_preread(context, r, conf) };
-    }
-    if !blocking || context.findings.is_some() {
-        return DECLINED;
-    }
-    if has_body && conf.body_limit() > 0 {
-        if !access {
+    // SAFETY: the caller's word; each of what is called asks for no more.
+    unsafe {
+        let conf = conf::of_location(r);
+        if conf.mode() == Mode::Off || r != (*r).main {
             return DECLINED;
         }
-        if !std::mem::replace(&mut context.body_read, true) && unsafe { (*r).request_body.is_null() } {
-            return READ_BODY;
+        let mut context = find(r);
+        if context.as_ref().is_some_and(|context| context.blocked) {
+            // It is being shown the page of its refusal.
+            return DECLINED;
         }
+        let source = client_ip(r, conf);
+        let listed = worker.listed(source, conf.application());
+        let has_body = (*r).headers_in.content_length_n > 0 || (*r).headers_in.chunked() != 0;
+        let blocking = conf.mode() == Mode::Block || conf.mode() == Mode::SafeBlocking && listed == Some(Action::Graylist);
+        if context.is_none() && (listed.is_some() || blocking || has_body && !access) {
+            context = make(r);
+        }
+        let Some(context) = context else { return DECLINED };
+        context.listed = listed;
+        if listed == Some(Action::Denylist) {
+            context.blocked = true;
+            return FORBIDDEN;
+        }
+        if has_body && !access && context.body.is_empty() {
+            keep_preread(context, r, conf);
+        }
+        if !blocking || context.findings.is_some() {
+            return DECLINED;
+        }
+        if has_body && conf.body_limit() > 0 {
+            if !access {
+                return DECLINED;
+            }
+            if !std::mem::replace(&mut context.body_read, true) && (*r).request_body.is_null() {
+                return READ_BODY;
+            }
+        }
+        let findings = inspect(worker, r, conf, Some(context));
+        context.blocked = !findings.found.is_empty();
+        let blocked = context.blocked;
+        context.findings = Some(findings);
+        if blocked { FORBIDDEN } else { DECLINED }
     }
-    let findings = unsafe { inspect(worker, r, conf, Some(context)) };
-    context.blocked = !findings.found.is_empty();
-    let blocked = context.blocked;
-    context.findings = Some(findings);
-    if blocked { FORBIDDEN } else { DECLINED }
 }
 
 unsafe extern "C" fn body_filter(r: *mut ffi::ngx_http_request_t, chain: *mut ffi::ngx_chain_t) -> ffi::ngx_int_t {
@@ -190,29 +192,30 @@ unsafe extern "C" fn body_filter(r: *mut ffi::ngx_http_request_t, chain: *mut ff
 /// # Safety
 /// `r` is a request in the making, `chain` null or a chain of buffers of its body.
 unsafe fn capture(r: *mut ffi::ngx_http_request_t, chain: *mut ffi::ngx_chain_t) {
-    // SAFETY: the caller's word, here and below.
-    let conf = unsafe { conf::of_location(r) };
-    if chain.is_null() || conf.mode() == Mode::Off || conf.body_limit() == 0 || unsafe { r != (*r).main } {
-        return;
-    }
-    let Some(context) = (unsafe { find(r).or_else(|| make(r)) }) else { return };
-    if std::mem::take(&mut context.preread) {
-        context.body.clear();
-        context.body_truncated = false;
-    }
-    let mut link = chain;
-    while let Some(one) = unsafe { link.as_ref() } {
-        if let Some(buffer) = unsafe { one.buf.as_ref() }
-            && !buffer.pos.is_null()
-            && buffer.last > buffer.pos
-        {
-            // SAFETY: what a buffer in memory holds lies between `pos` and `last`.
-            let bytes = unsafe { std::slice::from_raw_parts(buffer.pos, buffer.last.offset_from_unsigned(buffer.pos)) };
-            let room = conf.body_limit().saturating_sub(context.body.len());
-            context.body_truncated |= bytes.len() > room;
-            context.body.extend_from_slice(&bytes[..bytes.len().min(room)]);
+    // SAFETY: the caller's word; what a buffer in memory holds lies between `pos` and `last`.
+    unsafe {
+        let conf = conf::of_location(r);
+        if chain.is_null() || conf.mode() == Mode::Off || conf.body_limit() == 0 || r != (*r).main {
+            return;
         }
-        link = one.next;
+        let Some(context) = find(r).or_else(|| make(r)) else { return };
+        if std::mem::take(&mut context.preread) {
+            context.body.clear();
+            context.body_truncated = false;
+        }
+        let mut link = chain;
+        while let Some(one) = link.as_ref() {
+            if let Some(buffer) = one.buf.as_ref()
+                && !buffer.pos.is_null()
+                && buffer.last > buffer.pos
+            {
+                let bytes = std::slice::from_raw_parts(buffer.pos, buffer.last.offset_from_unsigned(buffer.pos));
+                let room = conf.body_limit().saturating_sub(context.body.len());
+                context.body_truncated |= bytes.len() > room;
+                context.body.extend_from_slice(&bytes[..bytes.len().min(room)]);
+            }
+            link = one.next;
+        }
     }
 }
 
@@ -239,16 +242,18 @@ unsafe fn keep_preread(context: &mut Context, r: *mut ffi::ngx_http_request_t, c
 /// `r` is a request in the making.
 unsafe fn inspect(worker: &Worker, r: *mut ffi::ngx_http_request_t, conf: &LocationConf, context: Option<&Context>) -> Findings {
     // SAFETY: the caller's word.
-    let (method, target) = unsafe { request_line(r) };
-    let headers: Vec<(&[u8], &[u8])> = unsafe { headers(r) };
-    let (body, body_truncated) = context.map_or((&b""[..], false), |context| (&context.body, context.body_truncated));
-    let request = RawRequest { method, uri: target, headers: &headers, body, body_truncated };
-    worker.inspect(&request, conf.time_limit())
+    unsafe {
+        let (method, target) = request_line(r);
+        let headers: Vec<(&[u8], &[u8])> = headers(r);
+        let (body, body_truncated) = context.map_or((&b""[..], false), |context| (&context.body, context.body_truncated));
+        let request = RawRequest { method, uri: target, headers: &headers, body, body_truncated };
+        worker.inspect(&request, conf.time_limit())
+    }
 }
 
 unsafe extern "C" fn log_phase(r: *mut ffi::ngx_http_request_t) -> ffi::ngx_int_t {
-    // SAFETY: NGINX calls it with a request that has been answered and not freed.
     guard((), || {
+        // SAFETY: NGINX calls it with a request that has been answered and not freed.
         worker::with(|worker| unsafe { record(worker, r) });
     });
     OK
@@ -259,93 +264,99 @@ unsafe extern "C" fn log_phase(r: *mut ffi::ngx_http_request_t) -> ffi::ngx_int_
 /// # Safety
 /// `r` is a request that has been answered and not freed.
 unsafe fn record(worker: &Worker, r: *mut ffi::ngx_http_request_t) {
-    // SAFETY: the caller's word, here and below.
-    let conf = unsafe { conf::of_location(r) };
-    if conf.mode() == Mode::Off || unsafe { r != (*r).main } {
-        return;
-    }
-    let mut context = unsafe { find(r) };
-    let denied = context.as_ref().is_some_and(|context| context.listed == Some(Action::Denylist) && context.blocked);
-    let blocked = context.as_ref().is_some_and(|context| context.blocked);
-    let listed = context.as_ref().and_then(|context| context.listed);
-    let findings = match context.as_mut().and_then(|context| context.findings.take()) {
-        Some(findings) => findings,
-        // Whoever is on the denylist is not looked at any more.
-        None if denied => Findings::default(),
-        None => unsafe { inspect(worker, r, conf, context.as_deref()) },
-    };
+    // SAFETY: the caller's word; each of what is called asks for no more.
+    unsafe {
+        let conf = conf::of_location(r);
+        if conf.mode() == Mode::Off || r != (*r).main {
+            return;
+        }
+        let mut context = find(r);
+        let denied = context.as_ref().is_some_and(|context| context.listed == Some(Action::Denylist) && context.blocked);
+        let blocked = context.as_ref().is_some_and(|context| context.blocked);
+        let listed = context.as_ref().and_then(|context| context.listed);
+        let findings = match context.as_mut().and_then(|context| context.findings.take()) {
+            Some(findings) => findings,
+            // Whoever is on the denylist is not looked at any more.
+            None if denied => Findings::default(),
+            None => inspect(worker, r, conf, context.as_deref()),
+        };
 
-    let r = unsafe { &*r };
-    let connection = unsafe { &*r.connection };
-    let (method_text, target) = unsafe { request_line(r) };
-    let (path, query) = match target.iter().position(|&byte| byte == b'?') {
-        Some(at) => (&target[..at], &target[at + 1..]),
-        None => (target, &b""[..]),
-    };
-    let masker = worker.engine().masker();
-    let (path, query) = (masker.text(cut(path)), masker.text(cut(query)));
-    let user_agent = masker.text(cut(unsafe { header(r.headers_in.user_agent) }));
-    let referer = masker.text(cut(unsafe { header(r.headers_in.referer) }));
-    let host = cut(unsafe { header(r.headers_in.host) });
-    let credentials = !r.headers_in.authorization.is_null();
+        let r = &*r;
+        let connection = &*r.connection;
+        let (method_text, target) = request_line(r);
+        let (path, query) = match target.iter().position(|&byte| byte == b'?') {
+            Some(at) => (&target[..at], &target[at + 1..]),
+            None => (target, &b""[..]),
+        };
+        let masker = worker.engine().masker();
+        let (path, query) = (masker.text(cut(path)), masker.text(cut(query)));
+        let user_agent = masker.text(cut(header(r.headers_in.user_agent)));
+        let referer = masker.text(cut(header(r.headers_in.referer)));
+        let host = cut(header(r.headers_in.host));
+        let credentials = !r.headers_in.authorization.is_null();
 
-    let method = std::str::from_utf8(method_text).ok().and_then(Method::from_name);
-    let unnumbered = [Extension { tag: TAG_METHOD, value: &method_text[..method_text.len().min(32)] }];
-    let extensions: &[Extension<'_>] = if method.is_none() && !method_text.is_empty() { &unnumbered } else { &[] };
-    let flags = [
-        (blocked, FLAG_BLOCKED),
-        (listed == Some(Action::Denylist), FLAG_DENYLIST),
-        (listed == Some(Action::Graylist), FLAG_GRAYLIST),
-        (findings.overlimit, FLAG_OVERLIMIT),
-        (credentials, FLAG_CREDENTIALS),
-    ];
-    let (event_us, response_us) = times(r);
-    let hits = findings.hits();
-    let (request_bytes, response_bytes) = (r.request_length.max(0) as u64, connection.sent.max(0) as u64);
-    let request = Request {
-        request_id: worker.request_id(),
-        client_ip: unsafe { client_ip(r, conf) },
-        event_us,
-        application: conf.application(),
-        response_us,
-        detection_us: findings.elapsed_us(),
-        request_bytes,
-        response_bytes,
-        flags: flags.iter().filter(|(holds, _)| *holds).map(|(_, flag)| flag).sum(),
-        server_port: unsafe { nginx::address(connection.local_sockaddr) }.map_or(0, |(_, port)| port),
-        status: status_of(r),
-        method: method.map_or(0, |method| method as u8),
-        scheme: if connection.ssl.is_null() { Scheme::Http } else { Scheme::Https } as u8,
-        http_version: if r.http_version < 1000 { r.http_version as u8 } else { (r.http_version / 1000 * 10 + r.http_version % 1000) as u8 },
-        user: if credentials { unsafe { basic_user(r) } } else { b"" },
-        host,
-        path: &path,
-        query: &query,
-        user_agent: &user_agent,
-        referer: &referer,
-        hits: &hits,
-        extensions,
-        ..Request::default()
-    };
-    worker.send(&request);
+        let method = std::str::from_utf8(method_text).ok().and_then(Method::from_name);
+        let unnumbered = [Extension { tag: TAG_METHOD, value: &method_text[..method_text.len().min(32)] }];
+        let extensions: &[Extension<'_>] = if method.is_none() && !method_text.is_empty() { &unnumbered } else { &[] };
+        let flags = [
+            (blocked, FLAG_BLOCKED),
+            (listed == Some(Action::Denylist), FLAG_DENYLIST),
+            (listed == Some(Action::Graylist), FLAG_GRAYLIST),
+            (findings.overlimit, FLAG_OVERLIMIT),
+            (credentials, FLAG_CREDENTIALS),
+        ];
+        let (event_us, response_us) = times(r);
+        let hits = findings.hits();
+        let (request_bytes, response_bytes) = (r.request_length.max(0) as u64, connection.sent.max(0) as u64);
+        let request = Request {
+            request_id: worker.request_id(),
+            client_ip: client_ip(r, conf),
+            event_us,
+            application: conf.application(),
+            response_us,
+            detection_us: findings.elapsed_us(),
+            request_bytes,
+            response_bytes,
+            flags: flags.iter().filter(|(holds, _)| *holds).map(|(_, flag)| flag).sum(),
+            server_port: nginx::address(connection.local_sockaddr).map_or(0, |(_, port)| port),
+            status: status_of(r),
+            method: method.map_or(0, |method| method as u8),
+            scheme: if connection.ssl.is_null() { Scheme::Http } else { Scheme::Https } as u8,
+            http_version: if r.http_version < 1000 {
+                r.http_version as u8
+            } else {
+                (r.http_version / 1000 * 10 + r.http_version % 1000) as u8
+            },
+            user: if credentials { basic_user(r) } else { b"" },
+            host,
+            path: &path,
+            query: &query,
+            user_agent: &user_agent,
+            referer: &referer,
+            hits: &hits,
+            extensions,
+            ..Request::default()
+        };
+        worker.send(&request);
 
-    let application = worker.application(conf.application());
-    let attacked = !findings.found.is_empty();
-    let counted = [
-        (Counter::Requests, true, 1),
-        (Counter::Attacks, attacked, 1),
-        (Counter::Blocked, blocked, 1),
-        (Counter::BlockedByAcl, denied, 1),
-        (Counter::Abnormal, attacked || findings.overlimit, 1),
-        (Counter::BytesIn, true, request_bytes),
-        (Counter::BytesOut, true, response_bytes),
-        (Counter::BytesBlockedIn, blocked, request_bytes),
-        (Counter::BytesBlockedOut, blocked, response_bytes),
-        (Counter::OverlimitsTime, findings.overlimit, 1),
-        (Counter::DetectUs, true, findings.elapsed_us().into()),
-    ];
-    for (counter, _, value) in counted.into_iter().filter(|(_, holds, _)| *holds) {
-        worker.count(application, counter, value);
+        let application = worker.application(conf.application());
+        let attacked = !findings.found.is_empty();
+        let counted = [
+            (Counter::Requests, true, 1),
+            (Counter::Attacks, attacked, 1),
+            (Counter::Blocked, blocked, 1),
+            (Counter::BlockedByAcl, denied, 1),
+            (Counter::Abnormal, attacked || findings.overlimit, 1),
+            (Counter::BytesIn, true, request_bytes),
+            (Counter::BytesOut, true, response_bytes),
+            (Counter::BytesBlockedIn, blocked, request_bytes),
+            (Counter::BytesBlockedOut, blocked, response_bytes),
+            (Counter::OverlimitsTime, findings.overlimit, 1),
+            (Counter::DetectUs, true, findings.elapsed_us().into()),
+        ];
+        for (counter, _, value) in counted.into_iter().filter(|(_, holds, _)| *holds) {
+            worker.count(application, counter, value);
+        }
     }
 }
 
@@ -566,7 +577,12 @@ mod tests {
 
     #[test]
     fn addresses_of_variables() {
-        for (text, address) in [("192.0.2.1", "192.0.2.1"), (" 192.0.2.1:80", "192.0.2.1"), ("[2001:db8::1]:1", "2001:db8::1"), ("::ffff:192.0.2.1", "192.0.2.1")] {
+        for (text, address) in [
+            ("192.0.2.1", "192.0.2.1"),
+            (" 192.0.2.1:80", "192.0.2.1"),
+            ("[2001:db8::1]:1", "2001:db8::1"),
+            ("::ffff:192.0.2.1", "192.0.2.1"),
+        ] {
             assert_eq!(parse_ip(text.as_bytes()), Some(address.parse().expect("an address")), "{text}");
         }
         for bad in ["", "-", "unknown", "192.0.2.1, 192.0.2.2", "a.example"] {

@@ -89,7 +89,10 @@ fn json(totals: &Totals, now: Duration) -> String {
         put(&mut page, format_args!("\"{name}\":{},", value(field, &totals.counts)));
     }
     let (workers, start_id) = (totals.workers, totals.start_id);
-    put(&mut page, format_args!("\"proton_instances\":{{\"total\":{workers},\"success\":{workers},\"fallback\":0,\"failed\":0}},"));
+    put(
+        &mut page,
+        format_args!("\"proton_instances\":{{\"total\":{workers},\"success\":{workers},\"fallback\":0,\"failed\":0}},"),
+    );
     put(&mut page, format_args!("\"stalled_workers\":[],\"startid\":{start_id},"));
     put(&mut page, format_args!("\"timestamp\":{}.{:06},", now.as_secs(), now.subsec_micros()));
     page.push_str("\"split\":{\"clients\":[{\"client_id\":null");
@@ -157,12 +160,33 @@ mod tests {
     fn json_has_what_monitoring_reads() {
         let page = page(Format::Json, &totals(), Duration::from_millis(1_500));
         let wanted = [
-            "\"requests\":7,", "\"attacks\":0,", "\"blocked\":0,", "\"blocked_by_acl\":0,", "\"abnormal\":0,", "\"bytes_in\":0,",
-            "\"bytes_out\":0,", "\"bytes_blocked_in\":0,", "\"bytes_blocked_out\":0,", "\"tnt_errors\":3,", "\"api_errors\":0,",
-            "\"requests_lost\":3,", "\"overlimits_time\":0,", "\"segfaults\":0,", "\"memfaults\":0,", "\"softmemfaults\":0,",
-            "\"proton_errors\":0,", "\"proton_instances\":{\"total\":2,\"success\":2,\"fallback\":0,\"failed\":0}",
-            "\"stalled_workers_count\":0,", "\"stalled_workers\":[]", "\"db_id\":0,", "\"lom_id\":0,", "\"time_detect\":5,",
-            "\"startid\":42,", "\"timestamp\":1.500000,", "\"split\":{\"clients\":[", "{\"app_id\":-1,\"requests\":4,\"attacks\":0",
+            "\"requests\":7,",
+            "\"attacks\":0,",
+            "\"blocked\":0,",
+            "\"blocked_by_acl\":0,",
+            "\"abnormal\":0,",
+            "\"bytes_in\":0,",
+            "\"bytes_out\":0,",
+            "\"bytes_blocked_in\":0,",
+            "\"bytes_blocked_out\":0,",
+            "\"tnt_errors\":3,",
+            "\"api_errors\":0,",
+            "\"requests_lost\":3,",
+            "\"overlimits_time\":0,",
+            "\"segfaults\":0,",
+            "\"memfaults\":0,",
+            "\"softmemfaults\":0,",
+            "\"proton_errors\":0,",
+            "\"proton_instances\":{\"total\":2,\"success\":2,\"fallback\":0,\"failed\":0}",
+            "\"stalled_workers_count\":0,",
+            "\"stalled_workers\":[]",
+            "\"db_id\":0,",
+            "\"lom_id\":0,",
+            "\"time_detect\":5,",
+            "\"startid\":42,",
+            "\"timestamp\":1.500000,",
+            "\"split\":{\"clients\":[",
+            "{\"app_id\":-1,\"requests\":4,\"attacks\":0",
             "{\"app_id\":9,",
         ];
         for part in wanted {

@@ -153,10 +153,12 @@ fn judge(block: &Block<'_>) -> (Vec<String>, Result<Vec<String>, String>) {
             return (warnings, Err(error));
         }
         if server.weight > 1 {
-            warnings.push(format!("weight of server {written} means nothing here: every server gets as many sources, in {place}"));
+            warnings
+                .push(format!("weight of server {written} means nothing here: every server gets as many sources, in {place}"));
         }
         if server.backup {
-            warnings.push(format!("backup of server {written} means nothing here: it takes its share like the others, in {place}"));
+            warnings
+                .push(format!("backup of server {written} means nothing here: it takes its share like the others, in {place}"));
         }
         if server.down {
             continue;
@@ -164,7 +166,7 @@ fn judge(block: &Block<'_>) -> (Vec<String>, Result<Vec<String>, String>) {
         // An address as NGINX read it, which has a port; a name as written, so that what it stands for may change.
         let numeric = written.parse::<SocketAddr>().is_ok() || written.parse::<std::net::IpAddr>().is_ok();
         let has_port = written.rsplit_once(':').is_some_and(|(_, port)| !port.contains(']') && port.parse::<u16>().is_ok());
-        if numeric && has_port || !numeric && has_port {
+        if has_port {
             addresses.push(if numeric { server.address.clone() } else { written.clone() });
         } else {
             let error = format!("server {written} of upstream \"{name}\" has no port, in {place}; write {written}:3313");
@@ -172,7 +174,8 @@ fn judge(block: &Block<'_>) -> (Vec<String>, Result<Vec<String>, String>) {
         }
     }
     if addresses.is_empty() {
-        let error = format!("all servers of upstream \"{name}\" are down, in {place}; take `down` away from one, or wallarm_mode off");
+        let error =
+            format!("all servers of upstream \"{name}\" are down, in {place}; take `down` away from one, or wallarm_mode off");
         return (warnings, Err(error));
     }
     (warnings, Ok(addresses))
@@ -207,7 +210,9 @@ mod tests {
         assert!(error.contains("max_conns=1") && error.contains("/etc/nginx/a.conf:7"), "{error}");
         let (warnings, _) = judged(1, vec![server("192.0.2.1:3313"), server("192.0.2.2:3313")]);
         assert!(warnings[0].contains("keepalive 2;") && warnings[0].contains("/etc/nginx/a.conf:7"), "{warnings:?}");
-        for (bad, remedy) in [("unix:/run/pa.sock", "HOST:3313"), ("192.0.2.1", "192.0.2.1:3313"), ("pa.example", "pa.example:3313")] {
+        for (bad, remedy) in
+            [("unix:/run/pa.sock", "HOST:3313"), ("192.0.2.1", "192.0.2.1:3313"), ("pa.example", "pa.example:3313")]
+        {
             let error = judged(1, vec![server(bad)]).1.expect_err(bad);
             assert!(error.contains(remedy), "{error}");
         }

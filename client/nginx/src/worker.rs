@@ -9,7 +9,7 @@ use crate::nginx::{self, Level, guard};
 use crate::zone::{Counter, SlotNumber, Zone};
 use crate::{engine, logging};
 use ngx::ffi;
-use postanalytics_client::{Action, Client, Request, SendError};
+use postanalytics_client::{Action, Client, Counters, Request, SendError};
 use postanalytics_filter::{Engine, Findings, RawRequest, Scratch};
 use std::cell::{Cell, RefCell};
 use std::net::IpAddr;
@@ -40,6 +40,7 @@ pub struct Worker {
     slot: SlotNumber,
     /// Of the client's `tnt_errors`, what the zone knows.
     told_errors: Cell<u64>,
+    told_given_up: Cell<u64>,
     told_full: Cell<Option<Instant>>,
     timer: *mut Timer,
 }
@@ -71,11 +72,14 @@ pub unsafe fn start(main: &MainConf, zone: &'static Zone, workers: usize) {
     logging::start();
     let slot = zone.claim(std::process::id(), nginx::lives);
     if slot.is_shared() {
-        nginx::log(Level::Warn, "wallarm: more workers than the counters have places for; if one is killed its records are not counted");
+        nginx::log(
+            Level::Warn,
+            "wallarm: more workers than the counters have places for; if one is killed its records are not counted",
+        );
     }
-    let client = if main.servers.is_empty() { None } else { build_client(main, workers) };
-    // SAFETY: both are plain C structures, for which all zero is a value.
-    let timer = Box::into_raw(Box::new(Timer { event: unsafe { std::mem::zeroed() }, connection: unsafe { std::mem::zeroed() }, busy: false }));
+    let client = if main.servers.is_empty() { None } else { build_client(main, workers, zone, slot) };
+    // SAFETY: plain C structures, for which all zero is a value.
+    let timer = Box::into_raw(Box::new(unsafe { std::mem::zeroed::<Timer>() }));
     // SAFETY: it was just made, and is freed by [`stop`] only.
     unsafe {
         (*timer).connection.fd = -1;
@@ -94,6 +98,7 @@ pub unsafe fn start(main: &MainConf, zone: &'static Zone, workers: usize) {
         zone,
         slot,
         told_errors: Cell::new(0),
+        told_given_up: Cell::new(0),
         told_full: Cell::new(None),
         timer,
     };
@@ -103,9 +108,10 @@ pub unsafe fn start(main: &MainConf, zone: &'static Zone, workers: usize) {
     WORKER.store(Box::into_raw(Box::new(worker)), Relaxed);
 }
 
-fn build_client(main: &MainConf, workers: usize) -> Option<Client> {
+fn build_client(main: &MainConf, workers: usize, zone: &'static Zone, slot: SlotNumber) -> Option<Client> {
     let queue_bytes = (main.queue_bytes() / workers.max(1)).max(QUEUE_BYTES_MIN);
-    let mut builder = Client::builder().queue_bytes(queue_bytes);
+    // From the client's thread, as soon as they are known: if this worker is killed, nothing counts as lost that was not.
+    let mut builder = Client::builder().queue_bytes(queue_bytes).on_acked(move |records| zone.acked(slot, records.len()));
     for server in &main.servers {
         builder = builder.server(server);
     }
@@ -141,8 +147,7 @@ pub fn stop() {
     }
     if let Some(client) = worker.client.take() {
         let counters = client.close(CLOSE_TIMEOUT);
-        worker.tell_errors(counters.tnt_errors());
-        worker.zone.set_unsettled(worker.slot, 0);
+        worker.tell(&counters);
     }
     worker.zone.release(worker.slot);
 }
@@ -237,10 +242,14 @@ impl Worker {
     pub fn publish(&self) -> bool {
         let Some(client) = &self.client else { return false };
         let counters = client.counters();
+        self.tell(&counters);
+        counters.queued + counters.in_flight > 0
+    }
+
+    fn tell(&self, counters: &Counters) {
         self.tell_errors(counters.tnt_errors());
-        let unsettled = counters.queued + counters.in_flight;
-        self.zone.set_unsettled(self.slot, unsettled);
-        unsettled > 0
+        let given_up = counters.lost + counters.in_doubt;
+        self.zone.given_up(self.slot, given_up - self.told_given_up.replace(given_up));
     }
 
     fn tell_errors(&self, errors: u64) {
@@ -255,7 +264,7 @@ impl Worker {
     fn open_lanes(&self) {
         if let Some(client) = &self.client {
             let status = client.status();
-            if !status.connected || status.lanes_open < status.shards {
+            if status.servers.iter().any(|server| !server.connected || server.lanes_open < server.shards) {
                 // It is asked for and not waited for.
                 let _ = client.server_stats(Duration::ZERO);
             }

@@ -2,14 +2,17 @@
 //!
 //! ```text
 //!   Zone │ start id │ application ids │ slot 0 │ slot 1 │ … │ slot 255 │
-//!   Slot │ pid │ unsettled records │ counters, since the zone was made │ the same for each application │
+//!   Slot │ pid │ records accepted, acked, given up │ counters, since the zone was made │ the same for each application │
 //! ```
 //!
 //! A slot belongs to one worker at a time and is never set back: the next owner counts on, so what a worker that has ended had
 //! counted stays. A worker that was killed leaves its pid behind; whoever looks next counts the records that it had not got rid
 //! of as `tnt_errors`, and the slot is free again. Everything is atomic and relaxed: a page may be read while workers count.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::{Acquire, Relaxed, Release}};
+use std::sync::atomic::{
+    AtomicU32, AtomicU64,
+    Ordering::{Acquire, Relaxed, Release},
+};
 
 /// Workers at a time, those that are shutting down included. More of them share the last slot.
 const SLOTS: usize = 256;
@@ -84,8 +87,10 @@ pub struct Zone {
 #[repr(C, align(64))]
 struct Slot {
     pid: AtomicU32,
-    /// Records that the worker's client has accepted and not settled, as far as is known.
-    unsettled: AtomicU64,
+    /// Records that the client took, those that the server has, and those that the client has given up. The rest it still holds.
+    accepted: AtomicU64,
+    acked: AtomicU64,
+    given_up: AtomicU64,
     counts: [AtomicU64; Counter::COUNT],
     applications: [[AtomicU64; Counter::OF_APPLICATION]; APPLICATIONS],
 }
@@ -133,8 +138,10 @@ impl Zone {
             }
             // Nobody else may do it, and nobody may move in, until all is counted.
             if slot.pid.compare_exchange(pid, BURYING, Relaxed, Relaxed).is_ok() {
-                let unsettled = slot.unsettled.swap(0, Relaxed);
-                slot.counts[Counter::TntErrors as usize].fetch_add(unsettled, Relaxed);
+                let settled = slot.acked.load(Relaxed) + slot.given_up.load(Relaxed);
+                let held = slot.accepted.load(Relaxed).saturating_sub(settled);
+                slot.given_up.fetch_add(held, Relaxed);
+                slot.counts[Counter::TntErrors as usize].fetch_add(held, Relaxed);
                 slot.counts[Counter::Segfaults as usize].fetch_add(1, Relaxed);
                 slot.pid.store(0, Release);
             }
@@ -163,14 +170,19 @@ impl Zone {
         }
     }
 
-    /// A record was accepted.
+    /// The worker's client took a record.
     pub fn accepted(&self, slot: SlotNumber) {
-        self.slots[slot.0].unsettled.fetch_add(1, Relaxed);
+        self.slots[slot.0].accepted.fetch_add(1, Relaxed);
     }
 
-    /// So many records of the worker are not settled.
-    pub fn set_unsettled(&self, slot: SlotNumber, records: u64) {
-        self.slots[slot.0].unsettled.store(records, Relaxed);
+    /// The server has so many more.
+    pub fn acked(&self, slot: SlotNumber, records: usize) {
+        self.slots[slot.0].acked.fetch_add(records as u64, Relaxed);
+    }
+
+    /// The client has given up so many more, which are counted as errors, too.
+    pub fn given_up(&self, slot: SlotNumber, records: u64) {
+        self.slots[slot.0].given_up.fetch_add(records, Relaxed);
     }
 
     /// The sum over all slots.
@@ -208,16 +220,22 @@ mod tests {
         let slot = zone.claim(7, |_| true);
         let application = zone.application(-1);
         zone.add(slot, application, Counter::Requests, 5);
-        for _ in 0..3 {
+        for _ in 0..6 {
             zone.accepted(slot);
         }
-        zone.set_unsettled(slot, 2);
+        zone.acked(slot, 3);
+        zone.given_up(slot, 1);
         assert_eq!(zone.claim(8, |pid| pid == 7), SlotNumber(1));
         assert_eq!(zone.claim(9, |pid| pid == 8), slot, "7 is dead, its slot is free");
         let totals = zone.totals();
         assert_eq!((totals.counts.of(Counter::Requests), totals.counts.of(Counter::TntErrors)), (5, 2));
         assert_eq!((totals.counts.of(Counter::Segfaults), totals.workers), (1, 2));
         zone.add(slot, application, Counter::Requests, 1);
+        zone.accepted(slot);
+        zone.acked(slot, 1);
+        zone.bury(|pid| pid == 8);
+        assert_eq!(zone.totals().counts.of(Counter::TntErrors), 2, "the next one had got rid of all");
+        assert_eq!(zone.claim(10, |_| true), slot);
         zone.release(slot);
         zone.bury(|pid| pid == 8);
         let totals = zone.totals();
