@@ -1,4 +1,4 @@
-//! Verdicts from a shard to the denylist of real clients. Nothing makes verdicts yet, so they are set by hand through the
+//! Verdicts from a shard to the denylist of real clients. They are set by hand through the
 //! interface of a shard that runs in this process; the test does what the control plane does: accept, read Hello, hand over.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
@@ -179,7 +179,7 @@ fn a_verdict_reaches_every_client_and_is_taken_back() {
     shard.set([denied(ATTACKER)]);
     eventually("denied", LONG, || clients.iter().all(|client| client.denylist().contains(ATTACKER)));
     assert!(clients.iter().all(|client| !client.denylist().contains(NEIGHBOUR)));
-    assert_eq!(shard.page.read().verdicts_live, 1);
+    assert_eq!((shard.page.read().verdicts_live, shard.page.read().verdicts_made), (1, 1));
     shard.set([taken_back(ATTACKER)]);
     eventually("no longer denied", LONG, || clients.iter().all(|client| !client.denylist().contains(ATTACKER)));
     eventually("nothing left", LONG, || shard.page.read().verdicts_live == 0);

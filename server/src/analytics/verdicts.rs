@@ -26,6 +26,7 @@ pub struct VerdictSet {
     /// Soonest first; entries whose verdict changed meanwhile are skipped when they come up.
     expiries: BinaryHeap<Reverse<(u64, u32)>>,
     sequence: u64,
+    made: u64,
     displaced: u64,
 }
 
@@ -46,6 +47,7 @@ impl VerdictSet {
             listed: HashMap::default(),
             expiries: BinaryHeap::new(),
             sequence: 0,
+            made: 0,
             displaced: 0,
         }
     }
@@ -73,6 +75,11 @@ impl VerdictSet {
     /// Number of the last change.
     pub const fn sequence(&self) -> u64 {
         self.sequence
+    }
+
+    /// Verdicts made: new ones, and renewals that changed something.
+    pub const fn made(&self) -> u64 {
+        self.made
     }
 
     /// Verdicts that yielded because the set was full.
@@ -111,6 +118,7 @@ impl VerdictSet {
             self.expiries.push(Reverse((verdict.until_us, position)));
         }
         self.sequence += 1;
+        self.made += 1;
         changed(verdict);
         self.compact();
     }
@@ -235,6 +243,7 @@ mod tests {
         let mut told = 0;
         set.apply(Verdict { action: None, ..verdict(77, 0) }, |_| told += 1);
         assert_eq!(told, 0, "what is not there is not taken back");
+        assert_eq!(set.made(), 6, "five and a renewal");
     }
 
     #[test]

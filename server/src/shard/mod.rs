@@ -504,6 +504,7 @@ impl Shard {
             places_void: requests.places_void,
             sessions: self.sessions.len() as u64,
             verdicts_live: self.verdicts.len() as u64,
+            verdicts_made: self.verdicts.made(),
             verdicts_displaced: self.verdicts.displaced(),
             arena_bytes_total: requests.bytes_total + attacks.bytes_total,
             arena_bytes_used: requests.bytes_used + attacks.bytes_used,

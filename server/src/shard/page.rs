@@ -73,6 +73,8 @@ shard_stats! {
     sessions,
     /// Verdicts live.
     verdicts_live,
+    /// Verdicts made, by detectors and by hand: new ones, and renewals.
+    verdicts_made,
     /// Verdicts that yielded to later ones because the set was full.
     verdicts_displaced,
     /// Alerts raised.

@@ -97,6 +97,7 @@ const SHARD_FAMILIES: [ShardFamily; 48] = [
     ("postanalytics_receive_starved_total", "Times that a connection waited for receive buffers", |s| s.receive_starved as f64),
     ("postanalytics_sessions", "Sessions known", |s| s.sessions as f64),
     ("postanalytics_verdicts_live", "Verdicts in force", |s| s.verdicts_live as f64),
+    ("postanalytics_verdicts_total", "Verdicts made: new ones, and renewals", |s| s.verdicts_made as f64),
     ("postanalytics_verdicts_displaced_total", "Verdicts that yielded because the set was full", |s| s.verdicts_displaced as f64),
     ("postanalytics_alerts_raised_total", "Alerts raised", |s| s.alerts_raised as f64),
     ("postanalytics_alerts_cut_short_total", "Alerts final before their hold ended, for want of room", |s| {
