@@ -1,10 +1,43 @@
-//! The engine: points of a request, normalised, against the rules.
+//! The engine: the points of a request, normalised, against the rules.
+//!
+//! ```text
+//! request ─▶ sections (path, query, each header, body) ─▶ decoded ─▶ any literal of any rule?  no: done, as nearly always
+//!                                                                                │ yes
+//!                                              points ─▶ decoded, folded, unquoted ─▶ literals ─▶ patterns of those rules
+//! ```
+//!
+//! A section is searched whole first: a literal that lies in a point lies in its section too. Only where one does is the
+//! section taken apart. Values of headers without a hit are remembered by their hash (with a seed of the process), for they
+//! are the same in most requests of a visitor.
 
 use crate::findings::{Findings, FoundHit, HITS_MAX, SAMPLE_BYTES_MAX};
-use crate::mask::{MaskConfig, Masker};
-use crate::rules::RulesError;
+use crate::mask::{MaskConfig, Masker, masked};
+use crate::normalise::{Decoder, fold, may_fold, may_unquote, unquote};
+use crate::points::{self, Json, Part, Role};
+use crate::rules::{Place, RuleSet, Rules, RulesError};
+use foldhash::quality::RandomState;
 use postanalytics_protocol::schema::v1::AttackType;
+use std::hash::BuildHasher;
+use std::ops::{ControlFlow, Range};
 use std::time::{Duration, Instant};
+
+/// The rules that come with the crate.
+pub(crate) const BUILTIN_RULES: &str = include_str!("../rules.toml");
+/// Most bytes of a body that are looked at.
+const BODY_BYTES_MAX: usize = 1 << 20;
+/// Most points of a request that are looked at.
+const POINTS_MAX: usize = 4096;
+/// Most bytes that patterns are tried on at a time, and what two such pieces share: longer than any payload needs to be.
+const PIECE_BYTES: usize = 32 << 10;
+const OVERLAP_BYTES: usize = 1 << 10;
+/// What a buffer may keep from one request to the next.
+const KEPT_BYTES: usize = 64 << 10;
+/// Bytes that are looked at between two looks at the clock.
+const CLOCK_BYTES: usize = 4 << 10;
+/// Header values that are remembered as harmless, a power of two.
+const HARMLESS_MAX: usize = 1024;
+/// Severity of a request that took too long.
+const OVERLIMIT_SEVERITY: u8 = 50;
 
 /// A request as it came, borrowed. Leave empty what is not known: a log has no body.
 #[derive(Clone, Copy, Debug, Default)]
@@ -21,30 +54,79 @@ pub struct RawRequest<'a> {
     pub body_truncated: bool,
 }
 
-/// Buffers of one thread, reused from request to request. They hold at most a few hundred KiB.
-#[derive(Debug, Default)]
-pub struct Scratch {}
+/// Buffers of one thread, reused from request to request. Between requests they hold at most about 400 KiB.
+#[derive(Debug)]
+pub struct Scratch {
+    section: Decoder,
+    value: Decoder,
+    folded: Vec<u8>,
+    unquoted: Vec<u8>,
+    json: Json,
+    point: Vec<u8>,
+    /// Hashes of header values in which no literal was found.
+    harmless: Vec<u64>,
+}
+
+impl Default for Scratch {
+    fn default() -> Self {
+        Self {
+            section: Decoder::default(),
+            value: Decoder::default(),
+            folded: Vec::new(),
+            unquoted: Vec::new(),
+            json: Json::default(),
+            point: Vec::new(),
+            harmless: vec![0; HARMLESS_MAX],
+        }
+    }
+}
+
+impl Scratch {
+    fn shrink(&mut self) {
+        if self.section.text.capacity() + self.value.text.capacity() + self.folded.capacity() > KEPT_BYTES {
+            self.section.shrink(KEPT_BYTES);
+            self.value.shrink(KEPT_BYTES);
+            self.json.shrink(KEPT_BYTES);
+            for buffer in [&mut self.folded, &mut self.unquoted, &mut self.point] {
+                buffer.clear();
+                buffer.shrink_to(KEPT_BYTES);
+            }
+        }
+    }
+}
 
 /// Rules, ready to be used by any number of threads.
 #[derive(Debug)]
 pub struct Engine {
+    rules: Rules,
     masker: Masker,
+    seed: RandomState,
 }
 
 impl Engine {
     /// The rules that come with this crate, and the default masking.
+    ///
+    /// # Panics
+    /// Never: a test compiles them.
+    #[expect(clippy::expect_used, reason = "they are part of the program")]
     pub fn builtin() -> Self {
-        Self { masker: Masker::new(&MaskConfig::default()).unwrap_or(Masker {}) }
+        Self::from_toml(BUILTIN_RULES).expect("the rules of this crate are tested")
     }
 
     /// Rules of your own in place of the ones that come with this crate.
-    pub fn from_toml(_text: &str) -> Result<Self, RulesError> {
-        Ok(Self::builtin())
+    ///
+    /// # Errors
+    /// With the number of the rule and what is wrong with it.
+    #[expect(clippy::expect_used, reason = "it is part of the program")]
+    pub fn from_toml(text: &str) -> Result<Self, RulesError> {
+        let masker = Masker::new(&MaskConfig::default()).expect("the default masking is tested");
+        Ok(Self { rules: Rules::parse(text)?, masker, seed: RandomState::default() })
     }
 
     /// The same rules with another masking.
+    #[must_use]
     pub fn with_masker(self, masker: Masker) -> Self {
-        Self { masker }
+        Self { masker, ..self }
     }
 
     /// What masks the samples of hits, for all else that leaves the node too.
@@ -52,20 +134,368 @@ impl Engine {
         &self.masker
     }
 
-    /// Looks for attacks. Gives up at the first point after `limit`: then the findings say `overlimit`.
-    pub fn inspect(&self, request: &RawRequest<'_>, _limit: Duration, _scratch: &mut Scratch) -> Findings {
+    /// Looks for attacks. Gives up at the first point after `limit`: then the findings say `overlimit`. A scratch belongs to
+    /// the engine that it was first used with.
+    pub fn inspect(&self, request: &RawRequest<'_>, limit: Duration, scratch: &mut Scratch) -> Findings {
         let begun = Instant::now();
-        let mut findings = Findings::default();
-        if request.uri.len() <= SAMPLE_BYTES_MAX && request.uri == b"/etc/passwd" && findings.found.len() < HITS_MAX {
-            findings.found.push(FoundHit {
-                attack_type: AttackType::Ptrav,
-                severity: 200,
-                rule_id: 1,
-                point: b"uri".to_vec(),
-                payload: request.uri.to_vec(),
-            });
-        }
+        let deadline = begun.checked_add(limit);
+        let findings = Findings { incomplete: request.body_truncated, ..Findings::default() };
+        let mut inspection = Inspection { engine: self, deadline, findings, points: 0, until_clock: CLOCK_BYTES };
+        let _ = inspection.request(request, scratch);
+        scratch.shrink();
+        let mut findings = inspection.findings;
         findings.elapsed = begun.elapsed();
+        findings.overlimit |= findings.elapsed > limit;
         findings
+    }
+}
+
+/// The inspection of one request.
+struct Inspection<'e> {
+    engine: &'e Engine,
+    /// `None`: a limit so long that no clock reaches it.
+    deadline: Option<Instant>,
+    findings: Findings,
+    points: usize,
+    until_clock: usize,
+}
+
+/// Where a point lies: what its name begins with.
+#[derive(Clone, Copy)]
+struct Source {
+    prefix: &'static [u8],
+    /// Where its values are.
+    place: Place,
+}
+
+/// The buffers for one value.
+struct Buffers<'s> {
+    value: &'s mut Decoder,
+    folded: &'s mut Vec<u8>,
+    unquoted: &'s mut Vec<u8>,
+    point: &'s mut Vec<u8>,
+}
+
+impl Inspection<'_> {
+    fn request(&mut self, request: &RawRequest<'_>, scratch: &mut Scratch) -> ControlFlow<()> {
+        let (path, query) = match memchr::memchr(b'?', request.uri) {
+            Some(at) => (&request.uri[..at], &request.uri[at + 1..]),
+            None => (request.uri, &b""[..]),
+        };
+        self.whole(path, Place::Uri, &Fixed("uri"), scratch)?;
+        let rules = &self.engine.rules;
+        if !query.is_empty() && self.is_suspect(query, true, &rules.at(Place::Get).or(rules.at(Place::Name)), scratch) {
+            self.pairs(query, b'&', Source { prefix: b"get_", place: Place::Get }, scratch)?;
+        }
+        let mut content_type = &b""[..];
+        for &(name, value) in request.headers {
+            if name.eq_ignore_ascii_case(b"content-type") {
+                content_type = value;
+            }
+            self.header(name, value, scratch)?;
+        }
+        if !request.body.is_empty() {
+            self.body(content_type, request.body, scratch)?;
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn header(&mut self, name: &[u8], value: &[u8], scratch: &mut Scratch) -> ControlFlow<()> {
+        let place = match name {
+            _ if name.eq_ignore_ascii_case(b"cookie") => Place::Cookie,
+            _ if name.eq_ignore_ascii_case(b"user-agent") => Place::Agent,
+            _ if name.eq_ignore_ascii_case(b"referer") => Place::Referer,
+            // Base64 and signatures: nothing in them can be read.
+            _ if name.eq_ignore_ascii_case(b"authorization") => return ControlFlow::Continue(()),
+            _ => Place::Header,
+        };
+        // 0 is a free slot.
+        let hash = self.engine.seed.hash_one((place as u8, value)) | 1;
+        let slot = (hash >> 32) as usize & (HARMLESS_MAX - 1);
+        if scratch.harmless[slot] == hash {
+            return ControlFlow::Continue(());
+        }
+        let hits = self.findings.found.len();
+        if place == Place::Cookie {
+            self.pairs(value, b';', Source { prefix: b"cookie_", place }, scratch)?;
+        } else {
+            let point = HeaderName(name);
+            self.whole(value, place, &point, scratch)?;
+        }
+        if self.findings.found.len() == hits {
+            scratch.harmless[slot] = hash;
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn body(&mut self, content_type: &[u8], body: &[u8], scratch: &mut Scratch) -> ControlFlow<()> {
+        self.findings.incomplete |= body.len() > BODY_BYTES_MAX;
+        let body = &body[..body.len().min(BODY_BYTES_MAX)];
+        let rules = &self.engine.rules;
+        let asked =
+            [Place::Post, Place::Xml, Place::File].iter().fold(*rules.at(Place::Name), |asked, place| asked.or(rules.at(*place)));
+        if !self.is_suspect(body, true, &asked, scratch) {
+            return ControlFlow::Continue(());
+        }
+        let kind = BodyKind::of(content_type, body);
+        let mut json = std::mem::take(&mut scratch.json);
+        let ended = self.body_of_kind(kind, body, &mut json, scratch);
+        scratch.json = json;
+        ended
+    }
+
+    fn body_of_kind(&mut self, kind: BodyKind<'_>, body: &[u8], json: &mut Json, scratch: &mut Scratch) -> ControlFlow<()> {
+        match kind {
+            BodyKind::Form => self.pairs(body, b'&', Source { prefix: b"post_", place: Place::Post }, scratch),
+            BodyKind::Json => {
+                let source = Source { prefix: b"post_json_", place: Place::Post };
+                let is_whole = json.values(body, &mut |part| self.part(part, source, false, scratch))?;
+                self.findings.incomplete |= !is_whole;
+                ControlFlow::Continue(())
+            }
+            BodyKind::Multipart(boundary) => {
+                let source = Source { prefix: b"post_multipart_", place: Place::Post };
+                points::multipart(body, boundary, &mut |part| self.part(part, source, false, scratch))
+            }
+            BodyKind::Xml => self.whole(body, Place::Xml, &Fixed("post_xml"), scratch),
+            BodyKind::Other => self.whole(body, Place::Post, &Fixed("post"), scratch),
+        }
+    }
+
+    /// Whether a literal of the rules asked for lies in a section, or might once it is folded or unquoted. One that is not
+    /// suspect has no point with a hit.
+    fn is_suspect(&mut self, section: &[u8], plus: bool, asked: &RuleSet, scratch: &mut Scratch) -> bool {
+        let rules = &self.engine.rules;
+        let text = scratch.section.decode(section, plus);
+        if !rules.candidates(text, asked).is_empty() {
+            return true;
+        }
+        if may_fold(text) {
+            fold(text, &mut scratch.folded);
+            if !rules.candidates(&scratch.folded, asked).is_empty() {
+                return true;
+            }
+        }
+        may_unquote(text) && {
+            unquote(text, &mut scratch.unquoted);
+            !rules.candidates(&scratch.unquoted, &asked.and(rules.of_shell())).is_empty()
+        }
+    }
+
+    fn pairs(&mut self, text: &[u8], separator: u8, source: Source, scratch: &mut Scratch) -> ControlFlow<()> {
+        points::pairs(text, separator, &mut |part| self.part(part, source, separator == b'&', scratch))
+    }
+
+    /// One value of a section that was taken apart.
+    fn part(&mut self, part: Part<'_>, source: Source, plus: bool, scratch: &mut Scratch) -> ControlFlow<()> {
+        self.points += 1;
+        if self.points > POINTS_MAX {
+            self.findings.incomplete = true;
+            return ControlFlow::Break(());
+        }
+        let Scratch { value, folded, unquoted, point, .. } = scratch;
+        let place = match (part.role, source.place) {
+            (Role::Value, place) => place,
+            (Role::Name, _) => Place::Name,
+            (Role::File, _) => Place::File,
+        };
+        let name = Name { source, part: &part };
+        self.value(part.value, plus, place, &name, Buffers { value, folded, unquoted, point })
+    }
+
+    /// A section that is one value.
+    fn whole(&mut self, text: &[u8], place: Place, name: &dyn PointName, scratch: &mut Scratch) -> ControlFlow<()> {
+        let Scratch { value, folded, unquoted, point, .. } = scratch;
+        self.value(text, false, place, name, Buffers { value, folded, unquoted, point })
+    }
+
+    fn value(&mut self, raw: &[u8], plus: bool, place: Place, name: &dyn PointName, buffers: Buffers<'_>) -> ControlFlow<()> {
+        let text = buffers.value.decode(raw, plus);
+        let rules = &self.engine.rules;
+        let asked = rules.at(place);
+        self.text(text, &rules.candidates(text, asked), name, buffers.point)?;
+        if may_fold(text) || memchr::memmem::find(text, b"//").is_some() || memchr::memmem::find(text, b"/.").is_some() {
+            fold(text, buffers.folded);
+            if buffers.folded != text {
+                self.text(buffers.folded, &rules.candidates(buffers.folded, asked), name, buffers.point)?;
+            }
+        }
+        if may_unquote(text) {
+            unquote(text, buffers.unquoted);
+            if buffers.unquoted != text {
+                let candidates = rules.candidates(buffers.unquoted, &asked.and(rules.of_shell()));
+                self.text(buffers.unquoted, &candidates, name, buffers.point)?;
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// One form of one value against the rules whose literals it holds.
+    fn text(&mut self, text: &[u8], candidates: &RuleSet, name: &dyn PointName, point: &mut Vec<u8>) -> ControlFlow<()> {
+        self.clock(text.len())?;
+        if candidates.is_empty() {
+            return ControlFlow::Continue(());
+        }
+        let rules = &self.engine.rules;
+        point.clear();
+        for index in candidates.iter() {
+            let rule = rules.get(index);
+            if point.is_empty() {
+                name.write(&self.engine.masker, point);
+            }
+            if self.findings.found.iter().any(|hit| hit.attack_type == rule.attack_type && hit.point == *point) {
+                continue;
+            }
+            let mut start = 0;
+            while start < text.len() {
+                let piece = &text[start..text.len().min(start + PIECE_BYTES)];
+                self.clock(piece.len())?;
+                if let Some(found) = rule.find(piece) {
+                    let found = start + found.start..start + found.end;
+                    self.hit(rule.attack_type, rule.severity, rule.id, point, self.sample(text, found, name));
+                    if self.findings.found.len() >= HITS_MAX {
+                        return ControlFlow::Break(());
+                    }
+                    break;
+                }
+                if start + PIECE_BYTES >= text.len() {
+                    break;
+                }
+                start += PIECE_BYTES - OVERLAP_BYTES;
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// The payload with a little around it, masked.
+    fn sample(&self, text: &[u8], found: Range<usize>, name: &dyn PointName) -> Vec<u8> {
+        let masker = &self.engine.masker;
+        let start = found.start.saturating_sub(32);
+        let end = text.len().min(found.end.min(found.start + 160) + 32);
+        if name.is_hidden(masker) {
+            return masked(text, std::slice::from_ref(&(start..end)), start..end);
+        }
+        // Secrets may begin well before: the name of a parameter may stand far from the end of its value.
+        let from = start.saturating_sub(4096);
+        let to = text.len().min(end + 64);
+        let around = &text[from..to];
+        let mut sample = masked(around, &masker.secrets(around), start - from..end - from);
+        sample.truncate(SAMPLE_BYTES_MAX);
+        sample
+    }
+
+    fn hit(&mut self, attack_type: AttackType, severity: u8, rule_id: u32, point: &[u8], payload: Vec<u8>) {
+        self.findings.found.push(FoundHit { attack_type, severity, rule_id, point: point.to_vec(), payload });
+    }
+
+    /// Looks at the clock every few KiB, and ends the inspection when the time is over.
+    fn clock(&mut self, bytes: usize) -> ControlFlow<()> {
+        match self.until_clock.checked_sub(bytes + 1) {
+            Some(left) => self.until_clock = left,
+            None => {
+                self.until_clock = CLOCK_BYTES;
+                if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                    self.findings.overlimit = true;
+                    self.hit(AttackType::OverlimitRes, OVERLIMIT_SEVERITY, 0, b"request", Vec::new());
+                    return ControlFlow::Break(());
+                }
+            }
+        }
+        ControlFlow::Continue(())
+    }
+}
+
+/// The name of a point, written only when it is needed.
+trait PointName {
+    fn write(&self, masker: &Masker, out: &mut Vec<u8>);
+    fn is_hidden(&self, masker: &Masker) -> bool;
+}
+
+/// The name of a section that is one value.
+struct Fixed(&'static str);
+
+impl PointName for Fixed {
+    fn write(&self, _: &Masker, out: &mut Vec<u8>) {
+        out.extend_from_slice(self.0.as_bytes());
+    }
+
+    fn is_hidden(&self, _: &Masker) -> bool {
+        false
+    }
+}
+
+/// The name of a header.
+struct HeaderName<'a>(&'a [u8]);
+
+impl PointName for HeaderName<'_> {
+    fn write(&self, _: &Masker, out: &mut Vec<u8>) {
+        out.extend_from_slice(b"header_");
+        out.extend(self.0.iter().map(u8::to_ascii_lowercase).take(SAMPLE_BYTES_MAX - out.len()));
+    }
+
+    fn is_hidden(&self, masker: &Masker) -> bool {
+        masker.hides_header(self.0)
+    }
+}
+
+/// The name of a value in a query, a body or a cookie.
+struct Name<'a> {
+    source: Source,
+    part: &'a Part<'a>,
+}
+
+impl PointName for Name<'_> {
+    fn write(&self, masker: &Masker, out: &mut Vec<u8>) {
+        out.extend_from_slice(self.source.prefix);
+        if self.part.role == Role::Name {
+            // The name is the payload: attacks by many names are one.
+            out.extend_from_slice(b"[name]");
+            return;
+        }
+        let name = &self.part.name[..self.part.name.len().min(points::NAME_BYTES_MAX)];
+        let mut decoder = Decoder::default();
+        out.extend_from_slice(&masker.text(decoder.decode(name, true)));
+        if self.part.role == Role::File {
+            out.extend_from_slice(b"_filename");
+        }
+        out.truncate(SAMPLE_BYTES_MAX);
+    }
+
+    fn is_hidden(&self, masker: &Masker) -> bool {
+        let is_cookie = self.source.place == Place::Cookie && masker.hides_header(b"cookie");
+        is_cookie || self.part.role == Role::Value && masker.hides_parameter(self.part.name)
+    }
+}
+
+/// What a body is.
+#[derive(Clone, Copy)]
+enum BodyKind<'a> {
+    Form,
+    Json,
+    Multipart(&'a [u8]),
+    Xml,
+    Other,
+}
+
+impl<'a> BodyKind<'a> {
+    /// By its type, and where that says nothing, or is not to be believed, by how it begins.
+    fn of(content_type: &'a [u8], body: &[u8]) -> Self {
+        let is = |word: &[u8]| content_type.windows(word.len()).any(|window| window.eq_ignore_ascii_case(word));
+        if is(b"multipart/")
+            && let Some(boundary) = points::boundary(content_type)
+            && memchr::memmem::find(body, boundary).is_some()
+        {
+            return Self::Multipart(boundary);
+        }
+        match body.trim_ascii_start() {
+            [b'{' | b'[', ..] => Self::Json,
+            [b'"', ..] if is(b"json") => Self::Json,
+            [b'<', ..] if !is(b"urlencoded") => Self::Xml,
+            start => {
+                let name = start.iter().take(256).take_while(|byte| !byte.is_ascii_whitespace() && **byte != b'=').count();
+                let is_form = is(b"urlencoded") || start.get(name) == Some(&b'=');
+                if is_form { Self::Form } else { Self::Other }
+            }
+        }
     }
 }

@@ -13,9 +13,13 @@
 //! state of requests.
 #![forbid(unsafe_code)]
 
+#[cfg(test)]
+mod cases;
 mod engine;
 mod findings;
 mod mask;
+mod normalise;
+mod points;
 mod rules;
 
 pub use engine::{Engine, RawRequest, Scratch};

@@ -1,15 +1,32 @@
-//! Masks what may not leave the node.
+//! Masks what may not leave the node: values of headers, values of parameters with telling names, numbers of payment cards.
+//!
+//! Names of parameters are found in any text by what follows them: `name=value`, `"name": "value"`, `name="x"` of a multipart
+//! body, `<name>value</name>`, each also percent-encoded. So no text needs to be parsed, and one that is broken or cut is masked
+//! as well. Masking a little too much is better here than too little. Names that are themselves encoded (`p%61ssword`) are
+//! not found: no form sends them.
 
+use aho_corasick::{AhoCorasick, AhoCorasickKind};
 use serde::Deserialize;
 use std::borrow::Cow;
+use std::ops::Range;
 use thiserror::Error;
+
+/// What stands in place of what was masked.
+const MASK: &[u8] = b"***";
+/// Digits of a card number.
+const CARD_DIGITS: Range<usize> = 13..20;
+/// Shortest name that is found anywhere in the name of a parameter.
+const ANYWHERE_BYTES_MIN: usize = 5;
 
 /// What is masked. In TOML, any part may be left out:
 ///
-/// ```toml
+/// ```
+/// # let text = r#"
 /// headers = ["authorization", "cookie", "x-internal-key"]
 /// parameters = ["password", "pin"]
 /// card_numbers = true
+/// # "#;
+/// # assert!(toml::from_str::<postanalytics_filter::MaskConfig>(text).is_ok());
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -19,42 +36,518 @@ pub struct MaskConfig {
     /// Names of parameters whose values are masked, in any case. One of five letters or more is found anywhere in a name
     /// (`password` in `newPassword2`), a shorter one only as a word of it (`pin` in `card[pin]`, not in `shipping`).
     pub parameters: Vec<String>,
-    /// Whether numbers of 13 to 19 digits are masked that have the check digit of a payment card (Luhn).
+    /// Whether numbers of 13 to 19 digits are masked that have the check digit of a payment card (Luhn) and begin like one.
     pub card_numbers: bool,
 }
 
 impl Default for MaskConfig {
     fn default() -> Self {
-        Self { headers: Vec::new(), parameters: Vec::new(), card_numbers: true }
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        Self {
+            headers: names(&[
+                "authorization",
+                "proxy-authorization",
+                "cookie",
+                "set-cookie",
+                "x-api-key",
+                "api-key",
+                "apikey",
+                "x-auth-token",
+                "x-access-token",
+                "x-csrf-token",
+                "x-xsrf-token",
+                "x-amz-security-token",
+                "x-vault-token",
+                "private-token",
+            ]),
+            parameters: names(&[
+                "password",
+                "passwd",
+                "passphrase",
+                "passcode",
+                "pass",
+                "pwd",
+                "psw",
+                "pw",
+                "secret",
+                "token",
+                "apikey",
+                "api_key",
+                "api-key",
+                "accesskey",
+                "access_key",
+                "privatekey",
+                "private_key",
+                "credential",
+                "sessionid",
+                "sessid",
+                "authorization",
+                "auth",
+                "jwt",
+                "pin",
+                "otp",
+                "cvv",
+                "cvv2",
+                "cvc",
+                "cvc2",
+                "ssn",
+                "iban",
+                "cardnumber",
+                "card_number",
+                "creditcard",
+                "credit_card",
+                "signature",
+            ]),
+            card_numbers: true,
+        }
     }
 }
 
 /// Why a configuration of masking cannot be used.
 #[derive(Debug, Error)]
 pub enum MaskError {
+    /// A name is empty, or holds what no name may.
+    #[error("masking: `{0}` is no name of a parameter or header: give letters, digits, `-`, `_` or `.` only")]
+    Name(String),
     /// The names cannot be searched for.
-    #[error("masking: the names of parameters cannot be searched for: {0}")]
+    #[error("masking: the names of parameters cannot be searched for ({0}): give fewer")]
     Names(String),
 }
 
 /// Masks texts. What it gives may leave the node. Allocates only where something is masked.
 #[derive(Clone, Debug)]
-pub struct Masker {}
+pub struct Masker {
+    headers: Vec<String>,
+    names: AhoCorasick,
+    name_bytes: Vec<usize>,
+    card_numbers: bool,
+}
 
 impl Masker {
     /// A masker.
-    pub fn new(_config: &MaskConfig) -> Result<Self, MaskError> {
-        Ok(Self {})
+    pub fn new(config: &MaskConfig) -> Result<Self, MaskError> {
+        let is_name = |name: &&String| {
+            !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
+        };
+        if let Some(name) = config.headers.iter().chain(&config.parameters).find(|name| !is_name(name)) {
+            return Err(MaskError::Name(name.clone()));
+        }
+        let names = AhoCorasick::builder()
+            .ascii_case_insensitive(true)
+            .kind(Some(AhoCorasickKind::DFA))
+            .build(&config.parameters)
+            .map_err(|error| MaskError::Names(error.to_string()))?;
+        Ok(Self {
+            headers: config.headers.clone(),
+            names,
+            name_bytes: config.parameters.iter().map(String::len).collect(),
+            card_numbers: config.card_numbers,
+        })
     }
 
     /// A text that may hold parameters or card numbers: a path, a query, a URL, a user agent, a referer, a body (form, JSON,
     /// multipart, XML or anything else).
     pub fn text<'a>(&self, text: &'a [u8]) -> Cow<'a, [u8]> {
-        Cow::Borrowed(text)
+        let secrets = self.secrets(text);
+        if secrets.is_empty() { Cow::Borrowed(text) } else { Cow::Owned(masked(text, &secrets, 0..text.len())) }
     }
 
     /// The value of a header.
-    pub fn header<'a>(&self, _name: &[u8], value: &'a [u8]) -> Cow<'a, [u8]> {
-        Cow::Borrowed(value)
+    pub fn header<'a>(&self, name: &[u8], value: &'a [u8]) -> Cow<'a, [u8]> {
+        if self.hides_header(name) && !value.is_empty() { Cow::Borrowed(MASK) } else { self.text(value) }
+    }
+
+    /// Whether values of this header are masked whole.
+    pub(crate) fn hides_header(&self, name: &[u8]) -> bool {
+        self.headers.iter().any(|header| name.eq_ignore_ascii_case(header.as_bytes()))
+    }
+
+    /// Whether values of a parameter of this name are masked whole.
+    pub(crate) fn hides_parameter(&self, name: &[u8]) -> bool {
+        self.names.find_overlapping_iter(name).any(|found| self.is_telling(name, found.range(), found.pattern().as_usize()))
+    }
+
+    /// Whether a name that was found in a text is one: long enough, or a word of its own.
+    fn is_telling(&self, text: &[u8], at: Range<usize>, pattern: usize) -> bool {
+        self.name_bytes[pattern] >= ANYWHERE_BYTES_MIN || begins_word(text, at.start) && ends_word(text, at.end)
+    }
+
+    /// Where secrets lie in a text, in order, without overlap.
+    pub(crate) fn secrets(&self, text: &[u8]) -> Vec<Range<usize>> {
+        let mut secrets: Vec<Range<usize>> = Vec::new();
+        let mut from = 0;
+        for found in self.names.find_overlapping_iter(text) {
+            if found.start() < from || !self.is_telling(text, found.range(), found.pattern().as_usize()) {
+                continue;
+            }
+            if let Some(value) = value_after(text, found.end()) {
+                from = value.end;
+                secrets.push(value);
+            }
+        }
+        if self.card_numbers {
+            cards(text, &mut secrets);
+            merge(&mut secrets);
+        }
+        secrets
+    }
+}
+
+/// A part of a text with `***` for each secret that it holds or is a part of.
+pub(crate) fn masked(text: &[u8], secrets: &[Range<usize>], part: Range<usize>) -> Vec<u8> {
+    let mut out = Vec::with_capacity(part.len());
+    let mut at = part.start;
+    for secret in secrets.iter().filter(|secret| secret.start < part.end && secret.end > part.start) {
+        out.extend_from_slice(&text[at..secret.start.max(at)]);
+        out.extend_from_slice(MASK);
+        at = secret.end.min(part.end);
+    }
+    out.extend_from_slice(&text[at..part.end]);
+    out
+}
+
+fn merge(secrets: &mut Vec<Range<usize>>) {
+    secrets.sort_unstable_by_key(|range| range.start);
+    secrets.dedup_by(|later, earlier| {
+        let overlaps = later.start < earlier.end;
+        if overlaps {
+            earlier.end = earlier.end.max(later.end);
+        }
+        overlaps
+    });
+}
+
+/// Not within a word: `pin` in `card[pin]`, `card%5Bpin`, `oldPin`.
+fn begins_word(text: &[u8], at: usize) -> bool {
+    let Some(&before) = at.checked_sub(1).and_then(|before| text.get(before)) else { return true };
+    !before.is_ascii_alphanumeric() || ends_encoded(&text[..at]) || before.is_ascii_lowercase() && text[at].is_ascii_uppercase()
+}
+
+/// Whether a text ends in `%3F`, `%253F` and so on.
+fn ends_encoded(text: &[u8]) -> bool {
+    let [before @ .., high, low] = text else { return false };
+    let mut before = before;
+    while let Some(shorter) = before.strip_suffix(b"25") {
+        before = shorter;
+    }
+    before.ends_with(b"%") && high.is_ascii_hexdigit() && low.is_ascii_hexdigit()
+}
+
+fn ends_word(text: &[u8], at: usize) -> bool {
+    text.get(at)
+        .is_none_or(|after| !after.is_ascii_alphabetic() || after.is_ascii_uppercase() && text[at - 1].is_ascii_lowercase())
+}
+
+/// A letter, or what stands for it percent-encoded any number of times; and where the next begins.
+fn letter(text: &[u8], at: usize) -> Option<(u8, usize)> {
+    let first = *text.get(at)?;
+    if first != b'%' {
+        return Some((first, at + 1));
+    }
+    let mut digits = at + 1;
+    while text.get(digits..digits + 2) == Some(b"25") && text.len() > digits + 3 && digits < at + 9 {
+        digits += 2;
+    }
+    let digit = |at: usize| text.get(at).and_then(|digit| (*digit as char).to_digit(16));
+    match (digit(digits), digit(digits + 1)) {
+        (Some(high), Some(low)) => Some(((high << 4 | low) as u8, digits + 2)),
+        _ => Some((first, at + 1)),
+    }
+}
+
+/// Goes over at most `most` letters of a kind.
+fn skip(text: &[u8], mut at: usize, most: usize, is_skipped: impl Fn(u8) -> bool) -> usize {
+    for _ in 0..most {
+        match letter(text, at) {
+            Some((byte, next)) if is_skipped(byte) => at = next,
+            _ => break,
+        }
+    }
+    at
+}
+
+/// The value that follows a name, if what follows is a value.
+fn value_after(text: &[u8], at: usize) -> Option<Range<usize>> {
+    let at = skip(text, at, 48, |byte| byte.is_ascii_alphanumeric() || b"_-.[]".contains(&byte));
+    let (mut at, is_quoted) = match closing_quote(text, at) {
+        Some(next) => (next, true),
+        None => (at, false),
+    };
+    if is_quoted && matches!(text.get(at), Some(b'\r' | b'\n' | b';')) {
+        return part_body(text, at);
+    }
+    at = skip(text, at, 16, |byte| byte.is_ascii_whitespace());
+    let (separator, mut at) = letter(text, at)?;
+    if separator == b'=' && text.get(at) == Some(&b'>') {
+        at += 1;
+    }
+    let value = match separator {
+        b'>' if !is_quoted => element(text, at),
+        b'=' | b':' => {
+            // `a=b c` begins at once; JSON and its like may have blanks.
+            let at = if separator == b':' || is_quoted { skip(text, at, 16, |byte| byte.is_ascii_whitespace()) } else { at };
+            scalar(text, at, separator)
+        }
+        _ => return None,
+    };
+    (!value.is_empty()).then_some(value)
+}
+
+/// Where text goes on after a quote, plain, encoded or escaped as in JSON within JSON.
+fn closing_quote(text: &[u8], at: usize) -> Option<usize> {
+    let at = skip(text, at, 3, |byte| byte == b'\\');
+    letter(text, at).and_then(|(byte, next)| matches!(byte, b'"' | b'\'').then_some(next))
+}
+
+/// The body of a part of a multipart body whose headers end behind `at`.
+fn part_body(text: &[u8], at: usize) -> Option<Range<usize>> {
+    let headers = &text[at..text.len().min(at + 1024)];
+    let blank = memchr::memmem::find(headers, b"\r\n\r\n").map(|blank| blank + 4);
+    let blank = blank.or_else(|| memchr::memmem::find(headers, b"\n\n").map(|blank| blank + 2))?;
+    let start = at + blank;
+    let end = memchr::memmem::find(&text[start..], b"\n--").map_or(text.len(), |end| start + end);
+    let end = if end > start && text[end - 1] == b'\r' { end - 1 } else { end };
+    (start < end).then_some(start..end)
+}
+
+/// The text of an element of XML.
+fn element(text: &[u8], at: usize) -> Range<usize> {
+    let rest = &text[at..];
+    let end = if rest.starts_with(b"<![CDATA[") { memchr::memmem::find(rest, b"]]>") } else { memchr::memchr(b'<', rest) };
+    at..end.map_or(text.len(), |end| at + end)
+}
+
+/// A value after `=` or `:`: in quotes, in brackets, or bare.
+fn scalar(text: &[u8], at: usize, separator: u8) -> Range<usize> {
+    let escapes = skip(text, at, 3, |byte| byte == b'\\') - at;
+    match letter(text, at + escapes) {
+        Some((quote @ (b'"' | b'\''), start)) => start..quoted_end(text, start, quote, escapes > 0),
+        Some((b'[' | b'{', _)) => at..brackets_end(text, at),
+        _ => {
+            // With `=` a blank, a comma or a semicolon may be part of it.
+            let ends = |byte: u8| match separator {
+                b'=' => b"&\r\n\"".contains(&byte),
+                _ => b"&\r\n\",}]".contains(&byte),
+            };
+            let mut end = at;
+            while let Some((byte, next)) = letter(text, end) {
+                // An encoded ampersand or quote ends a value only where the separator was encoded as well.
+                let is_plain = next == end + 1;
+                if ends(byte) && (is_plain || text[at - 1] != separator) {
+                    break;
+                }
+                end = next;
+            }
+            at..end
+        }
+    }
+}
+
+/// Where a value in quotes ends: at the next quote of its kind; in JSON within JSON, quotes are escaped.
+fn quoted_end(text: &[u8], start: usize, quote: u8, is_escaped: bool) -> usize {
+    let is_encoded = text[start - 1] != quote;
+    let mut at = start;
+    while let Some((byte, next)) = letter(text, at) {
+        if byte == b'\\' {
+            match letter(text, next) {
+                Some((after, _)) if is_escaped && after == quote => return at,
+                after => at = after.map_or(text.len(), |(_, next)| next),
+            }
+            continue;
+        }
+        if byte == quote && (is_encoded || next == at + 1) {
+            return at;
+        }
+        at = next;
+    }
+    text.len()
+}
+
+/// Where an object or array ends. Brackets within its strings count too: that masks too much at worst, or up to the end.
+fn brackets_end(text: &[u8], start: usize) -> usize {
+    let mut depth = 0usize;
+    let mut at = start;
+    while let Some((byte, next)) = letter(text, at) {
+        match byte {
+            b'[' | b'{' => depth += 1,
+            b']' | b'}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        at = next;
+        if depth == 0 {
+            return at;
+        }
+    }
+    text.len()
+}
+
+/// Adds where numbers of payment cards lie: 13 to 19 digits, in groups of four and more with one blank, dash or plus between
+/// (or `%20`), with a right check digit and a beginning that cards have.
+fn cards(text: &[u8], secrets: &mut Vec<Range<usize>>) {
+    if text.iter().filter(|byte| byte.is_ascii_digit()).count() < CARD_DIGITS.start {
+        return;
+    }
+    let mut at = 0;
+    while let Some(start) = text[at..].iter().position(u8::is_ascii_digit).map(|digit| at + digit) {
+        // `%20` before a card: its digits are no part of it.
+        let start = if start > 0 && text[start - 1] == b'%' && text.len() > start + 2 { start + 2 } else { start };
+        match card_at(text, start) {
+            Some(end) => {
+                secrets.push(start..end);
+                at = end;
+            }
+            None => at = start + text[start..].iter().take_while(|byte| byte.is_ascii_digit()).count().max(1),
+        }
+        if at >= text.len() {
+            break;
+        }
+    }
+}
+
+/// Where the card number that begins here ends.
+fn card_at(text: &[u8], start: usize) -> Option<usize> {
+    let mut digits = [0u8; CARD_DIGITS.end];
+    let (mut count, mut at, mut found) = (0, start, None);
+    loop {
+        let group = text[at..].iter().take(CARD_DIGITS.end).take_while(|byte| byte.is_ascii_digit()).count();
+        if group == 0 || count + group >= CARD_DIGITS.end {
+            return found;
+        }
+        for (digit, byte) in digits[count..].iter_mut().zip(&text[at..at + group]) {
+            *digit = byte - b'0';
+        }
+        count += group;
+        at += group;
+        if CARD_DIGITS.contains(&count) && is_card(&digits[..count]) {
+            found = Some(at);
+        }
+        if group < 4 {
+            return found;
+        }
+        at = match &text[at..] {
+            [b' ' | b'-' | b'+', b'0'..=b'9', ..] => at + 1,
+            [b'%', b'2', b'0' | b'B' | b'b' | b'D' | b'd', b'0'..=b'9', ..] => at + 3,
+            _ => return found,
+        };
+    }
+}
+
+fn is_card(digits: &[u8]) -> bool {
+    let begins = matches!(digits, [3..=6, ..]) || digits.len() == 16 && matches!(digits, [2, 2..=7, ..]);
+    let sum: u32 = digits.iter().rev().enumerate().map(|(place, &digit)| luhn_share(place, digit)).sum();
+    begins && sum.is_multiple_of(10)
+}
+
+fn luhn_share(place: usize, digit: u8) -> u32 {
+    let doubled = u32::from(digit) << (place % 2);
+    if doubled > 9 { doubled - 9 } else { doubled }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn masker() -> Masker {
+        Masker::new(&MaskConfig::default()).expect("the default")
+    }
+
+    #[track_caller]
+    fn check(text: &str, expected: &str) {
+        let masker = masker();
+        let found = masker.text(text.as_bytes());
+        assert_eq!(String::from_utf8_lossy(&found), expected);
+        assert_eq!(matches!(found, Cow::Owned(_)), text != expected, "allocates only where it masks");
+    }
+
+    #[test]
+    fn headers() {
+        let masker = masker();
+        for name in ["Authorization", "COOKIE", "set-cookie", "X-Api-Key", "Proxy-Authorization"] {
+            assert_eq!(&*masker.header(name.as_bytes(), b"Basic dTpw"), b"***", "{name}");
+        }
+        assert_eq!(&*masker.header(b"Accept", b"text/html"), b"text/html");
+        assert_eq!(&*masker.header(b"Referer", b"/a?token=7f"), b"/a?token=***");
+        assert_eq!(&*masker.header(b"Cookie", b""), b"");
+    }
+
+    #[test]
+    fn queries_and_forms() {
+        check("/login?user=bob&password=hunter2&next=/", "/login?user=bob&password=***&next=/");
+        check("PassWord=a;b c,d", "PassWord=***");
+        check("user%5Bpassword%5D=x%26y&z=1", "user%5Bpassword%5D=***&z=1");
+        check("user[password_confirmation]=x&z=1", "user[password_confirmation]=***&z=1");
+        check("newPassword2=x&z=1", "newPassword2=***&z=1");
+        check("next=%2Flogin%3Fpwd%3Dhunter2%26a%3D1&z=1", "next=%2Flogin%3Fpwd%3D***%26a%3D1&z=1");
+        check("next=%252Flogin%253Fpwd%253Dhunter2%2526a&z=1", "next=%252Flogin%253Fpwd%253D***%2526a&z=1");
+        check("oldPin=1234&pin=5678&shipping=post&pinned=1", "oldPin=***&pin=***&shipping=post&pinned=1");
+        check("password=&a=1", "password=&a=1");
+        check("the password is lost", "the password is lost");
+        check("/author/authority?author=x&bypass=1&passage=2", "/author/authority?author=x&bypass=1&passage=2");
+    }
+
+    #[test]
+    fn json() {
+        check(r#"{"user":"bob","password":"a\"b,c","x":1}"#, r#"{"user":"bob","password":"***","x":1}"#);
+        check(r#"{"token" : 12345, "x":1}"#, r#"{"token" : ***, "x":1}"#);
+        check(r#"{"secrets":["a","b"],"x":1}"#, r#"{"secrets":***,"x":1}"#);
+        check(r#"{"credentials":{"id":"a"},"x":1}"#, r#"{"credentials":***,"x":1}"#);
+        check(r#"{"body":"{\"password\":\"abc\",\"x\":1}"}"#, r#"{"body":"{\"password\":\"***\",\"x\":1}"}"#);
+        check(r#"{"password":"cut of"#, r#"{"password":"***"#);
+        check("d=%7B%22password%22%3A%22abc%22%2C%22x%22%3A1%7D", "d=%7B%22password%22%3A%22***%22%2C%22x%22%3A1%7D");
+    }
+
+    #[test]
+    fn other_bodies() {
+        check(
+            "--b\r\nContent-Disposition: form-data; name=\"password\"\r\n\r\nhun\r\nter2\r\n--b\r\nContent-Disposition: form-data; name=\"a\"\r\n\r\n1\r\n--b--",
+            "--b\r\nContent-Disposition: form-data; name=\"password\"\r\n\r\n***\r\n--b\r\nContent-Disposition: form-data; name=\"a\"\r\n\r\n1\r\n--b--",
+        );
+        check("<a><password>x</password><b>1</b></a>", "<a><password>***</password><b>1</b></a>");
+        check("<password><![CDATA[a<b]]></password>", "<password>***]]></password>");
+        check("password: hunter2\nuser: bob", "password: ***\nuser: bob");
+    }
+
+    #[test]
+    fn card_numbers() {
+        check("/pay/4111111111111111/x", "/pay/***/x");
+        check("n=4111+1111+1111+1111&a=1", "n=***&a=1");
+        check("n=4111%201111%201111%201111", "n=***");
+        check("Agent 3782-822463-10005 (x)", "Agent *** (x)");
+        check("n=%204111111111111111", "n=%20***");
+        check("see 1234 4111 1111 1111 1111", "see 1234 ***");
+        check("n=6011000990139424,5500000000000004", "n=***,***");
+        // Wrong check digit, too short, too long, begins like a time.
+        check("4111111111111112 411111111111 41111111111111111111", "4111111111111112 411111111111 41111111111111111111");
+        check("t=1431857103000", "t=1431857103000");
+        let off = MaskConfig { card_numbers: false, ..MaskConfig::default() };
+        let masker = Masker::new(&off).expect("a masker");
+        assert_eq!(&*masker.text(b"4111111111111111"), b"4111111111111111");
+    }
+
+    #[test]
+    fn a_part_shows_nothing_of_a_secret_it_cuts() {
+        let masker = masker();
+        let text = b"a=1&password=hunter2&b=2";
+        let secrets = masker.secrets(text);
+        for start in 0..text.len() {
+            for end in start..=text.len() {
+                let part = masked(text, &secrets, start..end);
+                for piece in [&b"hun"[..], b"nte", b"er2"] {
+                    assert!(memchr::memmem::find(&part, piece).is_none(), "{}", String::from_utf8_lossy(&part));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn names_are_configured() {
+        let config: MaskConfig = toml::from_str("headers = [\"x-mine\"]\nparameters = [\"geheim\"]").expect("a configuration");
+        assert!(config.card_numbers);
+        let masker = Masker::new(&config).expect("a masker");
+        assert_eq!(&*masker.text(b"geheim=1&password=2"), b"geheim=***&password=2");
+        assert_eq!(&*masker.header(b"X-Mine", b"1"), b"***");
+        assert!(toml::from_str::<MaskConfig>("header = []").is_err());
+        let error = Masker::new(&MaskConfig { parameters: vec!["a b".to_owned()], ..config }).expect_err("a blank");
+        assert!(error.to_string().contains("`a b`"), "{error}");
     }
 }

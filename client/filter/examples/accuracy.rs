@@ -1,0 +1,70 @@
+//! Counts what the rules find in labelled lists: one payload a line, or an access log.
+//!
+//! ```text
+//! accuracy [--show] LABEL=FILE…
+//! ```
+//! LABEL is an attack type (each line is sent as the value of a parameter), `agent` (as the User-Agent header), `benign` (as a
+//! value; every hit is a false one) or `log` (an access log in the combined format, whose hits are false ones). Percent signs
+//! in a list are left as they are: lists hold encoded payloads. With --show: what was missed, or falsely found.
+#![allow(clippy::print_stdout, reason = "it is a tool of the command line")]
+
+use postanalytics_filter::{Engine, Findings, RawRequest, Scratch};
+use std::time::Duration;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let mut shows = false;
+    let engine = Engine::builtin();
+    println!("| list | label | lines | with a hit | with a hit of that type |\n|---|---|---|---|---|");
+    for argument in std::env::args().skip(1) {
+        if argument == "--show" {
+            shows = true;
+            continue;
+        }
+        let (label, file) = argument.split_once('=').ok_or("give LABEL=FILE; see the head of this file")?;
+        let text = std::fs::read(file).map_err(|error| format!("{file}: {error}"))?;
+        let (mut lines, mut hits, mut right) = (0u32, 0u32, 0u32);
+        let mut scratch = Scratch::default();
+        for line in text.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii_end).filter(|line| !line.is_empty()) {
+            let findings = inspect(&engine, label, line, &mut scratch);
+            lines += 1;
+            hits += u32::from(!findings.found.is_empty());
+            right += u32::from(findings.found.iter().any(|hit| hit.attack_type.name() == label));
+            let is_false = matches!(label, "benign" | "log");
+            if shows && findings.found.is_empty() != is_false {
+                let rules: Vec<u32> = findings.found.iter().map(|hit| hit.rule_id).collect();
+                println!("{rules:?} {}", String::from_utf8_lossy(line));
+            }
+        }
+        let share = |count: u32| 100.0 * f64::from(count) / f64::from(lines.max(1));
+        println!("| {file} | {label} | {lines} | {hits} ({:.2} %) | {right} ({:.2} %) |", share(hits), share(right));
+    }
+    Ok(())
+}
+
+fn inspect(engine: &Engine, label: &str, line: &[u8], scratch: &mut Scratch) -> Findings {
+    let limit = Duration::from_secs(60);
+    match label {
+        "log" => {
+            let fields: Vec<&[u8]> = line.split(|byte| *byte == b'"').collect();
+            let field = |at: usize| fields.get(at).copied().unwrap_or_default();
+            let uri = field(1).split(|byte| *byte == b' ').nth(1).unwrap_or(field(1));
+            let headers = [(&b"user-agent"[..], field(5)), (b"referer", field(3))];
+            engine.inspect(&RawRequest { uri, headers: &headers, ..RawRequest::default() }, limit, scratch)
+        }
+        "agent" => {
+            engine.inspect(&RawRequest { uri: b"/", headers: &[(b"user-agent", line)], ..RawRequest::default() }, limit, scratch)
+        }
+        "path" | "infoleak" => engine.inspect(&RawRequest { uri: line, ..RawRequest::default() }, limit, scratch),
+        _ => {
+            let mut uri = b"/index?p=".to_vec();
+            for &byte in line {
+                match byte {
+                    b' ' => uri.push(b'+'),
+                    b'&' | b'#' | b'+' | b';' => uri.extend(format!("%{byte:02X}").bytes()),
+                    _ => uri.push(byte),
+                }
+            }
+            engine.inspect(&RawRequest { uri: &uri, ..RawRequest::default() }, limit, scratch)
+        }
+    }
+}
