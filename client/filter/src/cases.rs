@@ -101,3 +101,14 @@ fn nothing_harmless_of_any_rule_is_an_attack_of_another() {
     }
     assert!(wrong.is_empty(), "{} cases\n{}", wrong.len(), wrong.join("\n"));
 }
+
+#[test]
+fn a_value_that_was_seen_twice_in_one_request_is_not_taken_for_harmless() {
+    let engine = Engine::builtin();
+    let mut scratch = Scratch::default();
+    let payload = (&b"cookie"[..], &b"p='+or+1=1--+-;q=<script>alert(1)</script>"[..]);
+    for headers in [&[payload, payload][..], &[payload][..], &[payload][..]] {
+        let request = RawRequest { method: b"GET", uri: b"/", headers, ..RawRequest::default() };
+        assert!(!engine.inspect(&request, Duration::from_secs(60), &mut scratch).hits().is_empty());
+    }
+}

@@ -140,7 +140,7 @@ impl Engine {
         let begun = Instant::now();
         let deadline = begun.checked_add(limit);
         let findings = Findings { incomplete: request.body_truncated, ..Findings::default() };
-        let mut inspection = Inspection { engine: self, deadline, findings, points: 0, until_clock: CLOCK_BYTES };
+        let mut inspection = Inspection { engine: self, deadline, findings, points: 0, suspects: 0, until_clock: CLOCK_BYTES };
         let _ = inspection.request(request, scratch);
         scratch.shrink();
         let mut findings = inspection.findings;
@@ -157,6 +157,8 @@ struct Inspection<'e> {
     deadline: Option<Instant>,
     findings: Findings,
     points: usize,
+    /// Hits, and rules that were not tried for there was a hit like theirs.
+    suspects: usize,
     until_clock: usize,
 }
 
@@ -215,14 +217,14 @@ impl Inspection<'_> {
         if scratch.harmless[slot] == hash {
             return ControlFlow::Continue(());
         }
-        let hits = self.findings.found.len();
+        let suspects = self.suspects;
         if place == Place::Cookie {
             self.pairs(value, b';', Source { prefix: b"cookie_", place }, scratch)?;
         } else {
             let point = HeaderName(name);
             self.whole(value, place, &point, scratch)?;
         }
-        if self.findings.found.len() == hits {
+        if self.suspects == suspects {
             scratch.harmless[slot] = hash;
         }
         ControlFlow::Continue(())
@@ -344,6 +346,7 @@ impl Inspection<'_> {
                 name.write(&self.engine.masker, point);
             }
             if self.findings.found.iter().any(|hit| hit.attack_type == rule.attack_type && hit.point == *point) {
+                self.suspects += 1;
                 continue;
             }
             let mut start = 0;
@@ -385,6 +388,7 @@ impl Inspection<'_> {
     }
 
     fn hit(&mut self, attack_type: AttackType, severity: u8, rule_id: u32, point: &[u8], payload: Vec<u8>) {
+        self.suspects += 1;
         self.findings.found.push(FoundHit { attack_type, severity, rule_id, point: point.to_vec(), payload });
     }
 
