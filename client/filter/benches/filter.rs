@@ -14,6 +14,9 @@ struct Sample {
     body: String,
 }
 
+/// Makes the next request of a kind.
+type Make = fn(&mut u64) -> Sample;
+
 const AGENTS: [&str; 6] = [
     "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/131.0.0.0 Safari/537.36",
     "Mozilla/5.0 (Macintosh; Intel Mac OS X 10_15_7) AppleWebKit/605.1.15 (KHTML, like Gecko) Version/17.6 Safari/605.1.15",
@@ -137,7 +140,7 @@ fn attack(seed: &mut u64) -> Sample {
 
 fn main() {
     let engine = Engine::builtin();
-    let kinds: [(&str, fn(&mut u64) -> Sample, bool); 5] = [
+    let kinds: [(&str, Make, bool); 5] = [
         ("page, 1 KiB", page, true),
         ("form, 1 KiB", form, true),
         ("JSON, 1 KiB", json, true),

@@ -12,9 +12,9 @@
 
 use crate::findings::{Findings, FoundHit, HITS_MAX, SAMPLE_BYTES_MAX};
 use crate::mask::{MaskConfig, Masker, masked};
-use crate::normalise::{Decoder, fold, may_fold, may_unquote, unquote};
+use crate::normalise::{Decoder, ENCODED, FOLDABLE, JSON_QUOTING, PLUS, QUOTING, fold, unquote};
 use crate::points::{self, Json, Part, Role};
-use crate::rules::{Place, RuleSet, Rules, RulesError};
+use crate::rules::{Place, RuleSet, Rules, RulesError, Seen};
 use foldhash::quality::RandomState;
 use postanalytics_protocol::schema::v1::AttackType;
 use std::hash::BuildHasher;
@@ -185,8 +185,7 @@ impl Inspection<'_> {
             None => (request.uri, &b""[..]),
         };
         self.whole(path, Place::Uri, &Fixed("uri"), scratch)?;
-        let rules = &self.engine.rules;
-        if !query.is_empty() && self.is_suspect(query, true, &rules.at(Place::Get).or(rules.at(Place::Name)), scratch) {
+        if !query.is_empty() {
             self.pairs(query, b'&', Source { prefix: b"get_", place: Place::Get }, scratch)?;
         }
         let mut content_type = &b""[..];
@@ -233,12 +232,6 @@ impl Inspection<'_> {
     fn body(&mut self, content_type: &[u8], body: &[u8], scratch: &mut Scratch) -> ControlFlow<()> {
         self.findings.incomplete |= body.len() > BODY_BYTES_MAX;
         let body = &body[..body.len().min(BODY_BYTES_MAX)];
-        let rules = &self.engine.rules;
-        let asked =
-            [Place::Post, Place::Xml, Place::File].iter().fold(*rules.at(Place::Name), |asked, place| asked.or(rules.at(*place)));
-        if !self.is_suspect(body, true, &asked, scratch) {
-            return ControlFlow::Continue(());
-        }
         let kind = BodyKind::of(content_type, body);
         let mut json = std::mem::take(&mut scratch.json);
         let ended = self.body_of_kind(kind, body, &mut json, scratch);
@@ -250,12 +243,18 @@ impl Inspection<'_> {
         match kind {
             BodyKind::Form => self.pairs(body, b'&', Source { prefix: b"post_", place: Place::Post }, scratch),
             BodyKind::Json => {
+                if !self.is_suspect(body, QUOTING, scratch) {
+                    return ControlFlow::Continue(());
+                }
                 let source = Source { prefix: b"post_json_", place: Place::Post };
                 let is_whole = json.values(body, &mut |part| self.part(part, source, false, scratch))?;
                 self.findings.incomplete |= !is_whole;
                 ControlFlow::Continue(())
             }
             BodyKind::Multipart(boundary) => {
+                if !self.is_suspect(body, QUOTING | JSON_QUOTING, scratch) {
+                    return ControlFlow::Continue(());
+                }
                 let source = Source { prefix: b"post_multipart_", place: Place::Post };
                 points::multipart(body, boundary, &mut |part| self.part(part, source, false, scratch))
             }
@@ -264,26 +263,40 @@ impl Inspection<'_> {
         }
     }
 
-    /// Whether a literal of the rules asked for lies in a section, or might once it is folded or unquoted. One that is not
-    /// suspect has no point with a hit.
-    fn is_suspect(&mut self, section: &[u8], plus: bool, asked: &RuleSet, scratch: &mut Scratch) -> bool {
+    /// Whether a literal of any rule for bodies and their names lies in a section, or might once it is folded or unquoted (by
+    /// what `quoting` says). One that is not suspect has no point with a hit.
+    fn is_suspect(&self, section: &[u8], quoting: u8, scratch: &mut Scratch) -> bool {
         let rules = &self.engine.rules;
-        let text = scratch.section.decode(section, plus);
-        if !rules.candidates(text, asked).is_empty() {
+        let asked = rules.at(Place::Post).or(rules.at(Place::Name)).or(rules.at(Place::File));
+        let (text, seen) = self.decoded(&mut scratch.section, section, false, &asked);
+        if !seen.rules.is_empty() {
             return true;
         }
-        if may_fold(text) {
+        if seen.classes & FOLDABLE != 0 {
             fold(text, &mut scratch.folded);
-            if !rules.candidates(&scratch.folded, asked).is_empty() {
+            if !rules.scan(&scratch.folded, &asked).rules.is_empty() {
                 return true;
             }
         }
-        may_unquote(text) && {
+        seen.classes & quoting != 0 && {
             unquote(text, &mut scratch.unquoted);
-            !rules.candidates(&scratch.unquoted, &asked.and(rules.of_shell())).is_empty()
+            !rules.scan(&scratch.unquoted, &asked.and(rules.of_shell())).rules.is_empty()
         }
     }
 
+    /// A text decoded, and what was seen in it. Most are not encoded: then the first pass is the only one.
+    fn decoded<'a>(&self, decoder: &'a mut Decoder, raw: &'a [u8], plus: bool, asked: &RuleSet) -> (&'a [u8], Seen) {
+        let rules = &self.engine.rules;
+        let seen = rules.scan(raw, asked);
+        let encoded = if plus { ENCODED | PLUS } else { ENCODED };
+        if seen.classes & encoded == 0 {
+            return (raw, seen);
+        }
+        let text = decoder.decode(raw, plus);
+        (text, rules.scan(text, asked))
+    }
+
+    /// Names and values, each looked at by itself: the separators between them are literals of rules.
     fn pairs(&mut self, text: &[u8], separator: u8, source: Source, scratch: &mut Scratch) -> ControlFlow<()> {
         points::pairs(text, separator, &mut |part| self.part(part, source, separator == b'&', scratch))
     }
@@ -312,21 +325,22 @@ impl Inspection<'_> {
     }
 
     fn value(&mut self, raw: &[u8], plus: bool, place: Place, name: &dyn PointName, buffers: Buffers<'_>) -> ControlFlow<()> {
-        let text = buffers.value.decode(raw, plus);
         let rules = &self.engine.rules;
         let asked = rules.at(place);
-        self.text(text, &rules.candidates(text, asked), name, buffers.point)?;
-        if may_fold(text) || memchr::memmem::find(text, b"//").is_some() || memchr::memmem::find(text, b"/.").is_some() {
+        let (text, seen) = self.decoded(buffers.value, raw, plus, asked);
+        self.text(text, &seen.rules, name, buffers.point)?;
+        let has_path = || memchr::memmem::find(text, b"//").is_some() || memchr::memmem::find(text, b"/.").is_some();
+        if seen.classes & FOLDABLE != 0 || !seen.rules.is_empty() && has_path() {
             fold(text, buffers.folded);
             if buffers.folded != text {
-                self.text(buffers.folded, &rules.candidates(buffers.folded, asked), name, buffers.point)?;
+                self.text(buffers.folded, &rules.scan(buffers.folded, asked).rules, name, buffers.point)?;
             }
         }
-        if may_unquote(text) {
+        if seen.classes & (QUOTING | JSON_QUOTING) != 0 {
             unquote(text, buffers.unquoted);
             if buffers.unquoted != text {
-                let candidates = rules.candidates(buffers.unquoted, &asked.and(rules.of_shell()));
-                self.text(buffers.unquoted, &candidates, name, buffers.point)?;
+                let seen = rules.scan(buffers.unquoted, &asked.and(rules.of_shell()));
+                self.text(buffers.unquoted, &seen.rules, name, buffers.point)?;
             }
         }
         ControlFlow::Continue(())

@@ -10,54 +10,40 @@
 /// Times that a text is decoded; each undoes one layer of encoding.
 const LAYERS_MAX: usize = 5;
 
-/// What a byte may be the beginning of.
-const ENCODED: u8 = 1;
-const FOLDABLE: u8 = 2;
-const QUOTING: u8 = 4;
+/// Classes of bytes. ENCODED: may begin something that [`Decoder::decode`] undoes; PLUS likewise where `+` is a blank.
+pub(crate) const ENCODED: u8 = 1;
+/// [`fold`] may make words of a text with this byte that it does not have as it is.
+pub(crate) const FOLDABLE: u8 = 2;
+/// [`unquote`] may do so.
+pub(crate) const QUOTING: u8 = 4;
+/// [`unquote`] may do so, but JSON is full of these.
+pub(crate) const JSON_QUOTING: u8 = 8;
+/// See ENCODED.
+pub(crate) const PLUS: u8 = 16;
 
-/// What each byte asks for.
-const CLASSES: [u8; 256] = {
+/// The classes of each byte.
+pub(crate) const CLASSES: [u8; 256] = {
     let mut classes = [0; 256];
-    let mut byte = 0x80;
-    while byte < 256 {
-        // Overlong and full-width forms begin with one of these; other letters beyond ASCII are left alone.
-        if matches!(byte, 0xc0 | 0xc1 | 0xe0 | 0xe2 | 0xef | 0xf0 | 0xf8 | 0xfc) {
-            classes[byte] |= ENCODED;
-        }
-        byte += 1;
-    }
-    classes[0] |= ENCODED;
-    classes[b'%' as usize] |= ENCODED;
-    classes[b'&' as usize] |= ENCODED;
-    classes[b'\\' as usize] |= ENCODED | FOLDABLE | QUOTING;
-    let folded = b"\t\n\x0b\x0c\r*\xa0";
-    let mut at = 0;
-    while at < folded.len() {
-        classes[folded[at] as usize] |= FOLDABLE;
-        at += 1;
-    }
-    let quoting = b"'\"^$`{";
-    let mut at = 0;
-    while at < quoting.len() {
-        classes[quoting[at] as usize] |= QUOTING;
-        at += 1;
-    }
+    // Overlong and full-width forms begin with one of these; other letters beyond ASCII are left alone.
+    mark(&mut classes, b"\xc0\xc1\xe0\xe2\xef\xf0\xf8\xfc\0%&\\", ENCODED);
+    mark(&mut classes, b"\\\t\n\x0b\x0c\r*\xa0", FOLDABLE);
+    mark(&mut classes, b"\\'^$`", QUOTING);
+    mark(&mut classes, b"\"{", JSON_QUOTING);
+    mark(&mut classes, b"+", PLUS);
     classes
 };
+
+const fn mark(classes: &mut [u8; 256], bytes: &[u8], class: u8) {
+    let mut at = 0;
+    while at < bytes.len() {
+        classes[bytes[at] as usize] |= class;
+        at += 1;
+    }
+}
 
 /// Classes of all bytes of a text.
 fn classes(text: &[u8]) -> u8 {
     text.iter().fold(0, |all, &byte| all | CLASSES[byte as usize])
-}
-
-/// Whether [`fold`] may make words of this text that it does not have as it is.
-pub(crate) fn may_fold(text: &[u8]) -> bool {
-    classes(text) & FOLDABLE != 0
-}
-
-/// Whether [`unquote`] may make words of this text that it does not have as it is.
-pub(crate) fn may_unquote(text: &[u8]) -> bool {
-    classes(text) & QUOTING != 0
 }
 
 /// The two buffers that layers of decoding go through.

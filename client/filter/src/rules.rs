@@ -14,7 +14,10 @@
 //! no = ["uri /docs/passwd-guide"]    # and not in these
 //! ```
 
-use aho_corasick::{AhoCorasick, AhoCorasickKind};
+use crate::normalise::CLASSES;
+use aho_corasick::Anchored;
+use aho_corasick::automaton::{Automaton, StateID};
+use aho_corasick::dfa::DFA;
 use postanalytics_protocol::schema::v1::AttackType;
 use regex::bytes::{Regex, RegexBuilder};
 use serde::Deserialize;
@@ -22,7 +25,7 @@ use std::ops::Range;
 use thiserror::Error;
 
 /// Most rules.
-pub(crate) const RULES_MAX: usize = 256;
+pub(crate) const RULES_MAX: usize = 128;
 /// Most bytes of a compiled pattern.
 const PATTERN_BYTES_MAX: usize = 1 << 20;
 /// Most bytes of the tables that a pattern's search builds as it goes, for each thread.
@@ -193,10 +196,18 @@ impl Rule {
     }
 }
 
+/// What one pass over a text has seen.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Seen {
+    pub(crate) rules: RuleSet,
+    pub(crate) classes: u8,
+}
+
 /// All rules, compiled.
 #[derive(Debug)]
 pub(crate) struct Rules {
-    literals: AhoCorasick,
+    literals: DFA,
+    start: StateID,
     /// The rules that a literal belongs to.
     of_literal: Vec<RuleSet>,
     /// The rules that look at a kind of point.
@@ -245,22 +256,29 @@ impl Rules {
             }
             rules.push(rule);
         }
-        let literals = AhoCorasick::builder()
-            .ascii_case_insensitive(true)
-            .kind(Some(AhoCorasickKind::DFA))
-            .prefilter(false)
-            .build(&names)
-            .map_err(|error| RulesError::Literals(error.to_string()))?;
-        Ok(Self { literals, of_literal, of_place, of_shell, rules })
+        // Without its own prefilter: so many literals begin with so many bytes that it would only be in the way.
+        let literals = DFA::builder().ascii_case_insensitive(true).prefilter(false).build(&names);
+        let literals = literals.map_err(|error| RulesError::Literals(error.to_string()))?;
+        let start = literals.start_state(Anchored::No).map_err(|error| RulesError::Literals(error.to_string()))?;
+        Ok(Self { literals, start, of_literal, of_place, of_shell, rules })
     }
 
-    /// Those of `asked` that may find something in a text, by its literals.
-    pub(crate) fn candidates(&self, text: &[u8], asked: &RuleSet) -> RuleSet {
-        let mut set = RuleSet::default();
-        for found in self.literals.find_overlapping_iter(text) {
-            set.add(&self.of_literal[found.pattern().as_usize()]);
+    /// One pass over a text: those of `asked` whose literals lie in it, and the classes of its bytes.
+    pub(crate) fn scan(&self, text: &[u8], asked: &RuleSet) -> Seen {
+        let mut seen = Seen::default();
+        let mut state = self.start;
+        for &byte in text {
+            // Each state waits for the one before; the classes come for nothing beside that.
+            seen.classes |= CLASSES[byte as usize];
+            state = self.literals.next_state(Anchored::No, state, byte);
+            if self.literals.is_special(state) && self.literals.is_match(state) {
+                for index in 0..self.literals.match_len(state) {
+                    seen.rules.add(&self.of_literal[self.literals.match_pattern(state, index).as_usize()]);
+                }
+            }
         }
-        set.and(asked)
+        seen.rules = seen.rules.and(asked);
+        seen
     }
 
     /// The rules that look at a kind of point.
