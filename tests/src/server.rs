@@ -12,29 +12,36 @@ use tempfile::TempDir;
 /// The path of a binary of this workspace, built in the profile of the tests.
 pub fn binary(name: &str) -> PathBuf {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    let folder = BUILT.get_or_init(|| {
-        // .../target[/TRIPLE]/PROFILE/deps/test-0123
-        let test = std::env::current_exe().unwrap();
-        let folder = test.parent().unwrap().parent().unwrap().to_path_buf();
-        let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        // The same selection as `tests/run` builds: another one would choose other features and build everything again.
-        build
-            .args(["build", "--quiet", "--locked", "--workspace", "--bins"])
-            .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
-        let mut target = folder.parent().unwrap();
-        // `tests/full asan` names a target, so that only what runs there is instrumented, not the compiler's plugins.
-        if let Some(triple) = std::env::var_os("CARGO_BUILD_TARGET").filter(|triple| target.ends_with(triple)) {
-            target = target.parent().unwrap();
-            build.arg("--target").arg(triple);
-        }
-        build.arg("--target-dir").arg(target);
-        if folder.ends_with("release") {
-            build.arg("--release");
-        }
-        assert!(build.status().unwrap().success(), "the binaries under test do not build");
-        folder
-    });
-    folder.join(name)
+    // The same selection as `tests/run` builds: another one would choose other features and build everything again.
+    BUILT.get_or_init(|| built(&["--workspace", "--bins"])).join(name)
+}
+
+/// Builds in the profile of the tests, and tells where.
+fn built(selection: &[&str]) -> PathBuf {
+    // .../target[/TRIPLE]/PROFILE/deps/test-0123
+    let test = std::env::current_exe().unwrap();
+    let folder = test.parent().unwrap().parent().unwrap().to_path_buf();
+    let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    build.args(["build", "--quiet", "--locked"]).args(selection).current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+    let mut target = folder.parent().unwrap();
+    // `tests/full asan` names a target, so that only what runs there is instrumented, not the compiler's plugins.
+    if let Some(triple) = std::env::var_os("CARGO_BUILD_TARGET").filter(|triple| target.ends_with(triple)) {
+        target = target.parent().unwrap();
+        build.arg("--target").arg(triple);
+    }
+    build.arg("--target-dir").arg(target);
+    if folder.ends_with("release") {
+        build.arg("--release");
+    }
+    assert!(build.status().unwrap().success(), "cannot build {selection:?}, which is under test");
+    folder
+}
+
+/// The folder that holds the C library, built as it is shipped.
+pub fn library_folder() -> PathBuf {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    let folder = BUILT.get_or_init(|| built(&["-p", "postanalytics-client-c"]));
+    folder.clone()
 }
 
 /// Says loudly that a test did not run, and why.
