@@ -4,9 +4,10 @@
 //! accepted, its token, and user and session in clear text. Keeping those is what allows a bundle to be encoded again for
 //! another server, with other shards and another identity key, after a break.
 
+use crate::counters::Load;
 use crate::request::Request;
 use postanalytics_protocol::batch::{BatchBuilder, body_bytes};
-use postanalytics_protocol::schema::v1::{RECORD_BYTES, Record};
+use postanalytics_protocol::schema::v1::{FLAG_MAYBE_STORED_ELSEWHERE, RECORD_BYTES, Record};
 use postanalytics_protocol::{HEADER_BYTES, Source};
 use siphasher::sip::SipHasher24;
 
@@ -24,7 +25,14 @@ pub(crate) struct Meta {
     session_bytes: u32,
     user_bytes: u32,
     pub(crate) urgent: bool,
+    /// It was written to another server, which may have stored it.
+    marked: bool,
+    /// A bit for each of the client's servers that it was written to before the one that has it now, and that may still
+    /// have stored it: there it does not go again.
+    pub(crate) written_to: u16,
 }
+
+const _: () = assert!(crate::config::SERVERS_MAX <= u16::BITS as usize);
 
 impl Meta {
     /// Of a record whose strings are the first.
@@ -38,6 +46,8 @@ impl Meta {
             session_bytes: request.session.len() as u32,
             user_bytes: request.user.len() as u32,
             urgent,
+            marked: false,
+            written_to: 0,
         }
     }
 
@@ -69,6 +79,10 @@ impl<'a> Item<'a> {
     pub(crate) const fn cost_bytes(&self) -> usize {
         RECORD_COST_BYTES + self.blob.len() + self.identity.len()
     }
+
+    pub(crate) const fn load(&self) -> Load {
+        Load { records: 1, marked: self.meta.marked as u64, bytes: self.cost_bytes() }
+    }
 }
 
 /// Records in the order they were accepted.
@@ -79,6 +93,8 @@ pub(crate) struct Bundle {
     identities: Vec<u8>,
     oldest_us: u64,
     newest_us: u64,
+    /// How many of them are marked.
+    marked: u64,
 }
 
 impl Bundle {
@@ -89,6 +105,7 @@ impl Bundle {
             identities: Vec::new(),
             oldest_us: 0,
             newest_us: 0,
+            marked: 0,
         }
     }
 
@@ -123,7 +140,35 @@ impl Bundle {
         }
         self.oldest_us = self.oldest_us.min(meta.accepted_us);
         self.newest_us = self.newest_us.max(meta.accepted_us);
+        self.marked += u64::from(meta.marked);
         self.metas.push(meta);
+    }
+
+    /// Marks every record: it was written to one server, which may have stored it, and goes to another. `server`: which of the
+    /// client's that was, if it is still one of them.
+    pub(crate) fn mark(&mut self, server: Option<usize>) {
+        self.builder.records_mut().iter_mut().for_each(|record| record.flags |= FLAG_MAYBE_STORED_ELSEWHERE);
+        let bit = server.map_or(0, |server| 1 << server);
+        for meta in &mut self.metas {
+            (meta.marked, meta.written_to) = (true, meta.written_to | bit);
+        }
+        self.marked = self.records();
+    }
+
+    /// This server has nothing any more of what was written to it.
+    pub(crate) fn forget(&mut self, server: usize) {
+        self.metas.iter_mut().for_each(|meta| meta.written_to &= !(1 << server));
+    }
+
+    /// Takes the records out that `goes` names.
+    pub(crate) fn split(&mut self, goes: impl Fn(&Item<'_>) -> bool) -> Self {
+        if self.items().all(|item| goes(&item)) {
+            return std::mem::take(self);
+        }
+        let (mut gone, mut kept) = (Self::default(), Self::default());
+        self.items().for_each(|item| if goes(&item) { gone.push_item(&item) } else { kept.push_item(&item) });
+        *self = kept;
+        gone
     }
 
     /// The records.
@@ -201,20 +246,26 @@ impl Bundle {
         self.builder.clear();
         self.metas.clear();
         self.identities.clear();
+        self.marked = 0;
     }
 
-    /// Takes the records out that were accepted at `cutoff_us` or before, and returns how many and their cost.
-    pub(crate) fn expire(&mut self, cutoff_us: u64) -> (u64, usize) {
+    /// What it adds to the sums.
+    pub(crate) fn load(&self) -> Load {
+        Load { records: self.records(), marked: self.marked, bytes: self.cost_bytes() }
+    }
+
+    /// Takes the records out that were accepted at `cutoff_us` or before, and returns what they were.
+    pub(crate) fn expire(&mut self, cutoff_us: u64) -> Load {
         if self.oldest_us().is_none_or(|oldest_us| oldest_us > cutoff_us) {
-            return (0, 0);
+            return Load::default();
         }
         let mut kept = Self::default();
         for item in self.items().filter(|item| item.meta.accepted_us > cutoff_us) {
             kept.push_item(&item);
         }
-        let gone = (self.records() - kept.records(), self.cost_bytes() - kept.cost_bytes());
+        let (all, left) = (self.load(), kept.load());
         *self = kept;
-        gone
+        Load { records: all.records - left.records, marked: all.marked - left.marked, bytes: all.bytes - left.bytes }
     }
 
     /// Appends the Batch frame, with users and sessions hashed with this key.
@@ -300,10 +351,21 @@ mod tests {
         assert_eq!((second.cost_bytes(), second.oldest_us()), (costs, Some(100)));
         assert_eq!(read(&mut first, &key), read(&mut second, &key));
 
-        let (gone, bytes) = second.expire(104);
-        assert_eq!((gone, second.len(), second.oldest_us(), second.cost_bytes()), (5, 15, Some(105), costs - bytes));
+        let gone = second.expire(104);
+        assert_eq!((gone.records, gone.marked), (5, 0));
+        assert_eq!((second.len(), second.oldest_us(), second.cost_bytes()), (15, Some(105), costs - gone.bytes));
         assert_eq!(read(&mut first, &key)[5..], read(&mut second, &key)[..]);
-        assert_eq!(second.expire(104), (0, 0));
+        assert_eq!(second.expire(104), Load::default());
+
+        second.mark(Some(2));
+        second.items().take(3).for_each(|item| first.push_item(&item));
+        assert_eq!((second.load().marked, first.load().marked), (15, 3), "a mark goes with its record");
+        assert_eq!((second.expire(109).marked, second.load().marked), (5, 10));
+        let gone = second.split(|item| item.meta.accepted_us < 113);
+        assert_eq!((gone.len(), second.len(), second.load().marked, second.oldest_us()), (3, 7, 7, Some(113)));
+        assert!(second.items().all(|item| item.meta.written_to == 4));
+        second.forget(2);
+        assert!(second.items().all(|item| item.meta.written_to == 0) && second.load().marked == 7);
     }
 
     #[test]

@@ -226,10 +226,6 @@ impl ClientBuilder {
     /// Starts the background thread. It does not wait for a connection: records are queued until there is one.
     pub fn build(self) -> Result<Client, BuildError> {
         let servers = servers(self.servers)?;
-        if servers.len() > 1 {
-            let value = servers.len().to_string();
-            return Err(BuildError::OutOfRange { setting: "the number of servers", value, range: "1 in this version" });
-        }
         let node = match self.node {
             Some(node) => node,
             None => crate::random_bytes()?,

@@ -90,13 +90,21 @@ pub(crate) enum Break {
     SessionForgotten,
     #[error("the server's topology has changed")]
     TopologyChanged,
+    #[error(
+        "two servers answer at this address, {ours} and {got}, as behind a load balancer: records go to the first only; give \
+         each server by an address of its own"
+    )]
+    TwoServers { ours: String, got: String },
+    /// It may not take part together with the others.
+    #[error("{0}")]
+    Clash(String),
 }
 
 impl Break {
     /// The least time to wait before the next attempt, µs.
     pub(crate) const fn wait_us(&self) -> u64 {
         match self {
-            Self::Refused { slow: true, .. } | Self::Authentication => BACKOFF_US_MAX,
+            Self::Refused { slow: true, .. } | Self::Authentication | Self::Clash(_) => BACKOFF_US_MAX,
             _ => 0,
         }
     }
@@ -117,6 +125,8 @@ pub(crate) struct Connection {
     /// The token of the server's last Ping, until it is answered: when there is room.
     pub(crate) pong_owed: Option<u64>,
     attempts: u32,
+    /// When it was last open, or first wanted.
+    closed_us: u64,
     assembler: Assembler,
     body: AlignedVec<16>,
     out: Vec<u8>,
@@ -135,6 +145,7 @@ impl Default for Connection {
             ask_any: false,
             pong_owed: None,
             attempts: 0,
+            closed_us: 0,
             assembler: Assembler::default(),
             body: AlignedVec::new(),
             out: Vec::new(),
@@ -156,8 +167,29 @@ impl Connection {
         matches!(self.stage, Stage::Open { .. })
     }
 
+    /// Since when it is not open although it is wanted; `None` while it is open, or nobody wants it.
+    pub(crate) const fn closed_us(&self) -> Option<u64> {
+        match self.stage {
+            Stage::Idle | Stage::Open { .. } => None,
+            _ => Some(self.closed_us),
+        }
+    }
+
+    /// Whether the peer was asked whether it is there, and has not answered yet.
+    pub(crate) const fn is_asked(&self) -> bool {
+        self.is_open() && self.pings_unanswered > 0
+    }
+
+    /// Whether it has said nothing for so long although it was asked.
+    pub(crate) const fn is_silent(&self, silent_us: u64, now_us: u64) -> bool {
+        self.is_asked() && now_us >= self.heard_us.saturating_add(silent_us)
+    }
+
     /// Begins anew, with a new socket.
     pub(crate) fn connect(&mut self, link: u64, now_us: u64) {
+        if self.stage == Stage::Idle {
+            self.closed_us = now_us;
+        }
         self.stage = Stage::Connecting { since_us: now_us };
         self.link = link;
         self.pong_owed = None;
@@ -168,10 +200,11 @@ impl Connection {
 
     /// Ends it, and waits with full jitter before the next one. `random` is uniform over all u64.
     pub(crate) fn back_off(&mut self, now_us: u64, retry_after_us: u64, random: u64) {
-        if let Stage::Open { since_us } | Stage::Draining { since_us, .. } = self.stage
-            && now_us.saturating_sub(since_us) >= HEALTHY_US
-        {
-            self.attempts = 0;
+        if let Stage::Open { since_us } | Stage::Draining { since_us, .. } = self.stage {
+            self.closed_us = now_us;
+            if now_us.saturating_sub(since_us) >= HEALTHY_US {
+                self.attempts = 0;
+            }
         }
         let ceiling_us = (BACKOFF_US_MIN << self.attempts.min(20)).min(BACKOFF_US_MAX);
         self.attempts = self.attempts.saturating_add(1);

@@ -1,13 +1,20 @@
 //! The client without its sockets: records, bytes and the time go in; bytes to write, wanted sockets and counters come out.
 //!
 //! Sans-IO, so that a test can drive it from a seed through every order of events. One owner, the background thread; no
-//! clock, no locks. It rules over one [`Lane`] and one [`Connection`] per shard of the server:
+//! clock, no locks. It rules over one [`Server`] for each that was given, and decides which of them gets a record:
 //!
-//! - Before the first Welcome nothing is known of the shards: there is one slot, which asks for any, and no record is routed.
-//! - Welcome of the known topology: the lane goes on behind what the server has stored. Nothing is lost, nothing doubled.
-//! - Welcome of another topology (the server was restarted or has another number of shards): every record that the old one
-//!   did not store is routed afresh, hashed with the new identity key.
-//! - A server that forgot a session that it had acknowledged: that lane starts a new session; what was written is in doubt.
+//! - A source belongs to the server of the highest [`server_weight`] among those that *take records*, so every node that sees
+//!   the same servers sends it to the same one.
+//! - At first none takes records, and they wait in the queue: until all servers are welcome, or [`Config::connect_timeout_us`]
+//!   after the first is. Those that are healthy then take records.
+//! - One that is not healthy for [`AWAY_US`] while another is takes no more. Its records go to the others; those that were
+//!   written and not acknowledged are marked, for it may have stored them.
+//! - It takes records again when it was healthy for [`BACK_US`]; at once if no other is to be reached.
+//! - When none is to be reached, records wait in their lanes. So do those that were written to every other server before: no
+//!   server gets a record twice.
+//! - Servers of one client must be different ones of one deployment. One that is not is refused, with what to do about it.
+//!
+//! A single server takes records from its first Welcome on, whatever happens to it later.
 //!
 //! All lanes share one budget. A lane whose shard takes nothing, while the others do, may fill all of it with its records until
 //! they are over their time limit, and then records of every shard are refused. That is a decision: shards of one server live
@@ -15,27 +22,27 @@
 
 use crate::ack::{AckHook, Acks};
 use crate::bundle::{Bundle, IdentityKey, Item};
-use crate::config::Config;
-use crate::connection::{Break, Connection, DRAIN_US, PINGS_MAX, Stage};
+use crate::config::{Config, SERVERS_MAX};
+use crate::connection::Break;
 use crate::counters::Ledger;
 use crate::denylist::{Denylist, ListHook, Lister};
-use crate::lane::{Lane, Wire};
+use crate::server::{Claim, Common, Health, Read, Server};
 use crate::stats::ServerStats;
-use crate::status::{ClientStatus, ServerStatus};
-use crate::topology::{Topology, stored_of};
-use postanalytics_protocol::PROTOCOL_VERSION;
-use postanalytics_protocol::error::{ErrorCode, FrameError};
-use postanalytics_protocol::frames::{
-    ANY_SHARD, ControlFrame, ErrorFrame, Goodbye, Hello, PackageVersion, Ping, Pong, Stats, StatsRequest, Welcome,
-};
-use postanalytics_protocol::header::{FrameHeader, FrameKind};
-use postanalytics_protocol::schema::v1::SCHEMA;
+use crate::status::ClientStatus;
+use postanalytics_protocol::frames::Welcome;
+use postanalytics_protocol::routing::{server_seed, server_weight};
+use std::fmt::Write;
 use std::sync::Arc;
 
 /// Most shards of a server that this client speaks to, a lane each.
 pub(crate) const SHARDS_MAX: u32 = 1024;
 /// How often records over their time limit are looked for, µs.
-const EXPIRY_US: u64 = 1_000_000;
+pub(crate) const EXPIRY_US: u64 = 1_000_000;
+/// A server that is not healthy for so long gives its records to the others, µs. Long enough for a connection to break and come
+/// back, which loses and doubles nothing; short enough that what decides a verdict is not kept waiting.
+pub(crate) const AWAY_US: u64 = 2_000_000;
+/// A server that was away gets its records back when it was healthy for so long, µs.
+pub(crate) const BACK_US: u64 = 30_000_000;
 
 /// The time, read once a turn.
 #[derive(Clone, Copy, Debug)]
@@ -46,116 +53,118 @@ pub(crate) struct Now {
     pub(crate) unix_us: u64,
 }
 
-struct Slot {
-    lane: Lane,
-    connection: Connection,
+/// A server that takes records.
+#[derive(PartialEq, Eq)]
+struct Member {
+    number: usize,
+    server_id: [u8; 16],
+    seed: u64,
 }
 
-/// One request for statistics to every shard.
+/// One request for statistics to every shard of every server.
 #[derive(Default)]
 struct StatsRound {
     token: u64,
     /// The highest number asked for: the next round, if one is active.
     wanted_token: u64,
-    active: bool,
-    answers: Vec<Option<Stats>>,
-    result: Option<(u64, ServerStats)>,
+    result: Option<(u64, Vec<Option<ServerStats>>)>,
 }
 
 /// Everything that the background thread knows.
 pub(crate) struct Core {
-    config: Config,
-    random: fastrand::Rng,
-    session: u64,
-    topology: Option<Topology>,
-    slots: Vec<Slot>,
-    ledger: Ledger,
-    acks: Acks,
-    lister: Lister,
-    links: u64,
-    flush_us: Option<u64>,
+    servers: Vec<Server>,
+    common: Common,
+    /// Those that take records.
+    members: Vec<Member>,
+    /// Since some server is healthy and none that takes records is: then those that are healthy take them.
+    settle_us: Option<u64>,
+    /// When [`Self::review`] may find something though nothing came.
+    review_us: u64,
+    /// Records of servers that take none may have somewhere to go now.
+    moves_due: bool,
     stats: StatsRound,
-    closing: bool,
     next_expiry_us: u64,
-    last_error: String,
-    status_changed: bool,
-    oversize_reported: bool,
-    reported: Reported,
 }
 
-/// What was last logged of the connection to the server: once per change, however many lanes there are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Reported {
-    Nothing,
-    Connected,
-    Trouble,
+/// The number of a socket tells its server.
+pub(crate) const fn link_number(count: u64, server: usize) -> u64 {
+    count * SERVERS_MAX as u64 + server as u64
+}
+
+/// The server of a socket, by its place in [`Config::servers`].
+pub(crate) const fn server_of(link: u64) -> usize {
+    (link % SERVERS_MAX as u64) as usize
+}
+
+/// The server that a record goes to: of those that take records, and that it was not written to before, the one with the
+/// greatest weight for its source.
+fn server_for(members: &[Member], item: &Item<'_>) -> Option<usize> {
+    let may = |member: &&Member| item.meta.written_to & 1 << member.number == 0;
+    let weight = |member: &&Member| (server_weight(item.source(), member.seed), member.server_id);
+    let found = match members {
+        [only] => Some(only).filter(may),
+        _ => members.iter().filter(may).max_by_key(weight),
+    };
+    found.map(|member| member.number)
 }
 
 impl Core {
     pub(crate) fn new(config: Config, seed: u64, hook: AckHook, denylist: Arc<Denylist>) -> Self {
         let mut random = fastrand::Rng::with_seed(seed);
         let session = random.u64(1..);
-        let slots = vec![Slot { lane: Lane::new(session, &config), connection: Connection::default() }];
         Self {
-            config,
-            random,
-            session,
-            topology: None,
-            slots,
-            ledger: Ledger::default(),
-            acks: Acks::new(hook),
-            lister: Lister::new(denylist),
-            links: 0,
-            flush_us: None,
+            servers: (0..config.servers.len()).map(|number| Server::new(number, session, &config)).collect(),
+            common: Common {
+                config,
+                random,
+                session,
+                ledger: Ledger::default(),
+                acks: Acks::new(hook),
+                lister: Lister::new(denylist),
+                links: 0,
+                flush_us: None,
+                stats_token: None,
+                closing: false,
+                last_error: String::new(),
+                status_changed: true,
+                oversize_reported: false,
+            },
+            members: Vec::new(),
+            settle_us: None,
+            review_us: u64::MAX,
+            moves_due: false,
             stats: StatsRound::default(),
-            closing: false,
             next_expiry_us: 0,
-            last_error: String::new(),
-            status_changed: true,
-            oversize_reported: false,
-            reported: Reported::Nothing,
         }
     }
 
-    /// Whether records can be given to [`Self::take`]: the topology is known.
+    /// Whether records can be given to [`Self::take`]: some server takes them.
     pub(crate) const fn routes(&self) -> bool {
-        self.topology.is_some()
+        !self.members.is_empty()
     }
 
     /// Whether an urgent record would leave at once.
     pub(crate) fn sends(&self) -> bool {
-        let Some(topology) = &self.topology else { return false };
-        self.slots.iter().any(|slot| {
-            let wire = Wire { window_bytes: slot.connection.window_bytes, key: &topology.key };
-            slot.connection.is_open() && slot.connection.has_room() && slot.lane.would_write(&wire)
-        })
+        self.servers.iter().any(Server::sends)
     }
 
-    /// Takes records from the queue and routes each to its lane.
+    /// Takes records from the queue and gives each to the lane of its server and shard.
     pub(crate) fn take(&mut self, bundle: &Bundle, now: Now) {
-        self.ledger.take(bundle.records(), bundle.cost_bytes());
-        bundle.items().for_each(|item| self.route(&item, now));
+        self.common.ledger.take(bundle.records(), bundle.cost_bytes());
+        self.place(bundle, 0, now);
     }
 
-    fn route(&mut self, item: &Item<'_>, now: Now) {
-        let Some(topology) = &self.topology else { return debug_assert!(false, "routes() was asked before") };
-        let shard = topology.shard_of(item.source());
-        if self.slots[shard].lane.push(item, &topology.limits, now.clock_us).is_err() {
-            self.ledger.lose_queued(1, item.cost_bytes());
-            if !std::mem::replace(&mut self.oversize_reported, true) {
-                let (bytes, limit) = (item.blob.len(), topology.limits.body_bytes_max);
-                tracing::warn!(
-                    bytes,
-                    limit,
-                    "a record is larger than the server takes and is lost; cap raw_body, or raise the server's limit"
-                );
-            }
+    /// Gives each record to the server that it belongs to; if no other may have it, to `otherwise`, which knows its shards.
+    fn place(&mut self, bundle: &Bundle, otherwise: usize, now: Now) {
+        for item in bundle.items() {
+            let number = server_for(&self.members, &item).unwrap_or(otherwise);
+            self.servers[number].route(&item, &mut self.common, now);
         }
     }
 
     /// Records accepted until then do not wait for company.
     pub(crate) const fn flush(&mut self, until_us: Option<u64>) {
-        self.flush_us = until_us;
+        self.common.flush_us = until_us;
     }
 
     /// Asks every shard for statistics; if that is under way, once more afterwards.
@@ -165,38 +174,35 @@ impl Core {
     }
 
     fn start_stats(&mut self) {
-        if self.stats.wanted_token > self.stats.token && !self.stats.active {
-            (self.stats.token, self.stats.active) = (self.stats.wanted_token, true);
-            self.stats.answers = vec![None; self.slots.len()];
+        if self.stats.wanted_token > self.stats.token && self.common.stats_token.is_none() {
+            self.stats.token = self.stats.wanted_token;
+            self.common.stats_token = Some(self.stats.token);
+            self.servers.iter_mut().for_each(Server::start_stats);
         }
     }
 
     /// No more records will come: lanes that have none stay closed.
     pub(crate) const fn close(&mut self) {
-        self.closing = true;
+        self.common.closing = true;
     }
 
     /// Says Goodbye on every open lane: nothing new goes out there any more.
     pub(crate) fn say_goodbye(&mut self, now: Now) {
-        for Slot { lane, connection } in &mut self.slots {
-            if let Stage::Open { since_us } = connection.stage {
-                Goodbye { retry_after_ms: 0 }.encode(lane.session(), now.unix_us, connection.out());
-                let until_us = now.clock_us + DRAIN_US;
-                connection.stage = Stage::Draining { since_us, until_us, retry_after_us: 0 };
-                self.status_changed = true;
-            }
-        }
+        self.servers.iter_mut().for_each(|server| server.say_goodbye(&mut self.common, now));
     }
 
     /// Does what is due: timers, new connections, batches to write. Call it at the end of every turn.
     pub(crate) fn advance(&mut self, now: Now) {
-        for at in 0..self.slots.len() {
-            self.check_timers(at, now);
+        for server in &mut self.servers {
+            server.check_timers(&mut self.common, now);
         }
+        self.review(now);
         if now.clock_us >= self.next_expiry_us {
             self.next_expiry_us = now.clock_us + EXPIRY_US;
-            self.expire(now);
-            self.lister.sweep(now.clock_us);
+            if let Some(cutoff_us) = now.clock_us.checked_sub(self.common.config.record_time_limit_us) {
+                self.servers.iter_mut().for_each(|server| server.expire(cutoff_us, &mut self.common));
+            }
+            self.common.lister.sweep(now.clock_us);
         }
         self.finish_stats();
         self.fill(now);
@@ -204,423 +210,341 @@ impl Core {
 
     /// Encodes what may be written, as far as there is room ahead of the sockets. Returns whether anything was.
     pub(crate) fn fill(&mut self, now: Now) -> bool {
-        let Some(topology) = &self.topology else { return false };
-        let mut filled = false;
-        for (at, slot) in self.slots.iter_mut().enumerate() {
-            let (lane, connection) = (&mut slot.lane, &mut slot.connection);
-            if connection.has_room()
-                && let Some(token) = connection.pong_owed.take()
-            {
-                Pong { token }.encode(lane.session(), now.unix_us, connection.out());
-                filled = true;
-            }
-            if !connection.is_open() {
-                continue;
-            }
-            let unanswered = self.stats.answers.get(at).is_some_and(Option::is_none);
-            if self.stats.active && unanswered && connection.stats_asked != self.stats.token {
-                connection.stats_asked = self.stats.token;
-                StatsRequest { token: self.stats.token }.encode(lane.session(), now.unix_us, connection.out());
-                filled = true;
-            }
-            let wire = Wire { window_bytes: connection.window_bytes, key: &topology.key };
-            while connection.has_room() && lane.write_next(&wire, self.flush_us, now, &mut self.ledger, connection.out()) {
-                filled = true;
-            }
-        }
-        filled
+        self.servers.iter_mut().fold(false, |filled, server| server.fill(&mut self.common, now) | filled)
     }
 
     /// When [`Self::advance`] has something to do even if nothing happens.
     pub(crate) fn deadline_us(&self) -> u64 {
-        let mut deadline_us = u64::MAX;
-        let mut records = false;
-        for slot in &self.slots {
-            let timer_us = slot.connection.deadline_us(self.config.connect_timeout_us);
-            // A full buffer ahead of the socket is no reason to wake: the socket will say when it takes more.
-            let writable = self.topology.as_ref().filter(|_| slot.connection.is_open() && slot.connection.has_room());
-            let due_us = writable
-                .and_then(|topology| slot.lane.due_us(&Wire { window_bytes: slot.connection.window_bytes, key: &topology.key }));
-            deadline_us = timer_us.into_iter().chain(due_us).fold(deadline_us, u64::min);
-            records |= slot.lane.has_records();
+        let (mut deadline_us, mut records) = (self.review_us, false);
+        for server in &self.servers {
+            let (server_us, has_records) = server.deadline_us(&self.common.config);
+            (deadline_us, records) = (deadline_us.min(server_us), records | has_records);
         }
         if records { deadline_us.min(self.next_expiry_us) } else { deadline_us }
     }
 
     /// The shortest time that records wait for company on any open lane.
     pub(crate) fn linger_us(&self) -> u64 {
-        let open = self.slots.iter().filter(|slot| slot.connection.is_open());
-        open.map(|slot| slot.lane.linger_us()).min().unwrap_or(self.config.linger_us_max)
+        self.servers.iter().filter_map(Server::linger_us).min().unwrap_or(self.common.config.linger_us_max)
     }
 
     /// The numbers of the sockets to keep. One that is new is to be connected, one that is missing to be closed.
     pub(crate) fn wanted_links(&self) -> impl Iterator<Item = u64> {
-        self.slots.iter().filter_map(|slot| slot.connection.wanted_link())
+        self.servers.iter().flat_map(Server::wanted_links)
     }
 
     /// The socket has begun to connect: its time runs from now on. What came before may have been a slow lookup of its name.
     pub(crate) fn connecting(&mut self, link: u64, now: Now) {
-        if let Some(at) = self.slot_of(link) {
-            self.slots[at].connection.stage = Stage::Connecting { since_us: now.clock_us };
+        if let Some(server) = self.servers.get_mut(server_of(link)) {
+            server.connecting(link, now);
         }
     }
 
     /// The socket is connected.
     pub(crate) fn connected(&mut self, link: u64, now: Now) {
-        let Some(at) = self.slot_of(link) else { return };
-        let wanted_shard = if self.topology.is_none() || self.slots[at].connection.ask_any { ANY_SHARD } else { at as u32 };
-        let Slot { lane, connection } = &mut self.slots[at];
-        connection.stage = Stage::Greeting { since_us: now.clock_us };
-        let hello = Hello {
-            protocol_min: u16::from(PROTOCOL_VERSION),
-            protocol_max: u16::from(PROTOCOL_VERSION),
-            schema_min: SCHEMA,
-            schema_max: SCHEMA,
-            package: PackageVersion::parse(env!("CARGO_PKG_VERSION")),
-            node: self.config.node,
-            wanted_shard,
-            replay: self.config.replay,
-            nonce: [0; 32],
-            name: self.config.node_name.clone(),
-        };
-        hello.encode(lane.session(), now.unix_us, connection.out());
+        if let Some(server) = self.servers.get_mut(server_of(link)) {
+            server.connected(link, &self.common.config, now);
+        }
     }
 
     /// The socket has ended.
     pub(crate) fn broken(&mut self, link: u64, why: Break, now: Now) {
-        if let Some(at) = self.slot_of(link) {
-            self.disconnect(at, &why, why.wait_us(), now);
+        if let Some(server) = self.servers.get_mut(server_of(link)) {
+            server.broken(link, &why, &mut self.common, now);
         }
     }
 
     /// Bytes came. Stops reading them when they end the connection.
     pub(crate) fn received(&mut self, link: u64, mut bytes: &[u8], now: Now) {
-        // Welcome may move the connection to another slot, or end it.
-        while let Some(at) = self.slot_of(link) {
-            let connection = &mut self.slots[at].connection;
-            let frame = match connection.collect(&mut bytes) {
-                Ok(None) => return,
-                Ok(Some(header)) => ControlFrame::decode(&header, connection.body()).map(|frame| (header, frame)),
-                Err(error) => Err(error),
-            };
-            let handled = match frame {
-                Ok((header, frame)) => self.handle(at, &header, frame, now),
-                Err(FrameError::BadBody { kind: FrameKind::Challenge, .. }) => Err(Break::Authentication),
-                Err(error) => Err(Break::Frame(error)),
-            };
-            if let (Err(why), Some(at)) = (handled, self.slot_of(link)) {
-                self.disconnect(at, &why, why.wait_us(), now);
+        let number = server_of(link);
+        while let Some(server) = self.servers.get_mut(number) {
+            match server.read(link, &mut bytes, &mut self.common, now) {
+                Read::Nothing => return,
+                Read::More => {}
+                Read::Welcome(at, welcome) => self.welcome(link, at, &welcome, now),
             }
         }
     }
 
     /// What the socket is to write.
     pub(crate) fn unwritten(&self, link: u64) -> &[u8] {
-        self.slot_of(link).map_or(&[], |at| self.slots[at].connection.unwritten())
+        self.servers.get(server_of(link)).map_or(&[], |server| server.unwritten(link))
     }
 
     /// The socket wrote so much.
     pub(crate) fn wrote(&mut self, link: u64, bytes: usize) {
-        if let Some(at) = self.slot_of(link) {
-            self.slots[at].connection.wrote(bytes);
+        if let Some(server) = self.servers.get_mut(server_of(link)) {
+            server.wrote(link, bytes);
         }
     }
 
     pub(crate) const fn ledger(&self) -> &Ledger {
-        &self.ledger
+        &self.common.ledger
     }
 
     pub(crate) const fn verdicts_skipped(&self) -> u64 {
-        self.lister.skipped
+        self.common.lister.skipped
     }
 
     /// Whether a callback of the site has panicked, after which the thread is to end.
     pub(crate) const fn hook_panicked(&self) -> bool {
-        self.acks.panicked || self.lister.panicked
+        self.common.acks.panicked || self.common.lister.panicked
     }
 
     /// Whom to tell of changes of the denylist.
     pub(crate) fn tell_of_changes(&mut self, hook: ListHook) {
-        self.lister.tell(hook);
+        self.common.lister.tell(hook);
     }
 
     /// When the oldest record that is not settled was accepted.
     pub(crate) fn oldest_us(&self) -> Option<u64> {
-        self.slots.iter().filter_map(|slot| slot.lane.oldest_us()).min()
+        self.servers.iter().filter_map(Server::oldest_us).min()
     }
 
     /// Whether every record is settled.
     pub(crate) const fn is_settled(&self) -> bool {
-        self.ledger.queued + self.ledger.in_flight == 0
+        self.common.ledger.queued + self.common.ledger.in_flight == 0
     }
 
-    /// Statistics that have just been completed, with their number.
-    pub(crate) const fn take_stats(&mut self) -> Option<(u64, ServerStats)> {
+    /// Statistics that have just been completed, with their number: of each server, or `None` of one that is away.
+    pub(crate) const fn take_stats(&mut self) -> Option<(u64, Vec<Option<ServerStats>>)> {
         self.stats.result.take()
     }
 
     /// The status, if it has changed.
     pub(crate) fn take_status(&mut self) -> Option<(ClientStatus, Option<IdentityKey>)> {
-        if !std::mem::replace(&mut self.status_changed, false) {
+        if !std::mem::replace(&mut self.common.status_changed, false) {
             return None;
         }
-        let lanes_open = self.slots.iter().filter(|slot| slot.connection.is_open()).count() as u32;
-        let topology = self.topology.as_ref();
-        let server = ServerStatus {
-            address: self.config.servers[0].text.clone(),
-            connected: lanes_open > 0,
-            takes_records: topology.is_some(),
-            version: topology.map(|topology| topology.version.to_string()).unwrap_or_default(),
-            id: topology.map(|topology| topology.server_id).unwrap_or_default(),
-            shards: topology.map_or(0, |topology| topology.shard_count),
-            lanes_open,
-            last_error: self.last_error.clone(),
+        let servers: Vec<_> = self.servers.iter().map(Server::status).collect();
+        let lanes_open = servers.iter().map(|server| server.lanes_open).sum();
+        let last_error = self.common.last_error.clone();
+        // All that take records have the same.
+        let known = self.members.first().map_or(0, |member| member.number);
+        let key = self.servers[known].topology().map(|topology| topology.key);
+        Some((ClientStatus { connected: lanes_open > 0, lanes_open, last_error, servers }, key))
+    }
+
+    /// A server welcomes a connection.
+    fn welcome(&mut self, link: u64, at: usize, welcome: &Welcome, now: Now) {
+        let number = server_of(link);
+        let server = &mut self.servers[number];
+        let epoch = server.topology().map(|topology| topology.epoch);
+        let known = server.topology().map(|topology| topology.server_id);
+        if let Some(ours) = known.filter(|ours| *ours != welcome.server_id && server.is_alive(now.clock_us)) {
+            let why = Break::TwoServers { ours: uuid(ours), got: uuid(welcome.server_id) };
+            return server.broken(link, &why, &mut self.common, now);
+        }
+        if self.servers.len() > 1 {
+            self.judge(number, welcome, now);
+        }
+        let server = &mut self.servers[number];
+        if server.clash.is_some() {
+            return;
+        }
+        let displaced = match server.welcomed(at, welcome, &mut self.common, now) {
+            Ok(displaced) => displaced,
+            Err((why, displaced)) => {
+                server.broken(link, &why, &mut self.common, now);
+                displaced
+            }
         };
-        let connected = lanes_open > 0;
-        let status = ClientStatus { connected, lanes_open, last_error: self.last_error.clone(), servers: vec![server] };
-        Some((status, topology.map(|topology| topology.key)))
-    }
-
-    fn slot_of(&self, link: u64) -> Option<usize> {
-        self.slots.iter().position(|slot| slot.connection.wanted_link() == Some(link))
-    }
-
-    fn check_timers(&mut self, at: usize, now: Now) {
-        let (routed, timeout_us) = (self.topology.is_some(), self.config.connect_timeout_us);
-        let Slot { lane, connection } = &mut self.slots[at];
-        let deadline_us = connection.deadline_us(timeout_us);
-        let due = deadline_us.is_some_and(|deadline_us| deadline_us <= now.clock_us);
-        let needed = lane.has_records() || self.stats.active;
-        match connection.stage {
-            Stage::Idle if needed || !routed => self.connect(at, now),
-            Stage::Backoff { .. } if due && (needed || !self.closing) => self.connect(at, now),
-            // Looked at again a little later rather than at once.
-            Stage::Backoff { .. } if due => connection.stage = Stage::Backoff { until_us: now.clock_us + EXPIRY_US },
-            Stage::Connecting { .. } if due => self.disconnect(at, &Break::ConnectTimeout(timeout_us / 1000), 0, now),
-            Stage::Greeting { .. } if due => self.disconnect(at, &Break::WelcomeTimeout, 0, now),
-            Stage::Open { .. } if due && connection.pings_unanswered >= PINGS_MAX => self.disconnect(at, &Break::Silent, 0, now),
-            Stage::Open { .. } if due => {
-                connection.pings_unanswered += 1;
-                let token = u64::from(connection.pings_unanswered);
-                Ping { token }.encode(lane.session(), now.unix_us, connection.out());
-            }
-            Stage::Draining { retry_after_us, .. } if due || !lane.awaits_acks() => {
-                self.disconnect(at, &Break::Goodbye, retry_after_us, now);
-            }
-            _ => {}
+        if self.servers.len() == 1 {
+            self.servers[number].takes_records = true;
+        } else if self.servers[number].topology().map(|topology| topology.epoch) != epoch {
+            // Another process: what was written to the one before is not here.
+            self.servers.iter_mut().for_each(|server| server.forget(number));
+            self.moves_due = true;
         }
+        self.choose_members();
+        displaced.iter().for_each(|bundle| self.place(bundle, number, now));
     }
 
-    fn connect(&mut self, at: usize, now: Now) {
-        self.links += 1;
-        self.slots[at].connection.connect(self.links, now.clock_us);
-    }
-
-    fn disconnect(&mut self, at: usize, why: &Break, retry_after_us: u64, now: Now) {
-        let Slot { lane, connection } = &mut self.slots[at];
-        match connection.stage {
-            Stage::Idle | Stage::Backoff { .. } => return,
-            Stage::Connecting { .. } | Stage::Greeting { .. } => self.ledger.connect_errors += 1,
-            Stage::Open { .. } | Stage::Draining { .. } => self.ledger.disconnects += 1,
-        }
-        lane.disconnected();
-        self.lister.disconnected(at as u32);
-        connection.back_off(now.clock_us, retry_after_us, self.random.u64(..));
-        if self.reported != Reported::Trouble && !self.closing {
-            self.reported = Reported::Trouble;
-            tracing::warn!(server = %self.config.servers[0].text, lane = at, "not connected to postanalytics: {why}; records are queued, trying again");
-        }
-        self.last_error = why.to_string();
-        self.status_changed = true;
-    }
-
-    fn handle(&mut self, at: usize, header: &FrameHeader, frame: ControlFrame, now: Now) -> Result<(), Break> {
-        let Slot { lane, connection } = &mut self.slots[at];
-        (connection.heard_us, connection.pings_unanswered) = (now.clock_us, 0);
-        // An Error may come before the server knows whom it speaks to.
-        if header.session != lane.session() && header.kind != FrameKind::Error {
-            return Err(Break::WrongSession { ours: lane.session(), got: header.session });
-        }
-        match (connection.stage, frame) {
-            (_, ControlFrame::Error(error)) => Err(self.refused(at, &error)),
-            (Stage::Greeting { .. }, ControlFrame::Welcome(welcome)) => self.welcomed(at, &welcome, now),
-            (Stage::Greeting { .. }, ControlFrame::Goodbye(goodbye)) => {
-                self.disconnect(at, &Break::Goodbye, u64::from(goodbye.retry_after_ms) * 1000, now);
-                Ok(())
+    /// Looks whether the servers that are there may take part together, now that one of them says who it is. If they
+    /// disagree, those that agree with most others may; of as many, those given first.
+    fn judge(&mut self, number: usize, welcome: &Welcome, now: Now) {
+        let Welcome { server_id, deployment_id, identity_key, .. } = *welcome;
+        self.servers[number].claim = Some(Claim { server_id, deployment_id, identity_key });
+        let is_there = |at: usize, server: &Server| at == number || server.is_open() || server.clash.is_some();
+        let there = self.servers.iter().enumerate().filter(|(at, server)| is_there(*at, server));
+        let there: Vec<(usize, Claim)> = there.filter_map(|(at, server)| Some((at, server.claim?))).collect();
+        let agree =
+            |one: &Claim, other: &Claim| (one.deployment_id, one.identity_key) == (other.deployment_id, other.identity_key);
+        let first_of = |claim: &Claim| there.iter().find(|(_, other)| other.server_id == claim.server_id).map(|(at, _)| *at);
+        let mut best: Option<(usize, usize, Claim)> = None;
+        for (at, claim) in &there {
+            let count = there.iter().filter(|(other, of)| agree(of, claim) && first_of(of) == Some(*other)).count();
+            if best.is_none_or(|(most, ..)| count > most) {
+                best = Some((count, *at, *claim));
             }
-            (Stage::Open { since_us }, ControlFrame::Goodbye(goodbye)) => {
-                let retry_after_us = u64::from(goodbye.retry_after_ms) * 1000;
-                connection.stage = Stage::Draining { since_us, until_us: now.clock_us + DRAIN_US, retry_after_us };
-                self.status_changed = true;
-                Ok(())
+        }
+        let Some((_, model, model_claim)) = best else { return };
+        for (at, claim) in &there {
+            let first = first_of(claim).unwrap_or(*at);
+            let why = if first != *at {
+                let other = self.servers[first].address();
+                Some(format!(
+                    "this is the same server as {other} (its id is {}): name each server once, by its own address",
+                    uuid(claim.server_id)
+                ))
+            } else if agree(claim, &model_claim) {
+                None
+            } else {
+                let other = self.servers[model].address();
+                let mut text = String::new();
+                let _ = if claim.deployment_id == model_claim.deployment_id {
+                    write!(
+                        text,
+                        "its identity key is not that of {other}: give both the same --identity-key-file and restart them, or \
+                         take one of them out"
+                    )
+                } else {
+                    write!(
+                        text,
+                        "it belongs to deployment {}, {other} to {}: give both the same --deployment-id and --identity-key-file \
+                         and restart them, or take one of them out",
+                        uuid(claim.deployment_id),
+                        uuid(model_claim.deployment_id)
+                    )
+                };
+                Some(text)
+            };
+            let server = &mut self.servers[*at];
+            match why {
+                Some(why) if *at != number && server.clash.as_ref() == Some(&why) => {}
+                Some(why) => server.expel(why, &mut self.common, now),
+                None if server.clash.is_some() => server.readmit(now),
+                None => {}
             }
-            (Stage::Open { .. } | Stage::Draining { .. }, frame) => match frame {
-                ControlFrame::Ack(ack) => {
-                    let acked = lane.acked(ack.sequence, now, &mut self.ledger, &mut self.acks);
-                    acked.map_err(|_| Break::AckOfNothing(ack.sequence))
-                }
-                ControlFrame::Verdicts(verdicts) => {
-                    let topology = self.topology.as_ref();
-                    let to_clock_us = |us| topology.map_or(us, |topology| topology.to_clock_us(us));
-                    self.lister.apply(at as u32, &verdicts, now.clock_us, to_clock_us);
-                    Ok(())
-                }
-                ControlFrame::Stats(stats) => {
-                    let answer = self.stats.answers.get_mut(at);
-                    if let Some(answer) = answer.filter(|_| self.stats.active && stats.token == self.stats.token) {
-                        *answer = Some(stats);
+        }
+        self.choose_members();
+    }
+
+    /// Decides who takes records, from how the servers are, and moves the records of those that do not.
+    fn review(&mut self, now: Now) {
+        if self.servers.len() == 1 {
+            return;
+        }
+        let now_us = now.clock_us;
+        self.servers.iter_mut().for_each(|server| server.look(now_us));
+        let mut next_us = self.servers.iter().map(|server| server.look_us(now_us)).min().unwrap_or(u64::MAX);
+        let is_away = |server: &Server| server.away_us().is_some_and(|away_us| away_us <= now_us);
+        if self.servers.iter().any(Server::is_up) && self.servers.iter().all(|server| !server.takes_records || is_away(server)) {
+            let until_us = *self.settle_us.get_or_insert(now_us + self.common.config.connect_timeout_us);
+            let all = self.servers.iter().all(|server| server.is_up() || server.clash.is_some());
+            if all || until_us <= now_us || self.common.closing {
+                self.servers.iter_mut().filter(|server| server.is_up()).for_each(|server| server.takes_records = true);
+            } else {
+                next_us = next_us.min(until_us);
+            }
+        } else {
+            self.settle_us = None;
+        }
+        let is_served = self.servers.iter().any(|server| server.takes_records && server.is_up());
+        for server in &mut self.servers {
+            match server.health {
+                Health::Down { .. } if server.takes_records => {
+                    let away_us = server.away_us().unwrap_or(u64::MAX);
+                    if away_us > now_us {
+                        next_us = next_us.min(away_us);
+                    } else if is_served {
+                        server.takes_records = false;
+                        self.common.ledger.failovers += 1;
+                        tracing::warn!(server = %server.address(), "away: its records go to the other servers");
                     }
-                    Ok(())
                 }
-                ControlFrame::Ping(ping) => {
-                    // A peer that asks faster than it reads gets an answer to its last question only.
-                    connection.pong_owed = Some(ping.token);
-                    Ok(())
+                Health::Up { since_us } if !server.takes_records => {
+                    let until_us = since_us.saturating_add(BACK_US);
+                    if until_us <= now_us {
+                        server.takes_records = true;
+                        tracing::info!(server = %server.address(), "healthy for 30 s: takes records again");
+                    } else {
+                        next_us = next_us.min(until_us);
+                    }
                 }
-                ControlFrame::Pong(_) | ControlFrame::Goodbye(_) => Ok(()),
-                _ => Err(Break::Unexpected(header.kind)),
-            },
-            (_, _) => Err(Break::Unexpected(header.kind)),
-        }
-    }
-
-    fn refused(&mut self, at: usize, error: &ErrorFrame) -> Break {
-        self.ledger.errors_received += 1;
-        let Slot { lane, connection } = &mut self.slots[at];
-        let code = error.known_code();
-        // In answer to Hello a code of content is about no batch.
-        let greeted = matches!(connection.stage, Stage::Open { .. } | Stage::Draining { .. });
-        let content = greeted && error.sequence > 0 && code.is_some_and(ErrorCode::is_content);
-        if content {
-            let records = lane.refuse(error.sequence, &mut self.ledger);
-            tracing::error!(
-                lane = at,
-                records,
-                "the server refused a batch for its content, its records are lost: {}",
-                error.text
-            );
-        }
-        connection.ask_any |= code == Some(ErrorCode::NoSuchShard);
-        let name = code.map_or_else(|| format!("error {}", error.code), |code| code.name().to_owned());
-        // With any of these the server would answer the same again.
-        let lasting = matches!(
-            code,
-            Some(
-                ErrorCode::UnsupportedVersion
-                    | ErrorCode::UnsupportedSchema
-                    | ErrorCode::AuthenticationUnsupported
-                    | ErrorCode::Replaced
-            )
-        );
-        Break::Refused { name, text: error.text.clone(), slow: lasting && !content }
-    }
-
-    fn welcomed(&mut self, at: usize, welcome: &Welcome, now: Now) -> Result<(), Break> {
-        if welcome.shard_count > SHARDS_MAX {
-            return Err(Break::TooManyShards(welcome.shard_count));
-        }
-        if welcome.schema != SCHEMA || welcome.protocol != u16::from(PROTOCOL_VERSION) {
-            let text = format!("it chose protocol {} and schema {}", welcome.protocol, welcome.schema);
-            return Err(Break::Refused { name: "unsupported_schema".to_owned(), text, slow: true });
-        }
-        let known = self.topology.as_ref();
-        let same = known.is_some_and(|known| known.is_of(welcome));
-        if same && welcome.shard as usize != at {
-            return Err(Break::WrongShard { wanted: at as u32, got: welcome.shard });
-        }
-        let old_epoch = known.map(|known| known.epoch);
-        self.topology = Some(Topology::new(welcome, &self.config, now));
-        let at = if same { at } else { self.adopt(at, welcome, old_epoch, now) };
-
-        let session = self.random.u64(1..);
-        let lane = &mut self.slots[at].lane;
-        if lane.resume(stored_of(welcome, welcome.epoch, welcome.shard), now, &mut self.ledger, &mut self.acks).is_err() {
-            lane.restart(session, &mut self.ledger);
-            return Err(Break::SessionForgotten);
-        }
-        if lane.body_bytes_longest() > welcome.max_body_bytes as usize {
-            // The server takes less than it did, and has stored nothing of this: batch it again.
-            let bundles = lane.unwind(&mut self.ledger);
-            bundles.iter().for_each(|bundle| bundle.items().for_each(|item| self.route(&item, now)));
-        }
-        let connection = &mut self.slots[at].connection;
-        connection.stage = Stage::Open { since_us: now.clock_us };
-        connection.window_bytes = welcome.window_bytes;
-        connection.ask_any = false;
-        self.ledger.connects += 1;
-        self.status_changed = true;
-        let trouble = self.slots.iter().any(|slot| matches!(slot.connection.stage, Stage::Backoff { .. }));
-        if self.reported != Reported::Connected && !trouble {
-            self.reported = Reported::Connected;
-            tracing::info!(server = %self.config.servers[0].text, version = %welcome.package, lanes = welcome.shard_count, "connected to postanalytics");
-        }
-        Ok(())
-    }
-
-    /// Another topology than before: makes its lanes, moves the connection to its own, and routes every record afresh.
-    fn adopt(&mut self, from: usize, welcome: &Welcome, old_epoch: Option<u64>, now: Now) -> usize {
-        let lane = |_| Slot { lane: Lane::new(self.session, &self.config), connection: Connection::default() };
-        let mut old = std::mem::replace(&mut self.slots, (0..welcome.shard_count).map(lane).collect());
-        let at = welcome.shard as usize;
-        let session = old[from].lane.session();
-        self.slots[at].connection = std::mem::take(&mut old[from].connection);
-        self.slots[at].lane = Lane::new(session, &self.config);
-        self.stats.answers = vec![None; self.slots.len()];
-        self.lister.shards_are(welcome.shard_count);
-        if old_epoch.is_some() {
-            tracing::warn!(server = %self.config.servers[0].text, lanes = welcome.shard_count, "{}: unacknowledged records are sent again", Break::TopologyChanged);
-        }
-        for (shard, slot) in old.iter_mut().enumerate() {
-            self.ledger.disconnects += u64::from(slot.connection.is_open());
-            self.lister.disconnected(shard as u32);
-            // The Welcome speaks of one session; of another one nothing is known.
-            let epoch = old_epoch.filter(|_| slot.lane.session() == session);
-            let stored = epoch.map_or(0, |epoch| stored_of(welcome, epoch, shard as u32));
-            for bundle in slot.lane.dissolve(stored, now, &mut self.ledger, &mut self.acks) {
-                bundle.items().for_each(|item| self.route(&item, now));
+                _ => {}
             }
         }
-        at
-    }
-
-    fn expire(&mut self, now: Now) {
-        let Some(cutoff_us) = now.clock_us.checked_sub(self.config.record_time_limit_us) else { return };
-        let expired: u64 = self.slots.iter_mut().map(|slot| slot.lane.expire(cutoff_us, &mut self.ledger)).sum();
-        if expired > 0 {
-            self.status_changed = true;
-            self.last_error =
-                format!("{expired} records were over their time limit of {} s", self.config.record_time_limit_us / 1_000_000);
+        self.review_us = next_us;
+        self.choose_members();
+        if is_served && std::mem::take(&mut self.moves_due) {
+            self.evacuate(now);
         }
     }
 
+    /// Moves the records of servers that take none.
+    fn evacuate(&mut self, now: Now) {
+        for number in 0..self.servers.len() {
+            let (server, members) = (&mut self.servers[number], &self.members);
+            if !server.takes_records && server.has_records() {
+                let goes = |item: &Item<'_>| server_for(members, item).is_some();
+                let displaced = server.evacuate(goes, &mut self.common.ledger);
+                displaced.iter().for_each(|bundle| self.place(bundle, number, now));
+            }
+        }
+    }
+
+    fn choose_members(&mut self) {
+        let of = |(number, server): (usize, &Server)| {
+            let server_id = server.topology().filter(|_| server.takes_records)?.server_id;
+            Some(Member { number, server_id, seed: server_seed(&server_id) })
+        };
+        let members: Vec<Member> = self.servers.iter().enumerate().filter_map(of).collect();
+        if members != self.members {
+            self.members = members;
+            self.moves_due = true;
+            self.common.status_changed = true;
+        }
+    }
+
+    /// Ends the round when every server has answered that is not away.
     fn finish_stats(&mut self) {
-        if self.stats.active && self.topology.is_some() && self.stats.answers.iter().all(Option::is_some) {
-            let mut sum = ServerStats::default();
-            self.stats.answers.drain(..).flatten().for_each(|stats| sum.add(&stats));
-            self.stats.active = false;
-            self.stats.result = Some((self.stats.token, sum));
-            self.start_stats();
+        if self.common.stats_token.is_none() || !self.routes() {
+            return;
         }
+        let answers: Vec<Option<ServerStats>> = self.servers.iter().map(Server::stats).collect();
+        let awaited = |server: &Server| server.takes_records || server.is_up();
+        if self.servers.iter().zip(&answers).any(|(server, answer)| answer.is_none() && awaited(server)) {
+            return;
+        }
+        self.common.stats_token = None;
+        self.stats.result = Some((self.stats.token, answers));
+        self.start_stats();
     }
 
-    /// (session, shard) of which something was acknowledged.
+    /// The next [`Self::take_status`] tells it, changed or not.
     #[cfg(test)]
-    pub(crate) fn sessions_acked(&self) -> Vec<(u64, u32)> {
-        let acked = self.slots.iter().enumerate().filter(|(_, slot)| slot.lane.acked_any());
-        acked.map(|(shard, slot)| (slot.lane.session(), shard as u32)).collect()
+    pub(crate) const fn touch_status(&mut self) {
+        self.common.status_changed = true;
+    }
+
+    /// (session, shard) of which something was acknowledged by this server.
+    #[cfg(test)]
+    pub(crate) fn sessions_acked(&self, server: usize) -> Vec<(u64, u32)> {
+        self.servers[server].sessions_acked()
     }
 
     /// Asserts what must hold after every step.
     #[cfg(any(test, feature = "fuzzing", feature = "simulation"))]
     pub(crate) fn invariants(&self) {
-        let mut sums = (0, 0, 0);
-        for slot in &self.slots {
-            let (queued, in_flight, bytes) = slot.lane.invariants();
-            sums = (sums.0 + queued, sums.1 + in_flight, sums.2 + bytes);
-            assert!(
-                slot.connection.is_open() || matches!(slot.connection.stage, Stage::Draining { .. }) || !slot.lane.awaits_acks()
-            );
+        let mut held = crate::lane::Held::default();
+        self.servers.iter().for_each(|server| held += server.invariants());
+        let ledger = &self.common.ledger;
+        let told = (ledger.queued, ledger.queued_marked, ledger.in_flight, ledger.bytes);
+        assert_eq!((held.queued, held.queued_marked, held.in_flight, held.bytes), told, "the ledger tells what is there");
+        for server in &self.servers {
+            assert!(!server.takes_records || server.topology().is_some() && server.clash.is_none());
         }
-        assert_eq!(sums, (self.ledger.queued, self.ledger.in_flight, self.ledger.bytes), "the ledger tells what is there");
     }
+}
+
+/// An id as people write it.
+fn uuid(id: [u8; 16]) -> String {
+    let hex = |range: std::ops::Range<usize>| {
+        id[range].iter().fold(String::new(), |mut text, byte| {
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
+    };
+    [hex(0..4), hex(4..6), hex(6..8), hex(8..10), hex(10..16)].join("-")
 }

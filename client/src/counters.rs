@@ -20,9 +20,9 @@ pub struct Counters {
     pub refused_other: u64,
     /// Stored and analysed by the server.
     pub acked: u64,
-    /// Given up for sure: refused by the server for their content, or never written before their time was over.
+    /// Given up for sure: refused by the server for their content, or never written to any before their time was over.
     pub lost: u64,
-    /// Written, but it will never be known whether the server stored them.
+    /// Written, but it will never be known whether the server, or one before it, stored them.
     pub in_doubt: u64,
     /// Waiting to be written.
     pub queued: u64,
@@ -44,6 +44,12 @@ pub struct Counters {
     pub errors_received: u64,
     /// Verdicts not kept, because a shard listed more than it may.
     pub verdicts_skipped: u64,
+    /// How often a server was away for so long that its records went to the others.
+    pub failovers: u64,
+    /// Records that were written to one server and then sent to another, because the first went away before it acknowledged
+    /// them; again if that happens again. Each carries `FLAG_MAYBE_STORED_ELSEWHERE`. Of several servers together holds
+    /// `acked <= stored <= acked + in_doubt + maybe_stored_elsewhere`.
+    pub maybe_stored_elsewhere: u64,
 }
 
 impl Counters {
@@ -80,6 +86,19 @@ pub(crate) struct Ledger {
     pub(crate) connect_errors: u64,
     pub(crate) disconnects: u64,
     pub(crate) errors_received: u64,
+    pub(crate) failovers: u64,
+    pub(crate) maybe_stored_elsewhere: u64,
+    /// Of those queued: written to another server before, which may have stored them.
+    pub(crate) queued_marked: u64,
+}
+
+/// What a batch or a record adds to the sums.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Load {
+    pub(crate) records: u64,
+    /// Of these: written to another server before, which may have stored them.
+    pub(crate) marked: u64,
+    pub(crate) bytes: usize,
 }
 
 impl Ledger {
@@ -90,49 +109,62 @@ impl Ledger {
     }
 
     /// Written to a socket for the first time.
-    pub(crate) const fn send(&mut self, records: u64) {
-        self.queued -= records;
-        self.in_flight += records;
+    pub(crate) const fn send(&mut self, load: Load) {
+        self.queued -= load.records;
+        self.queued_marked -= load.marked;
+        self.in_flight += load.records;
     }
 
-    /// Back in the queue: the server that they were written to is gone, and stored nothing of them.
-    pub(crate) const fn requeue(&mut self, records: u64) {
-        self.in_flight -= records;
-        self.queued += records;
+    /// Back in the queue: the server that they were written to stored nothing of them.
+    pub(crate) const fn requeue(&mut self, load: Load) {
+        self.in_flight -= load.records;
+        self.queued += load.records;
+        self.queued_marked += load.marked;
+    }
+
+    /// Back in the queue for another server, although the one that they were written to may have stored them.
+    pub(crate) const fn move_on(&mut self, load: Load) {
+        self.maybe_stored_elsewhere += load.records;
+        self.requeue(Load { marked: load.records, ..load });
     }
 
     /// Acknowledged.
-    pub(crate) const fn ack(&mut self, records: u64, bytes: usize) {
-        self.in_flight -= records;
-        self.acked += records;
-        self.bytes -= bytes;
+    pub(crate) const fn ack(&mut self, load: Load) {
+        self.in_flight -= load.records;
+        self.acked += load.records;
+        self.bytes -= load.bytes;
     }
 
-    /// Given up before they were written.
-    pub(crate) const fn lose_queued(&mut self, records: u64, bytes: usize) {
-        self.queued -= records;
-        self.lost += records;
-        self.bytes -= bytes;
+    /// Given up before they were written here. Those that were written elsewhere are in doubt.
+    pub(crate) const fn lose_queued(&mut self, load: Load) {
+        self.queued -= load.records;
+        self.queued_marked -= load.marked;
+        self.give_up(load);
     }
 
-    /// Refused by the server.
-    pub(crate) const fn lose_in_flight(&mut self, records: u64, bytes: usize) {
-        self.in_flight -= records;
-        self.lost += records;
-        self.bytes -= bytes;
+    /// Refused by the server. Those that were written elsewhere are in doubt.
+    pub(crate) const fn lose_in_flight(&mut self, load: Load) {
+        self.in_flight -= load.records;
+        self.give_up(load);
+    }
+
+    const fn give_up(&mut self, load: Load) {
+        self.lost += load.records - load.marked;
+        self.in_doubt += load.marked;
+        self.bytes -= load.bytes;
     }
 
     /// Written, outcome unknown for good.
-    pub(crate) const fn doubt(&mut self, records: u64, bytes: usize) {
-        self.in_flight -= records;
-        self.in_doubt += records;
-        self.bytes -= bytes;
+    pub(crate) const fn doubt(&mut self, load: Load) {
+        self.in_flight -= load.records;
+        self.in_doubt += load.records;
+        self.bytes -= load.bytes;
     }
 
     /// The end: what was never written is lost, what was written is in doubt.
     pub(crate) const fn abandon(&mut self) {
-        self.lost += self.queued;
-        self.in_doubt += self.in_flight;
-        (self.queued, self.in_flight, self.bytes) = (0, 0, 0);
+        self.lost += self.queued - self.queued_marked;
+        self.in_doubt += self.in_flight + self.queued_marked;
+        (self.queued, self.queued_marked, self.in_flight, self.bytes) = (0, 0, 0, 0);
     }
 }

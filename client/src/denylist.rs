@@ -4,7 +4,7 @@
 //! When the connection breaks the entries stay until they expire: a site under attack does not lose its list with its link.
 //! Expiry is kept on the client's monotonic clock, so a step of the wall clock neither frees nor locks anybody.
 //!
-//! Bound: 65,536 entries per shard; more are not kept and counted (`verdicts_skipped`).
+//! Bound: 65,536 entries per shard of each server; more are not kept and counted (`verdicts_skipped`).
 
 use papaya::HashMap;
 use postanalytics_protocol::Source;
@@ -54,7 +54,7 @@ enum Listed {
     Session(u64),
 }
 
-/// Until when a key is listed, for each action; 0: not. It holds the union over shards, so that one shard's entry neither
+/// Until when a key is listed, for each action; 0: not. It holds the union over all shards of all servers, so that one shard's entry neither
 /// covers another's nor takes it along when it ends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Entry {
@@ -156,13 +156,16 @@ impl Key {
     }
 }
 
-/// The background thread's side: turns Verdicts frames into entries. It keeps a table per shard; what the threads of the site
-/// read is their union.
+/// A shard of a server: the place of the server among those of the client, and the number of the shard.
+type ShardOf = (usize, u32);
+
+/// The background thread's side: turns Verdicts frames into entries. It keeps a table per shard of each server; what the threads
+/// of the site read is their union.
 pub(crate) struct Lister {
     denylist: std::sync::Arc<Denylist>,
-    shards: Table<u32, Shard>,
-    /// Shards of the server: what others listed goes with the next whole set.
-    shard_count: u32,
+    shards: Table<ShardOf, Shard>,
+    /// Shards of each server that is known: what others of it listed goes with its next whole set.
+    shard_counts: Table<usize, u32>,
     pub(crate) skipped: u64,
     next_sweep_us: u64,
     hook: ListHook,
@@ -185,7 +188,7 @@ impl Lister {
         Self {
             denylist,
             shards: Table::new(),
-            shard_count: u32::MAX,
+            shard_counts: Table::new(),
             skipped: 0,
             next_sweep_us: SWEEP_US,
             hook: None,
@@ -199,8 +202,8 @@ impl Lister {
     }
 
     /// Applies a frame. `to_clock_us` turns the server's time into that of the client's clock.
-    pub(crate) fn apply(&mut self, number: u32, frame: &Verdicts, now_us: u64, to_clock_us: impl Fn(u64) -> u64) {
-        let shard = self.shards.entry(number).or_default();
+    pub(crate) fn apply(&mut self, of: ShardOf, frame: &Verdicts, now_us: u64, to_clock_us: impl Fn(u64) -> u64) {
+        let shard = self.shards.entry(of).or_default();
         if frame.begin {
             shard.staged = Some(Table::new());
         }
@@ -233,8 +236,8 @@ impl Lister {
         {
             changed.extend(set.keys());
             changed.extend(std::mem::replace(&mut shard.listed, set).into_keys());
-            let shard_count = self.shard_count;
-            let former = self.shards.extract_if(|&number, _| number >= shard_count);
+            let shard_count = self.shard_counts.get(&of.0).copied().unwrap_or(u32::MAX);
+            let former = self.shards.extract_if(|&(server, shard), _| server == of.0 && shard >= shard_count);
             changed.extend(former.flat_map(|(_, shard)| shard.listed.into_keys()));
         }
         let changes: Vec<ListChange> = changed.into_iter().filter_map(|key| self.publish(key, now_us)).collect();
@@ -260,14 +263,14 @@ impl Lister {
         (former != action).then(|| ListChange { subject: key.subject(), application: key.application, action })
     }
 
-    /// The server has so many shards from now on. What those listed that are no more stays until the first whole set.
-    pub(crate) const fn shards_are(&mut self, shard_count: u32) {
-        self.shard_count = shard_count;
+    /// This server has so many shards from now on. What those listed that are no more stays until its first whole set.
+    pub(crate) fn shards_are(&mut self, server: usize, shard_count: u32) {
+        self.shard_counts.insert(server, shard_count);
     }
 
     /// The connection is gone: a set that was not complete is void, what is in force stays.
-    pub(crate) fn disconnected(&mut self, shard: u32) {
-        if let Some(shard) = self.shards.get_mut(&shard) {
+    pub(crate) fn disconnected(&mut self, of: ShardOf) {
+        if let Some(shard) = self.shards.get_mut(&of) {
             shard.staged = None;
         }
     }
@@ -312,17 +315,17 @@ mod tests {
     fn a_whole_set_replaces_that_of_its_shard_at_its_end() {
         let (denylist, mut lister) = lists();
         let deny = |address| verdict(address, None, Some(Action::Denylist));
-        lister.apply(0, &frame(true, true, &[deny("192.0.2.1"), deny("192.0.2.2")]), 0, |us| us);
-        lister.apply(1, &frame(true, true, &[deny("192.0.2.9")]), 0, |us| us);
-        lister.apply(0, &frame(true, false, &[deny("192.0.2.2")]), 0, |us| us);
+        lister.apply((0, 0), &frame(true, true, &[deny("192.0.2.1"), deny("192.0.2.2")]), 0, |us| us);
+        lister.apply((0, 1), &frame(true, true, &[deny("192.0.2.9")]), 0, |us| us);
+        lister.apply((0, 0), &frame(true, false, &[deny("192.0.2.2")]), 0, |us| us);
         assert!(has(&denylist, "192.0.2.1") && has(&denylist, "192.0.2.9"), "not yet");
-        lister.apply(0, &frame(false, true, &[deny("192.0.2.3")]), 0, |us| us);
+        lister.apply((0, 0), &frame(false, true, &[deny("192.0.2.3")]), 0, |us| us);
         assert!(!has(&denylist, "192.0.2.1") && has(&denylist, "192.0.2.2") && has(&denylist, "192.0.2.3"));
         assert!(has(&denylist, "192.0.2.9"), "another shard's");
 
-        lister.apply(0, &frame(true, false, &[]), 0, |us| us);
-        lister.disconnected(0);
-        lister.apply(0, &frame(false, false, &[deny("192.0.2.4"), verdict("192.0.2.2", None, None)]), 0, |us| us);
+        lister.apply((0, 0), &frame(true, false, &[]), 0, |us| us);
+        lister.disconnected((0, 0));
+        lister.apply((0, 0), &frame(false, false, &[deny("192.0.2.4"), verdict("192.0.2.2", None, None)]), 0, |us| us);
         assert!(has(&denylist, "192.0.2.3") && has(&denylist, "192.0.2.4") && !has(&denylist, "192.0.2.2"));
         assert_eq!(denylist.len(), 3);
     }
@@ -340,15 +343,15 @@ mod tests {
             keep.lock().expect("no panic").extend(changes.iter().map(|change| (*change, seen(change))));
         })));
         let deny = |address| verdict(address, None, Some(Action::Denylist));
-        lister.apply(0, &frame(true, false, &[deny("192.0.2.1")]), 0, |us| us);
+        lister.apply((0, 0), &frame(true, false, &[deny("192.0.2.1")]), 0, |us| us);
         assert!(told.lock().expect("no panic").is_empty(), "a set that is not whole changes nothing");
-        lister.apply(0, &frame(false, true, &[]), 0, |us| us);
-        lister.apply(0, &frame(false, false, &[verdict("2001:db8:1:2::9", Some(7), Some(Action::Graylist))]), 0, |us| us);
-        lister.apply(0, &frame(false, false, &[verdict("192.0.2.1", None, None)]), 0, |us| us);
+        lister.apply((0, 0), &frame(false, true, &[]), 0, |us| us);
+        lister.apply((0, 0), &frame(false, false, &[verdict("2001:db8:1:2::9", Some(7), Some(Action::Graylist))]), 0, |us| us);
+        lister.apply((0, 0), &frame(false, false, &[verdict("192.0.2.1", None, None)]), 0, |us| us);
         // A connection that opens anew brings the whole set: of it, only what is other than before is told.
         let gray = verdict("2001:db8:1:2::9", Some(7), Some(Action::Graylist));
-        lister.apply(0, &frame(true, true, &[gray, deny("192.0.2.7")]), 0, |us| us);
-        lister.apply(0, &frame(true, true, &[deny("192.0.2.7")]), 0, |us| us);
+        lister.apply((0, 0), &frame(true, true, &[gray, deny("192.0.2.7")]), 0, |us| us);
+        lister.apply((0, 0), &frame(true, true, &[deny("192.0.2.7")]), 0, |us| us);
         let source = |text: &str| Subject::Source(address_bytes(text.parse().expect("an address")));
         let change = |subject, application, action| (ListChange { subject, application, action }, action);
         let wanted = [
@@ -360,9 +363,9 @@ mod tests {
         ];
         assert_eq!(*told.lock().expect("no panic"), wanted);
         lister.tell(Some(Box::new(|_| panic!("a test wants this"))));
-        lister.apply(0, &frame(false, false, &[deny("192.0.2.3"), deny("192.0.2.4")]), 0, |us| us);
+        lister.apply((0, 0), &frame(false, false, &[deny("192.0.2.3"), deny("192.0.2.4")]), 0, |us| us);
         assert!(lister.panicked && has(&denylist, "192.0.2.4"), "the list is whole all the same");
-        lister.apply(0, &frame(false, false, &[deny("192.0.2.5")]), 0, |us| us);
+        lister.apply((0, 0), &frame(false, false, &[deny("192.0.2.5")]), 0, |us| us);
         assert!(has(&denylist, "192.0.2.5"));
     }
 
@@ -376,7 +379,7 @@ mod tests {
             verdict("2001:db8:1:2::", None, Some(Action::Denylist)),
             Verdict { subject: Subject::Session(99), ..verdict("::", None, Some(Action::Denylist)) },
         ];
-        lister.apply(0, &frame(true, true, &entries), 0, |us| us);
+        lister.apply((0, 0), &frame(true, true, &entries), 0, |us| us);
         let one: IpAddr = "192.0.2.1".parse().expect("an address");
         assert_eq!(denylist.lookup(one, 7), Some(Action::Denylist));
         assert_eq!(denylist.lookup(one, 8), Some(Action::Graylist));
@@ -388,7 +391,7 @@ mod tests {
     fn entries_expire_by_themselves_and_are_swept() {
         let (denylist, mut lister) = lists();
         let old = verdict("192.0.2.1", None, Some(Action::Denylist));
-        lister.apply(0, &frame(true, true, &[Verdict { until_us: 1, ..old }]), 0, |us| us);
+        lister.apply((0, 0), &frame(true, true, &[Verdict { until_us: 1, ..old }]), 0, |us| us);
         std::thread::sleep(std::time::Duration::from_millis(1));
         assert!(!has(&denylist, "192.0.2.1") && denylist.len() == 1);
         lister.sweep(SWEEP_US);
@@ -401,10 +404,10 @@ mod tests {
         let of = |n: u32| verdict(&std::net::Ipv4Addr::from(n).to_string(), None, Some(Action::Denylist));
         let all: Vec<Verdict> = (0..VERDICTS_PER_SHARD_MAX as u32 + 5).map(of).collect();
         for (index, part) in all.chunks(1024).enumerate() {
-            lister.apply(0, &frame(index == 0, false, part), 0, |us| us);
+            lister.apply((0, 0), &frame(index == 0, false, part), 0, |us| us);
         }
-        lister.apply(0, &frame(false, true, &[]), 0, |us| us);
-        lister.apply(0, &frame(false, false, &[of(1 << 30)]), 0, |us| us);
+        lister.apply((0, 0), &frame(false, true, &[]), 0, |us| us);
+        lister.apply((0, 0), &frame(false, false, &[of(1 << 30)]), 0, |us| us);
         assert_eq!((denylist.len(), lister.skipped), (VERDICTS_PER_SHARD_MAX, 6));
     }
 
@@ -412,15 +415,15 @@ mod tests {
     fn shards_that_list_the_same_subject_do_not_touch_each_other() {
         let (denylist, mut lister) = lists();
         let session = |action| Verdict { subject: Subject::Session(99), ..verdict("::", None, action) };
-        lister.apply(0, &frame(true, true, &[session(Some(Action::Denylist))]), 0, |us| us);
-        lister.apply(1, &frame(true, true, &[session(Some(Action::Graylist))]), 0, |us| us);
+        lister.apply((0, 0), &frame(true, true, &[session(Some(Action::Denylist))]), 0, |us| us);
+        lister.apply((0, 1), &frame(true, true, &[session(Some(Action::Graylist))]), 0, |us| us);
         assert_eq!(denylist.lookup_session(99, 1), Some(Action::Denylist), "denylist wins, whoever came last");
-        lister.apply(0, &frame(false, false, &[session(None)]), 0, |us| us);
+        lister.apply((0, 0), &frame(false, false, &[session(None)]), 0, |us| us);
         assert_eq!(denylist.lookup_session(99, 1), Some(Action::Graylist), "the other shard's stays");
-        lister.apply(0, &frame(false, false, &[session(Some(Action::Denylist))]), 0, |us| us);
-        lister.apply(1, &frame(true, true, &[]), 0, |us| us);
+        lister.apply((0, 0), &frame(false, false, &[session(Some(Action::Denylist))]), 0, |us| us);
+        lister.apply((0, 1), &frame(true, true, &[]), 0, |us| us);
         assert_eq!(denylist.lookup_session(99, 1), Some(Action::Denylist));
-        lister.apply(0, &frame(true, true, &[]), 0, |us| us);
+        lister.apply((0, 0), &frame(true, true, &[]), 0, |us| us);
         assert!(denylist.is_empty());
     }
 
@@ -428,8 +431,8 @@ mod tests {
     fn a_weaker_verdict_shows_when_a_stronger_one_ends() {
         let (denylist, mut lister) = lists();
         let short = Verdict { until_us: 1, ..verdict("192.0.2.1", None, Some(Action::Denylist)) };
-        lister.apply(0, &frame(true, true, &[short]), 0, |us| us);
-        lister.apply(1, &frame(true, true, &[verdict("192.0.2.1", None, Some(Action::Graylist))]), 0, |us| us);
+        lister.apply((0, 0), &frame(true, true, &[short]), 0, |us| us);
+        lister.apply((0, 1), &frame(true, true, &[verdict("192.0.2.1", None, Some(Action::Graylist))]), 0, |us| us);
         std::thread::sleep(std::time::Duration::from_millis(1));
         let address = "192.0.2.1".parse().expect("an address");
         assert_eq!(denylist.lookup(address, 1), Some(Action::Graylist));
@@ -468,9 +471,9 @@ mod tests {
         cost("nobody is listed", &denylist, 0, 0xffff);
         let all: Vec<Verdict> = (0..VERDICTS_PER_SHARD_MAX as u32).map(of).collect();
         for (index, part) in all.chunks(1024).enumerate() {
-            lister.apply(0, &frame(index == 0, false, part), 0, |us| us);
+            lister.apply((0, 0), &frame(index == 0, false, part), 0, |us| us);
         }
-        lister.apply(0, &frame(false, true, &[]), 0, |us| us);
+        lister.apply((0, 0), &frame(false, true, &[]), 0, |us| us);
         assert_eq!(denylist.len(), VERDICTS_PER_SHARD_MAX);
         cost("65,536 listed, one of them asked for", &denylist, 0, 0xffff);
         cost("65,536 listed, another asked for", &denylist, 1 << 20, 0xffff);
@@ -481,12 +484,12 @@ mod tests {
     fn shards_that_are_no_more_list_nobody_after_the_first_whole_set() {
         let (denylist, mut lister) = lists();
         let deny = |address| verdict(address, None, Some(Action::Denylist));
-        lister.shards_are(4);
-        lister.apply(3, &frame(true, true, &[deny("192.0.2.3")]), 0, |us| us);
-        lister.shards_are(2);
-        lister.apply(0, &frame(true, false, &[deny("192.0.2.1")]), 0, |us| us);
+        lister.shards_are(0, 4);
+        lister.apply((0, 3), &frame(true, true, &[deny("192.0.2.3")]), 0, |us| us);
+        lister.shards_are(0, 2);
+        lister.apply((0, 0), &frame(true, false, &[deny("192.0.2.1")]), 0, |us| us);
         assert!(has(&denylist, "192.0.2.3"), "until a set is whole");
-        lister.apply(0, &frame(false, true, &[]), 0, |us| us);
+        lister.apply((0, 0), &frame(false, true, &[]), 0, |us| us);
         assert!(has(&denylist, "192.0.2.1") && !has(&denylist, "192.0.2.3"));
     }
 
@@ -498,8 +501,8 @@ mod tests {
             Verdict { until_us, ..verdict(&address, None, Some(Action::Denylist)) }
         };
         let all: Vec<Verdict> = (0..VERDICTS_PER_SHARD_MAX as u32).map(|n| of(n, 1000)).collect();
-        lister.apply(0, &frame(true, true, &all), 0, |us| us);
-        lister.apply(0, &frame(false, false, &[of(1 << 30, u64::MAX)]), 1000, |us| us);
+        lister.apply((0, 0), &frame(true, true, &all), 0, |us| us);
+        lister.apply((0, 0), &frame(false, false, &[of(1 << 30, u64::MAX)]), 1000, |us| us);
         assert!(lister.skipped == 0 && denylist.contains(std::net::Ipv4Addr::from(1 << 30).into()));
     }
 }

@@ -49,6 +49,26 @@ pub(crate) struct Wire<'a> {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Forgotten;
 
+/// Records that lanes have, counted afresh.
+#[cfg(any(test, feature = "fuzzing", feature = "simulation"))]
+#[derive(Default)]
+pub(crate) struct Held {
+    pub(crate) queued: u64,
+    pub(crate) queued_marked: u64,
+    pub(crate) in_flight: u64,
+    pub(crate) bytes: usize,
+}
+
+#[cfg(any(test, feature = "fuzzing", feature = "simulation"))]
+impl std::ops::AddAssign for Held {
+    fn add_assign(&mut self, other: Self) {
+        self.queued += other.queued;
+        self.queued_marked += other.queued_marked;
+        self.in_flight += other.in_flight;
+        self.bytes += other.bytes;
+    }
+}
+
 impl Lane {
     pub(crate) fn new(session: u64, config: &Config) -> Self {
         Self {
@@ -115,7 +135,7 @@ impl Lane {
             let (on_wire, window) = (self.on_wire_bytes, wire.window_bytes);
             let fits = |bundle: &mut Bundle| on_wire == 0 || on_wire + bundle.frame_bytes() <= window;
             let Some(bundle) = self.ready.pop_front_if(fits) else { return false };
-            ledger.send(bundle.records());
+            ledger.send(bundle.load());
             self.in_flight.push_back(Written { sequence: self.next_sequence, bundle, frame_bytes: 0 });
             self.next_sequence += 1;
         }
@@ -146,7 +166,7 @@ impl Lane {
                 self.on_wire -= 1;
                 self.on_wire_bytes -= written.frame_bytes;
             }
-            ledger.ack(written.bundle.records(), written.bundle.cost_bytes());
+            ledger.ack(written.bundle.load());
             acks.collect(&written.bundle, now.clock_us);
         }
         self.acked_sequence = self.acked_sequence.max(sequence);
@@ -172,7 +192,7 @@ impl Lane {
     /// sequence 1 in a new session.
     pub(crate) fn restart(&mut self, session: u64, ledger: &mut Ledger) {
         for written in self.in_flight.drain(..) {
-            ledger.doubt(written.bundle.records(), written.bundle.cost_bytes());
+            ledger.doubt(written.bundle.load());
         }
         self.disconnected();
         (self.session, self.next_sequence, self.acked_sequence) = (session, 1, 0);
@@ -181,10 +201,9 @@ impl Lane {
     /// The server refused the content of this batch: its records are lost, an empty batch takes its place.
     pub(crate) fn refuse(&mut self, sequence: u64, ledger: &mut Ledger) -> u64 {
         let Some(written) = self.in_flight.iter_mut().find(|written| written.sequence == sequence) else { return 0 };
-        let records = written.bundle.records();
-        ledger.lose_in_flight(records, written.bundle.cost_bytes());
-        written.bundle = Bundle::default();
-        records
+        let refused = std::mem::take(&mut written.bundle);
+        ledger.lose_in_flight(refused.load());
+        refused.records()
     }
 
     /// Gives up on what was accepted at `cutoff_us` or before: written batches are in doubt and leave an empty one in their
@@ -193,40 +212,72 @@ impl Lane {
         let mut expired = 0;
         let old = |bundle: &Bundle| bundle.oldest_us().is_some_and(|oldest_us| oldest_us <= cutoff_us);
         for written in self.in_flight.iter_mut().filter(|written| old(&written.bundle)) {
-            expired += written.bundle.records();
-            ledger.doubt(written.bundle.records(), written.bundle.cost_bytes());
-            written.bundle = Bundle::default();
+            let over = std::mem::take(&mut written.bundle);
+            expired += over.records();
+            ledger.doubt(over.load());
         }
         let waiting = self.ready.iter_mut().chain([self.batcher.open_mut()]);
         for bundle in waiting {
-            let (records, bytes) = bundle.expire(cutoff_us);
-            ledger.lose_queued(records, bytes);
-            expired += records;
+            let gone = bundle.expire(cutoff_us);
+            ledger.lose_queued(gone);
+            expired += gone.records;
         }
         self.ready.retain(|bundle| !bundle.is_empty());
         expired
     }
 
     /// Takes the lane apart, in order, for another topology. What the old server stored up to `stored` counts as
-    /// acknowledged, the rest is to be sent again.
-    pub(crate) fn dissolve(&mut self, stored: u64, now: Now, ledger: &mut Ledger, acks: &mut Acks) -> Vec<Bundle> {
+    /// acknowledged, the rest is to be sent again; `elsewhere`: to another server, while the old one may have it.
+    pub(crate) fn dissolve(
+        &mut self,
+        stored: u64,
+        elsewhere: bool,
+        now: Now,
+        ledger: &mut Ledger,
+        acks: &mut Acks,
+    ) -> Vec<Bundle> {
         self.disconnected();
         self.settle(stored.min(self.next_sequence - 1), now, ledger, acks);
-        self.unwind(ledger)
+        if elsewhere { self.evacuate(None, |_| true, ledger) } else { self.unwind(ledger) }
     }
 
     /// Takes back what is not settled, to be batched again. Only while nothing is on the wire, and the server has said that
     /// it stored nothing of it.
     pub(crate) fn unwind(&mut self, ledger: &mut Ledger) -> Vec<Bundle> {
         debug_assert_eq!(self.on_wire, 0);
-        let mut bundles = Vec::with_capacity(self.in_flight.len() + self.ready.len() + 1);
-        for written in self.in_flight.drain(..) {
-            ledger.requeue(written.bundle.records());
-            bundles.push(written.bundle);
+        let written: Vec<Bundle> = self.in_flight.drain(..).map(|written| written.bundle).collect();
+        written.iter().for_each(|bundle| ledger.requeue(bundle.load()));
+        self.next_sequence = self.acked_sequence + 1;
+        self.with_waiting(written)
+    }
+
+    /// Takes records out, for other servers: first what was written and not acknowledged, marked, for this server (its number,
+    /// if it goes on to be one of the client's) may have it; in their place the batches stay without them. Of these only those
+    /// that have where to go; then all that was never written.
+    pub(crate) fn evacuate(
+        &mut self,
+        server: Option<usize>,
+        goes: impl Fn(&Item<'_>) -> bool,
+        ledger: &mut Ledger,
+    ) -> Vec<Bundle> {
+        let mut written: Vec<Bundle> = self.in_flight.iter_mut().map(|written| written.bundle.split(&goes)).collect();
+        for bundle in &mut written {
+            ledger.move_on(bundle.load());
+            bundle.mark(server);
         }
+        self.with_waiting(written)
+    }
+
+    /// That server has nothing any more of what was written to it.
+    pub(crate) fn forget(&mut self, server: usize) {
+        let written = self.in_flight.iter_mut().map(|written| &mut written.bundle);
+        written.chain(&mut self.ready).chain([self.batcher.open_mut()]).for_each(|bundle| bundle.forget(server));
+    }
+
+    fn with_waiting(&mut self, mut bundles: Vec<Bundle>) -> Vec<Bundle> {
         bundles.extend(self.ready.drain(..));
         bundles.push(self.batcher.take());
-        self.next_sequence = self.acked_sequence + 1;
+        bundles.retain(|bundle| !bundle.is_empty());
         bundles
     }
 
@@ -259,9 +310,9 @@ impl Lane {
         self.acked_sequence > 0
     }
 
-    /// (queued, in flight, bytes), counted afresh, after checking what must always hold.
+    /// What it has, counted afresh, after checking what must always hold.
     #[cfg(any(test, feature = "fuzzing", feature = "simulation"))]
-    pub(crate) fn invariants(&self) -> (u64, u64, usize) {
+    pub(crate) fn invariants(&self) -> Held {
         assert!(self.on_wire <= self.in_flight.len());
         let wire: u64 = self.in_flight.iter().take(self.on_wire).map(|written| written.frame_bytes).sum();
         assert_eq!(wire, self.on_wire_bytes);
@@ -269,8 +320,12 @@ impl Lane {
         let expected: Vec<u64> = (self.next_sequence - sequences.len() as u64..self.next_sequence).collect();
         assert_eq!(sequences, expected, "sequences are dense");
         assert!(self.acked_sequence < self.next_sequence);
-        let in_flight = self.in_flight.iter().map(|written| written.bundle.records()).sum();
-        let queued = self.ready.iter().chain([self.batcher.open()]).map(Bundle::records).sum();
-        (queued, in_flight, self.bundles().map(Bundle::cost_bytes).sum())
+        let waiting = || self.ready.iter().chain([self.batcher.open()]).map(Bundle::load);
+        Held {
+            queued: waiting().map(|load| load.records).sum(),
+            queued_marked: waiting().map(|load| load.marked).sum(),
+            in_flight: self.in_flight.iter().map(|written| written.bundle.records()).sum(),
+            bytes: self.bundles().map(Bundle::cost_bytes).sum(),
+        }
     }
 }

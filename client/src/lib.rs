@@ -58,6 +58,7 @@ mod lane;
 mod link;
 mod queue;
 mod request;
+mod server;
 #[cfg(feature = "simulation")]
 #[doc(hidden)]
 pub mod simulated;
@@ -149,8 +150,17 @@ impl Client {
         &self.denylist
     }
 
-    /// Asks every shard of the server for its statistics and sums them. Opens lanes that are not open yet.
+    /// Asks every shard of every server for its statistics and sums them, those of servers that are away left out
+    /// ([`Self::stats_of_servers`] tells which). Opens lanes that are not open yet.
     pub fn server_stats(&self, timeout: Duration) -> Result<ServerStats, StatsError> {
+        let servers = self.stats_of_servers(timeout)?;
+        let mut sum = ServerStats::default();
+        servers.iter().flatten().for_each(|stats| sum.add_server(stats));
+        Ok(sum)
+    }
+
+    /// The same for each server, in the order in which they were given; `None` of one that is away, its records with others.
+    pub fn stats_of_servers(&self, timeout: Duration) -> Result<Vec<Option<ServerStats>>, StatsError> {
         if self.queue.forked_from().is_some() {
             return Err(StatsError::Forked);
         }

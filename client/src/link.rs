@@ -14,7 +14,7 @@ const KEEPALIVE: Duration = Duration::from_secs(30);
 
 /// One socket.
 pub(crate) struct Link {
-    /// The number that the core knows it by.
+    /// The number that the core knows it by, which tells its server.
     pub(crate) number: u64,
     pub(crate) stream: TcpStream,
     pub(crate) connecting: bool,
@@ -76,9 +76,9 @@ fn nonblocking(mut operation: impl FnMut() -> io::Result<usize>) -> io::Result<O
     }
 }
 
-/// The server's addresses, tried in turn by all lanes together.
-#[derive(Default)]
+/// A server's addresses, tried in turn by all its lanes together.
 pub(crate) struct Addresses {
+    server: ServerAddress,
     known: Vec<SocketAddr>,
     next: usize,
     /// None of them has worked since they were looked up.
@@ -86,20 +86,24 @@ pub(crate) struct Addresses {
 }
 
 impl Addresses {
+    pub(crate) const fn new(server: ServerAddress) -> Self {
+        Self { server, known: Vec::new(), next: 0, stale: false }
+    }
+
     /// Starts to connect to the next address. A name is looked up when no address of it is known or none of them worked. The
     /// system's resolver has no time limit but its own: while it is slow, nothing is sent or received and records are queued,
     /// so give an address where that matters. If it fails, the addresses known before are tried again.
     pub(crate) fn connect(&mut self, number: u64, config: &Config) -> io::Result<Link> {
         if self.known.is_empty() || std::mem::take(&mut self.stale) {
-            match look_up(config) {
+            match look_up(&self.server) {
                 Ok(found) => (self.known, self.next) = (found, 0),
                 Err(error) if self.known.is_empty() => return Err(error),
                 Err(error) => {
-                    tracing::warn!(host = config.servers[0].host, "cannot look the server up: {error}; trying what is known")
+                    tracing::warn!(host = self.server.host, "cannot look the server up: {error}; trying what is known")
                 }
             }
         }
-        let none = || io::Error::new(io::ErrorKind::NotFound, format!("{} has no address", config.servers[0].host));
+        let none = || io::Error::new(io::ErrorKind::NotFound, format!("{} has no address", self.server.host));
         let address = *self.known.get(self.next).ok_or_else(none)?;
         let link = Link::connect(number, address, config);
         if link.is_err() {
@@ -118,8 +122,8 @@ impl Addresses {
     }
 }
 
-fn look_up(config: &Config) -> io::Result<Vec<SocketAddr>> {
-    let ServerAddress { host, port, .. } = &config.servers[0];
+fn look_up(server: &ServerAddress) -> io::Result<Vec<SocketAddr>> {
+    let ServerAddress { host, port, .. } = server;
     match host.parse::<IpAddr>() {
         Ok(address) => Ok(vec![SocketAddr::new(address, *port)]),
         Err(_) => Ok((host.as_str(), *port).to_socket_addrs()?.collect()),
@@ -129,6 +133,7 @@ fn look_up(config: &Config) -> io::Result<Vec<SocketAddr>> {
 #[cfg(test)]
 impl Addresses {
     pub(crate) fn of(known: Vec<SocketAddr>) -> Self {
-        Self { known, ..Self::default() }
+        let server = ServerAddress { text: "192.0.2.1:1".into(), host: "192.0.2.1".into(), port: 1 };
+        Self { known, ..Self::new(server) }
     }
 }

@@ -128,7 +128,7 @@ struct State {
     verdicts_skipped: u64,
     orders: Orders,
     settled_until_us: u64,
-    stats: (u64, ServerStats),
+    stats: (u64, Vec<Option<ServerStats>>),
     status: ClientStatus,
     identity_key: Option<crate::bundle::IdentityKey>,
     finished: bool,
@@ -169,7 +169,7 @@ pub(crate) struct Notice<'a> {
     /// If somebody waits for a flush: when the oldest record was accepted that the background thread has and that is not
     /// settled; `u64::MAX` without any.
     pub(crate) oldest_us: Option<u64>,
-    pub(crate) stats: Option<(u64, ServerStats)>,
+    pub(crate) stats: Option<(u64, Vec<Option<ServerStats>>)>,
     pub(crate) status: Option<(ClientStatus, Option<crate::bundle::IdentityKey>)>,
 }
 
@@ -356,8 +356,9 @@ impl Queue {
         }
     }
 
-    /// Has the background thread ask every shard for its statistics, and waits for the answers. `Err(true)`: closed.
-    pub(crate) fn server_stats(&self, timeout: Duration) -> Result<ServerStats, bool> {
+    /// Has the background thread ask every shard for its statistics, and waits for the answers: of each server, `None` of one
+    /// that is away. `Err(true)`: closed.
+    pub(crate) fn server_stats(&self, timeout: Duration) -> Result<Vec<Option<ServerStats>>, bool> {
         let deadline = Instant::now() + timeout.min(WAIT_MAX);
         let mut state = self.lock();
         state.orders.stats_token += 1;
@@ -365,7 +366,7 @@ impl Queue {
         self.wake();
         loop {
             if state.stats.0 >= token {
-                return Ok(state.stats.1);
+                return Ok(state.stats.1.clone());
             }
             if state.finished {
                 return Err(true);
@@ -435,8 +436,8 @@ impl Queue {
             return;
         }
         let oldest = state.chunks.front_mut().unwrap_or(&mut state.current);
-        let (records, bytes) = oldest.expire(cutoff_us);
-        state.give_up(records, bytes);
+        let gone = oldest.expire(cutoff_us);
+        state.give_up(gone.records, gone.bytes);
     }
 
     /// For the background thread, at the end of a turn: publishes, and says what may wake it from the sleep that follows.
@@ -616,6 +617,8 @@ impl State {
             disconnects: ledger.disconnects,
             errors_received: ledger.errors_received,
             verdicts_skipped: self.verdicts_skipped,
+            failovers: ledger.failovers,
+            maybe_stored_elsewhere: ledger.maybe_stored_elsewhere,
         }
     }
 }

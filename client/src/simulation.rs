@@ -8,21 +8,24 @@ use crate::ack::AckedRecord;
 use crate::bundle::Bundle;
 use crate::config::{Config, ServerAddress};
 use crate::connection::Break;
-use crate::core::{Core, Now};
+use crate::core::{Core, Now, server_of};
 use crate::denylist::Denylist;
 use crate::request::Request;
 use postanalytics_protocol::error::ErrorCode;
 use postanalytics_protocol::frames::{
-    ANY_SHARD, Ack, Action, ControlFrame, ErrorFrame, PackageVersion, Stats, StoredSequence, Subject, Verdict, Verdicts, Welcome,
+    ANY_SHARD, Ack, Action, ControlFrame, ErrorFrame, PackageVersion, Pong, Stats, StoredSequence, Subject, Verdict, Verdicts,
+    Welcome,
 };
 use postanalytics_protocol::header::{FrameHeader, FrameKind};
 use postanalytics_protocol::routing::address_bytes;
+use postanalytics_protocol::schema::v1::FLAG_MAYBE_STORED_ELSEWHERE;
 use postanalytics_protocol::{AlignedVec, Assembler, ValidBatch, shard_of};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+mod several;
 mod tests;
 
 const SECOND: u64 = 1_000_000;
@@ -53,6 +56,8 @@ fn address(n: u64) -> IpAddr {
 struct Server {
     epoch: u64,
     server_id: u8,
+    deployment_id: u8,
+    identity_key: u8,
     shards: u32,
     window_bytes: u64,
     max_body_bytes: u32,
@@ -60,8 +65,18 @@ struct Server {
     sessions: BTreeMap<(u64, u64, u32), u64>,
     /// Record numbers stored.
     stored: HashSet<u64>,
+    /// Of these, those that say that another server may have them.
+    marked: HashSet<u64>,
+    /// Record numbers with their sources.
+    sources: Vec<(u64, IpAddr)>,
     duplicate: u64,
     up: bool,
+    /// Nothing reaches it and nothing comes from it, and nobody is told.
+    cut: bool,
+    /// Every other connection reaches another server behind the same address.
+    balanced: bool,
+    /// Which of the two got batches.
+    sides: HashSet<bool>,
     refuse_content: bool,
     verdicts: Vec<IpAddr>,
     user_hashes: HashSet<u64>,
@@ -72,13 +87,20 @@ impl Server {
         Self {
             epoch,
             server_id: epoch as u8,
+            deployment_id: 1,
+            identity_key: epoch as u8,
             shards,
             window_bytes: 16 * 1024,
             max_body_bytes: 1 << 20,
             sessions: BTreeMap::new(),
             stored: HashSet::new(),
+            marked: HashSet::new(),
+            sources: Vec::new(),
             duplicate: 0,
             up: true,
+            cut: false,
+            balanced: false,
+            sides: HashSet::new(),
             refuse_content: false,
             verdicts: Vec::new(),
             user_hashes: HashSet::new(),
@@ -90,12 +112,12 @@ impl Server {
         Welcome {
             package: PackageVersion::default(),
             server_id: [self.server_id; 16],
-            deployment_id: [1; 16],
+            deployment_id: [self.deployment_id; 16],
             epoch: self.epoch,
             shard_count: self.shards,
             shard,
             routing_seed: self.epoch,
-            identity_key: [self.epoch as u8; 32],
+            identity_key: [self.identity_key; 32],
             server_us: 0,
             window_bytes: self.window_bytes,
             max_body_bytes: self.max_body_bytes,
@@ -120,6 +142,8 @@ struct Peer {
     ack: Option<u64>,
     /// The client said Goodbye.
     goodbye: bool,
+    /// It reached another server than it wanted.
+    is_balanced_away: bool,
     pongs: Vec<u64>,
 }
 
@@ -139,7 +163,9 @@ impl Peer {
                 }
                 self.shard = Some(shard);
                 server.sessions.entry((self.session, server.epoch, shard)).or_default();
-                server.welcome(self.session, shard).encode(self.session, 0, &mut self.out);
+                let mut welcome = server.welcome(self.session, shard);
+                welcome.server_id[0] ^= u8::from(self.is_balanced_away);
+                welcome.encode(self.session, 0, &mut self.out);
                 let deny = |address: &IpAddr| Verdict {
                     subject: Subject::Source(address_bytes(*address)),
                     application: None,
@@ -157,13 +183,14 @@ impl Peer {
             }
             ControlFrame::Pong(pong) => self.pongs.push(pong.token),
             ControlFrame::Goodbye(_) => self.goodbye = true,
-            ControlFrame::Ping(_) => {}
+            ControlFrame::Ping(ping) => Pong { token: ping.token }.encode(self.session, 0, &mut self.out),
             frame => panic!("a client does not send {frame:?}"),
         }
     }
 
     fn batch(&mut self, header: &FrameHeader, server: &mut Server) {
         let shard = self.shard.expect("no batch before Welcome");
+        server.sides.insert(self.is_balanced_away);
         assert!(!self.goodbye, "no batch after Goodbye");
         let highest = server.sessions.get_mut(&(self.session, server.epoch, shard)).expect("Hello made it");
         assert_eq!(header.session, self.session);
@@ -181,7 +208,11 @@ impl Peer {
                 assert_eq!(shard_of(record.source(), server.epoch, server.shards), shard, "a record of another shard");
                 let number = u64::from_le_bytes(record.request_id()[..8].try_into().expect("8 bytes"));
                 assert!(server.stored.insert(number), "record {number} stored twice");
+                server.sources.push((number, record.source().address()));
                 server.user_hashes.insert(record.user_hash());
+                if record.flags() & FLAG_MAYBE_STORED_ELSEWHERE != 0 {
+                    server.marked.insert(number);
+                }
             }
         }
         self.ack = Some(*highest);
@@ -203,12 +234,12 @@ impl IntoSource for IpAddr {
     }
 }
 
-/// Client, server and what lies between them.
+/// Client, servers and what lies between them.
 struct World {
     core: Core,
     denylist: Arc<Denylist>,
     acked: Arc<Mutex<Vec<AckedRecord>>>,
-    server: Server,
+    servers: Vec<Server>,
     /// Records that any server process has ever stored.
     ever_stored: HashSet<u64>,
     peers: HashMap<u64, Peer>,
@@ -229,18 +260,19 @@ impl World {
         let acked = Arc::new(Mutex::new(Vec::new()));
         let keep = Arc::clone(&acked);
         let hook = move |records: &[AckedRecord]| keep.lock().expect("no panic").extend_from_slice(records);
+        let epochs = config.servers.len() as u64;
         Self {
             core: Core::new(config, seed, Some(Box::new(hook)), Arc::clone(&denylist)),
             denylist,
             acked,
-            server: Server::new(1, shards),
+            servers: (1..=epochs).map(|epoch| Server::new(epoch, shards)).collect(),
             ever_stored: HashSet::new(),
             peers: HashMap::new(),
             waiting: Vec::new(),
             random: fastrand::Rng::with_seed(seed),
             clock_us: 0,
             sent: 0,
-            epochs: 1,
+            epochs,
         }
     }
 
@@ -281,7 +313,8 @@ impl World {
     }
 
     fn exchange(&mut self, link: u64, now: Now) {
-        let Some(peer) = self.peers.get_mut(&link) else { return };
+        let server = &mut self.servers[server_of(link)];
+        let Some(peer) = self.peers.get_mut(&link).filter(|_| !server.cut) else { return };
         let down = self.random.usize(0..=peer.out.len());
         let arrived: Vec<u8> = peer.out.drain(..down).collect();
         self.core.received(link, &arrived, now);
@@ -295,7 +328,7 @@ impl World {
             let Some(header) = peer.assembler.collect(&mut bytes, &mut peer.body).expect("the client sends frames") else {
                 break;
             };
-            peer.frame(&header, &mut self.server);
+            peer.frame(&header, server);
         }
         // Acks are cumulative: they may come late, and the same one twice.
         for _ in 0..self.random.u32(0..3) {
@@ -307,7 +340,8 @@ impl World {
         self.core.wrote(link, up);
         // The server closes the older connection of the same session and shard.
         let replaced = |(other, peer): (&u64, &Peer)| {
-            (*other < link && (peer.session, peer.shard) == welcomed && welcomed.1.is_some()).then_some(*other)
+            let older = *other < link && server_of(*other) == server_of(link);
+            (older && (peer.session, peer.shard) == welcomed && welcomed.1.is_some()).then_some(*other)
         };
         let older: Vec<u64> = self.peers.iter().filter_map(replaced).collect();
         for link in older {
@@ -320,9 +354,11 @@ impl World {
         let wanted: Vec<u64> = self.core.wanted_links().collect();
         self.peers.retain(|link, _| wanted.contains(link));
         for link in wanted {
-            if self.peers.contains_key(&link) {
-            } else if self.server.up {
-                self.peers.insert(link, Peer::default());
+            let server = &self.servers[server_of(link)];
+            if self.peers.contains_key(&link) || server.cut {
+            } else if server.up {
+                let is_balanced_away = server.balanced && self.random.bool();
+                self.peers.insert(link, Peer { is_balanced_away, ..Peer::default() });
                 self.core.connected(link, now);
             } else {
                 self.core.broken(link, Break::Connect("down".into()), now);
@@ -338,17 +374,28 @@ impl World {
     }
 
     fn restart(&mut self, shards: u32) {
+        self.restart_one(0, shards);
+    }
+
+    /// The server's process ends, and another one takes its place.
+    fn restart_one(&mut self, at: usize, shards: u32) {
         self.epochs += 1;
-        self.ever_stored.extend(&self.server.stored);
-        let verdicts = std::mem::take(&mut self.server.verdicts);
-        self.server = Server { verdicts, ..Server::new(self.epochs, shards) };
-        for link in self.peers.keys().copied().collect::<Vec<_>>() {
-            self.break_link(link);
-        }
+        let old = &mut self.servers[at];
+        self.ever_stored.extend(&old.stored);
+        let verdicts = std::mem::take(&mut old.verdicts);
+        *old = Server { verdicts, ..Server::new(self.epochs, shards) };
+        self.break_links(at);
+    }
+
+    /// Breaks all connections to a server.
+    fn break_links(&mut self, at: usize) {
+        let links: Vec<u64> = self.peers.keys().copied().filter(|link| server_of(*link) == at).collect();
+        links.into_iter().for_each(|link| self.break_link(link));
     }
 
     fn stored(&self) -> HashSet<u64> {
-        self.server.stored.union(&self.ever_stored).copied().collect()
+        let now = self.servers.iter().flat_map(|server| &server.stored);
+        now.chain(&self.ever_stored).copied().collect()
     }
 
     fn check(&self) {
@@ -372,7 +419,9 @@ impl World {
 
     /// Lets everything calm down.
     fn settle(&mut self) {
-        self.server.up = true;
+        for server in &mut self.servers {
+            (server.up, server.cut) = (true, false);
+        }
         self.core.flush(Some(u64::MAX));
         for _ in 0..20_000 {
             self.clock_us += 20_000;
@@ -385,6 +434,8 @@ impl World {
                     ledger.acked <= stored && stored <= ledger.acked + ledger.in_doubt + self.lost_with_servers(),
                     "{ledger:?} {stored}"
                 );
+                let copies: u64 = self.servers.iter().map(|server| server.stored.len() as u64).sum();
+                assert!(copies <= ledger.acked + ledger.in_doubt + ledger.maybe_stored_elsewhere, "{ledger:?} {copies}");
                 return;
             }
         }
@@ -402,11 +453,12 @@ impl World {
         let links: Vec<u64> = self.peers.keys().copied().collect();
         for link in links {
             let Some(peer) = self.peers.get_mut(&link) else { continue };
+            let server = &mut self.servers[server_of(link)];
             let mut bytes = self.core.unwritten(link);
             while !peer.ended {
                 let frame = peer.assembler.collect(&mut bytes, &mut peer.body).expect("the client sends frames");
                 let Some(header) = frame else { break };
-                peer.frame(&header, &mut self.server);
+                peer.frame(&header, server);
             }
         }
         self.check_stored();

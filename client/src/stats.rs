@@ -1,4 +1,4 @@
-//! Statistics of the server, summed over its shards.
+//! Statistics of the servers, each summed over its shards.
 
 use postanalytics_protocol::frames::Stats;
 use thiserror::Error;
@@ -6,7 +6,7 @@ use thiserror::Error;
 /// Why there are no statistics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum StatsError {
-    /// Not every shard answered in time.
+    /// Not every shard answered in time, of a server that takes records.
     #[error("not every shard of the server answered in time; is it reachable? See Client::status")]
     Timeout,
     /// The client is closed.
@@ -53,6 +53,31 @@ pub struct ServerStats {
 }
 
 impl ServerStats {
+    /// Adds what another server says: its numbers, its CPU time and memory; of uptime and timeframe the smallest.
+    pub fn add_server(&mut self, other: &Self) {
+        let smallest = |one: u64, other: u64, is_first: bool| if is_first { other } else { one.min(other) };
+        let is_first = self.shards == 0;
+        self.uptime_us = smallest(self.uptime_us, other.uptime_us, is_first);
+        self.shard_timeframe_us = smallest(self.shard_timeframe_us, other.shard_timeframe_us, is_first);
+        for (sum, add) in [
+            (&mut self.stored, other.stored),
+            (&mut self.duplicate, other.duplicate),
+            (&mut self.rejected, other.rejected),
+            (&mut self.cpu_us, other.cpu_us),
+            (&mut self.rss_bytes, other.rss_bytes),
+            (&mut self.shard_records_received, other.shard_records_received),
+            (&mut self.shard_records_stored, other.shard_records_stored),
+            (&mut self.shard_records_rejected, other.shard_records_rejected),
+            (&mut self.shard_records_duplicate, other.shard_records_duplicate),
+            (&mut self.shard_records_live, other.shard_records_live),
+            (&mut self.shard_records_evicted, other.shard_records_evicted),
+            (&mut self.shard_cpu_us, other.shard_cpu_us),
+        ] {
+            *sum = sum.saturating_add(add);
+        }
+        self.shards = self.shards.saturating_add(other.shards);
+    }
+
     /// Adds what one shard says.
     pub(crate) fn add(&mut self, shard: &Stats) {
         self.stored = self.stored.saturating_add(shard.session_records_stored);

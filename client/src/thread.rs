@@ -10,7 +10,7 @@
 use crate::bundle::Bundle;
 use crate::config::Config;
 use crate::connection::Break;
-use crate::core::{Core, Now};
+use crate::core::{Core, Now, server_of};
 use crate::link::{Addresses, Link};
 use crate::queue::{Notice, Queue, Sleep, WakeOn, recycle};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -49,7 +49,8 @@ pub(crate) struct Driver {
     pub(crate) core: Core,
     config: Config,
     links: Vec<Link>,
-    addresses: Addresses,
+    /// Of each server.
+    addresses: Vec<Addresses>,
     buffer: Vec<u8>,
     taken: VecDeque<Bundle>,
     emptied: Vec<Bundle>,
@@ -66,9 +67,9 @@ impl Driver {
         Self {
             queue,
             core,
+            addresses: config.servers.iter().cloned().map(Addresses::new).collect(),
             config,
             links: Vec::new(),
-            addresses: Addresses::default(),
             buffer: vec![0; READ_BYTES],
             taken: VecDeque::new(),
             emptied: Vec::new(),
@@ -180,14 +181,14 @@ impl Driver {
         let wanted: Vec<u64> = self.core.wanted_links().collect();
         for link in self.links.extract_if(.., |link| !wanted.contains(&link.number)) {
             if link.connecting {
-                self.addresses.failed(link.address);
+                self.addresses[server_of(link.number)].failed(link.address);
             }
         }
         for number in wanted {
             if self.links.iter().any(|link| link.number == number) {
                 continue;
             }
-            match self.addresses.connect(number, &self.config) {
+            match self.addresses[server_of(number)].connect(number, &self.config) {
                 Ok(link) => {
                     self.links.push(link);
                     self.core.connecting(number, self.now());
@@ -281,11 +282,10 @@ mod tests {
         let dead = address(&listen());
         live.set_nonblocking(true).expect("set");
         let queue = Arc::new(Queue::new(100_000).expect("an eventfd"));
-        let mut config = crate::simulation::config();
-        config.servers[0].host = "192.0.2.1".into();
+        let config = crate::simulation::config();
         let core = Core::new(config.clone(), 1, None, Arc::new(Denylist::new(queue.started())));
         let mut driver = Driver::new(Arc::clone(&queue), core, config);
-        driver.addresses = Addresses::of(vec![dead, address(&live)]);
+        driver.addresses = vec![Addresses::of(vec![dead, address(&live)])];
         let thread = std::thread::spawn(move || driver.run());
         let accepted = (0..3000).any(|_| {
             std::thread::sleep(Duration::from_millis(1));

@@ -75,6 +75,25 @@ pub const fn shard_of(source: Source, routing_seed: u64, shard_count: u32) -> u3
     ((hash64(source, routing_seed) as u128 * shard_count as u128) >> 64) as u32
 }
 
+/// The seed of a server for [`server_weight`]. It comes from the server's id alone, so every node has the same, and it has
+/// nothing to do with any routing seed: which server a source goes to says nothing of its shard there.
+pub const fn server_seed(server_id: &[u8; 16]) -> u64 {
+    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = *server_id;
+    let high = u64::from_be_bytes([a, b, c, d, e, f, g, h]);
+    let low = u64::from_be_bytes([i, j, k, l, m, n, o, p]);
+    mix(mix(high ^ SERVER_SALT).wrapping_add(low))
+}
+
+/// The bytes of `rendezvs`.
+const SERVER_SALT: u64 = u64::from_be_bytes(*b"rendezvs");
+
+/// Rendezvous hashing: of several servers a source goes to the one that has the greatest weight for it; of equal ones, to
+/// that with the greatest id. A server that goes or comes moves its own sources and no others.
+#[inline]
+pub const fn server_weight(source: Source, server_seed: u64) -> u64 {
+    hash64(source, server_seed)
+}
+
 #[inline]
 const fn mix(mut x: u64) -> u64 {
     x ^= x >> 30;
@@ -113,6 +132,42 @@ mod tests {
         assert_eq!(source("::ffff:192.0.2.1"), source("192.0.2.1"));
         assert_eq!(source("192.0.2.1").address().to_string(), "192.0.2.1");
         assert_eq!(source("2001:db8:1:2:3::1").address().to_string(), "2001:db8:1:2::");
+    }
+
+    /// Golden vectors: also in PROTOCOL.md.
+    #[test]
+    fn servers_of_sources() {
+        let ids: [[u8; 16]; 3] = [[0xb0; 16], std::array::from_fn(|n| n as u8), [0; 16]];
+        let seeds = ids.map(|id| server_seed(&id));
+        assert_eq!(seeds, SERVER_SEEDS, "{seeds:#x?}");
+        for (address, weights) in SERVER_WEIGHTS {
+            let found = seeds.map(|seed| server_weight(source(address), seed));
+            assert_eq!(found, weights, "{address}: {found:#x?}");
+        }
+    }
+
+    const SERVER_SEEDS: [u64; 3] = [0xa471_eba5_b8d1_d91e, 0x4baa_1295_7b1f_860c, 0x8cf2_2ecd_1d28_bdcf];
+    const SERVER_WEIGHTS: [(&str, [u64; 3]); 2] = [
+        ("192.0.2.1", [0x3ea0_e220_e809_1c81, 0x7430_c44d_e2b2_f211, 0x8bb4_dd2b_8af2_e763]),
+        ("2001:db8:1:2::", [0x46bd_4fca_2b38_e9a5, 0xdf23_70b7_7b9e_a9cc, 0x7751_1b7a_a015_8849]),
+    ];
+
+    #[test]
+    fn a_server_that_goes_moves_its_own_sources_only() {
+        let seeds: Vec<u64> = (0..4u8).map(|n| server_seed(&[n; 16])).collect();
+        let best = |source, among: &[u64]| among.iter().copied().max_by_key(|seed| server_weight(source, *seed));
+        let (mut counts, mut shards) = ([0u32; 4], [0u32; 4]);
+        for n in 0..40_000u32 {
+            let source = Source::of(IpAddr::V4(Ipv4Addr::from(0x0a00_0000 + n)));
+            let of_all = best(source, &seeds);
+            let without = best(source, &seeds[1..]);
+            assert!(of_all == Some(seeds[0]) || of_all == without);
+            let server = seeds.iter().position(|seed| Some(*seed) == of_all).expect("one of them");
+            counts[server] += 1;
+            shards[shard_of(source, 7, 4) as usize] += u32::from(server == 0);
+        }
+        assert!(counts.iter().all(|count| (9_500..10_500).contains(count)), "{counts:?}");
+        assert!(shards.iter().all(|count| (2_300..2_700).contains(count)), "one server's sources are spread evenly: {shards:?}");
     }
 
     #[test]

@@ -88,6 +88,7 @@ fn every_flag_and_tag_is_listed() {
         ("FLAG_AUTH_SUCCEEDED", v1::FLAG_AUTH_SUCCEEDED),
         ("FLAG_OVERLIMIT", v1::FLAG_OVERLIMIT),
         ("FLAG_CREDENTIALS", v1::FLAG_CREDENTIALS),
+        ("FLAG_MAYBE_STORED_ELSEWHERE", v1::FLAG_MAYBE_STORED_ELSEWHERE),
     ];
     for (name, flag) in flags {
         assert_says(&page, &format!("| {} | {flag} | `{name}` | ", flag.trailing_zeros()));

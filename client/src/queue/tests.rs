@@ -1,6 +1,7 @@
 //! What the queue promises, one promise a test.
 
 use super::*;
+use crate::counters::Load;
 use postanalytics_protocol::Hit;
 
 fn queue(limit_bytes: usize) -> Queue {
@@ -47,8 +48,9 @@ fn what_the_thread_took_still_counts_until_it_is_settled() {
     let mut ledger = Ledger::default();
     let (records, bytes) = (taken[0].records(), taken[0].cost_bytes());
     ledger.take(records, bytes);
-    ledger.send(records);
-    ledger.ack(records, bytes);
+    let load = Load { records, marked: 0, bytes };
+    ledger.send(load);
+    ledger.ack(load);
     let notice = Notice { ledger: &ledger, verdicts_skipped: 0, oldest_us: None, stats: None, status: None };
     assert_eq!(queue.publish(notice, true, WakeOn::default()), Sleep::Nothing);
     let counters = queue.counters();
@@ -170,8 +172,8 @@ fn take(queue: &Queue, ledger: &mut Ledger, mut each: impl FnMut(u64, &[u8])) {
     for bundle in taken {
         bundle.items().for_each(|item| each(item.meta.token, &item.blob[..item.record.path.length as usize]));
         ledger.take(bundle.records(), bundle.cost_bytes());
-        ledger.send(bundle.records());
-        ledger.ack(bundle.records(), bundle.cost_bytes());
+        ledger.send(bundle.load());
+        ledger.ack(bundle.load());
     }
 }
 

@@ -54,39 +54,39 @@ fn apply(world: &mut World, op: &Op) {
             }
         }
         Op::Down => {
-            world.server.up = false;
+            world.servers[0].up = false;
             for link in world.peers.keys().copied().collect::<Vec<_>>() {
                 world.break_link(link);
             }
         }
-        Op::Up => world.server.up = true,
+        Op::Up => world.servers[0].up = true,
         Op::Restart { shards } => world.restart(shards),
         Op::Forget => {
             let ended = world.peers.keys().copied().collect::<Vec<_>>();
             ended.into_iter().for_each(|link| world.break_link(link));
             // A server forgets only sessions that were idle for long. One that forgets what it stored a moment ago, before it
             // acknowledged anything at all, cannot be told from one that never stored it.
-            let acked = world.core.sessions_acked();
-            world.server.sessions.retain(|(session, _, shard), _| !acked.contains(&(*session, *shard)));
+            let acked = world.core.sessions_acked(0);
+            world.servers[0].sessions.retain(|(session, _, shard), _| !acked.contains(&(*session, *shard)));
         }
-        Op::RefuseContent => world.server.refuse_content = true,
+        Op::RefuseContent => world.servers[0].refuse_content = true,
         Op::Goodbye => {
             for peer in world.peers.values_mut().filter(|peer| peer.shard.is_some()) {
                 Goodbye { retry_after_ms: 300 }.encode(peer.session, 0, &mut peer.out);
             }
         }
-        Op::Window { bytes } => world.server.window_bytes = bytes,
+        Op::Window { bytes } => world.servers[0].window_bytes = bytes,
         Op::MaxBody { bytes } => {
             // A limit that a server changes while batches are on their way to it would be its own fault.
             for link in world.peers.keys().copied().collect::<Vec<_>>() {
                 world.break_link(link);
             }
-            world.server.max_body_bytes = bytes;
+            world.servers[0].max_body_bytes = bytes;
         }
         Op::Flush => world.core.flush(Some(world.clock_us)),
         Op::Stats => world.core.ask_stats(world.clock_us + 1),
         Op::LongPause => {
-            world.server.up = false;
+            world.servers[0].up = false;
             for link in world.peers.keys().copied().collect::<Vec<_>>() {
                 world.break_link(link);
             }
@@ -128,7 +128,7 @@ proptest! {
         world.settle();
         let ledger = world.core.ledger();
         prop_assert_eq!((ledger.acked, ledger.lost, ledger.in_doubt), (world.sent, 0, 0));
-        prop_assert_eq!(world.server.stored.len() as u64, world.sent);
+        prop_assert_eq!(world.servers[0].stored.len() as u64, world.sent);
     }
 }
 
@@ -142,9 +142,9 @@ fn a_restarted_server_with_other_shards_gets_what_the_old_one_did_not() {
     world.settle();
     let ledger = *world.core.ledger();
     assert_eq!((ledger.acked, ledger.lost, ledger.in_doubt), (250, 0, 0));
-    assert!(world.server.user_hashes.len() == 1 && !world.server.user_hashes.contains(&0));
+    assert!(world.servers[0].user_hashes.len() == 1 && !world.servers[0].user_hashes.contains(&0));
     let first = crate::bundle::IdentityKey::new(&[1; 32]).hash(b"anna");
-    assert!(!world.server.user_hashes.contains(&first), "hashed with the new key");
+    assert!(!world.servers[0].user_hashes.contains(&first), "hashed with the new key");
 }
 
 #[test]
@@ -153,30 +153,30 @@ fn what_the_old_topology_stored_is_not_sent_again() {
     world.send(100, 100);
     for _ in 0..100 {
         world.run(1, 5000);
-        if world.server.stored.len() as u64 > world.core.ledger().acked {
+        if world.servers[0].stored.len() as u64 > world.core.ledger().acked {
             break;
         }
     }
-    let (stored, sessions) = (world.server.stored.clone(), world.server.sessions.clone());
+    let (stored, sessions) = (world.servers[0].stored.clone(), world.servers[0].sessions.clone());
     let unacked = stored.len() as u64 - world.core.ledger().acked;
     assert!(unacked > 0, "the seed leaves something unacknowledged: {} {:?}", stored.len(), world.core.ledger());
     world.restart(3);
     // This one kept its sessions and its records.
-    (world.server.stored, world.server.sessions) = (stored, sessions);
+    (world.servers[0].stored, world.servers[0].sessions) = (stored, sessions);
     world.ever_stored.clear();
     world.settle();
-    assert_eq!((world.server.stored.len(), world.core.ledger().acked), (100, 100));
+    assert_eq!((world.servers[0].stored.len(), world.core.ledger().acked), (100, 100));
 }
 
 #[test]
 fn a_refused_batch_is_lost_alone_and_leaves_an_empty_one() {
     let mut world = World::new(3, 1);
-    world.server.refuse_content = true;
+    world.servers[0].refuse_content = true;
     world.send(60, 100);
     world.settle();
     let ledger = world.core.ledger();
     assert!(ledger.lost > 0 && ledger.lost < 60 && ledger.in_doubt == 0, "{ledger:?}");
-    assert_eq!(world.server.stored.len() as u64 + ledger.lost, 60);
+    assert_eq!(world.servers[0].stored.len() as u64 + ledger.lost, 60);
     assert_eq!(ledger.errors_received, 1);
 }
 
@@ -204,7 +204,7 @@ fn old_records_are_lost_unwritten_and_in_doubt_written() {
 #[test]
 fn no_more_is_written_than_the_window_allows() {
     let mut world = World::new(5, 1);
-    world.server.window_bytes = 5000;
+    world.servers[0].window_bytes = 5000;
     world.run(10, 20_000);
     // The server is silent from here: its answers stay in `out`.
     world.send(500, 200);
@@ -226,7 +226,7 @@ fn a_forgotten_session_puts_in_doubt_what_was_written() {
     let mut world = World::new(6, 1);
     world.send(50, 100);
     world.settle();
-    world.server.sessions.clear();
+    world.servers[0].sessions.clear();
     for link in world.peers.keys().copied().collect::<Vec<_>>() {
         world.break_link(link);
     }
@@ -239,14 +239,14 @@ fn a_forgotten_session_puts_in_doubt_what_was_written() {
 #[test]
 fn verdicts_arrive_and_outlive_the_connection() {
     let mut world = World::new(7, 1);
-    world.server.verdicts = vec![address(1), address(2)];
+    world.servers[0].verdicts = vec![address(1), address(2)];
     world.send(1, 1);
     world.settle();
     assert!(world.denylist.contains(address(1)) && !world.denylist.contains(address(3)));
     apply(&mut world, &Op::Down);
     assert!(world.denylist.contains(address(2)));
-    world.server.verdicts = vec![address(3)];
-    world.server.up = true;
+    world.servers[0].verdicts = vec![address(3)];
+    world.servers[0].up = true;
     world.run(600, 20_000);
     assert!(!world.denylist.contains(address(1)) && world.denylist.contains(address(3)));
 }
@@ -257,6 +257,7 @@ fn statistics_ask_every_shard() {
     world.core.ask_stats(1);
     world.run(300, 20_000);
     let (token, stats) = world.core.take_stats().expect("all answered");
+    let stats = stats[0].expect("of the one server");
     assert_eq!((token, stats.shards, stats.stored), (1, 4, 4));
 }
 
@@ -284,7 +285,7 @@ fn open(seed: u64) -> (World, u64) {
 #[test]
 fn a_ping_is_answered_when_there_is_room() {
     let (mut world, link) = open(11);
-    world.server.window_bytes = 1 << 30;
+    world.servers[0].window_bytes = 1 << 30;
     world.break_link(link);
     world.run(20, 200_000);
     let link = world.core.wanted_links().next().expect("open again");

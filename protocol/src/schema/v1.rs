@@ -181,6 +181,8 @@ pub const FLAG_AUTH_SUCCEEDED: u32 = 1 << 4;
 pub const FLAG_OVERLIMIT: u32 = 1 << 5;
 /// Flag: the request carried credentials.
 pub const FLAG_CREDENTIALS: u32 = 1 << 6;
+/// Flag: the record was written to another server before, which went away and may have stored it.
+pub const FLAG_MAYBE_STORED_ELSEWHERE: u32 = 1 << 7;
 
 /// Extension: the text of a method that has no number, bytes.
 pub const TAG_METHOD: u16 = 1;
