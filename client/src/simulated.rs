@@ -26,6 +26,13 @@ pub struct Settings {
     pub batch_bytes: usize,
     /// Time after which a record is given up, µs.
     pub record_time_limit_us: u64,
+    /// How many servers it has.
+    pub servers: usize,
+}
+
+/// The server that a socket belongs to.
+pub const fn server_of(link: u64) -> usize {
+    crate::core::server_of(link)
 }
 
 /// How a socket ended.
@@ -51,8 +58,9 @@ pub struct SimulatedClient {
 impl SimulatedClient {
     /// A client whose clock stands at 0. Panics if there is no eventfd to be had.
     pub fn new(settings: &Settings) -> Self {
+        let address = |port| ServerAddress { text: format!("simulated:{port}"), host: "simulated".into(), port: port as u16 };
         let config = Config {
-            servers: vec![ServerAddress { text: "simulated:1".into(), host: "simulated".into(), port: 1 }],
+            servers: (1..=settings.servers).map(address).collect(),
             node: settings.node,
             node_name: format!("node {}", settings.node[0]),
             replay: false,
@@ -167,6 +175,11 @@ impl SimulatedClient {
     pub fn lanes(&self) -> (u32, u32) {
         let status = self.driver.queue.status();
         (status.lanes_open, status.servers.iter().map(|server| server.shards).sum())
+    }
+
+    /// Servers whose records go to them.
+    pub fn takers(&self) -> usize {
+        self.driver.queue.status().servers.iter().filter(|server| server.takes_records).count()
     }
 
     /// What went wrong last.

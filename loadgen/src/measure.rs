@@ -164,6 +164,8 @@ pub struct Outcome {
     pub tnt_errors: u64,
     /// Records in doubt.
     pub in_doubt: u64,
+    /// Records sent again to another server, which may be stored by two.
+    pub maybe_stored_elsewhere: u64,
     /// Latencies and the count of the measured window.
     pub acked: Acked,
     /// Whether the corrected latency differs from the uncorrected by design.

@@ -57,6 +57,7 @@ pub fn merge(reports: &[(String, Report)]) -> Result<Report> {
         merged.records_held_back += report.records_held_back;
         merged.tnt_errors += report.tnt_errors;
         merged.records_in_doubt += report.records_in_doubt;
+        merged.records_maybe_stored_elsewhere += report.records_maybe_stored_elsewhere;
         merged.records_per_second += report.records_per_second;
         merged.sends_scheduled += report.sends_scheduled;
         merged.sends_late += report.sends_late;

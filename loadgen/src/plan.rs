@@ -22,6 +22,7 @@ Examples:
   loadgen --saturate --threads 2 --json result.json
   loadgen --raw --saturate --congestion cubic        pre-built frames: what can the server take?
   loadgen --replay access.log.1.gz --replay access.log --replay-speed max
+  loadgen --target 10.0.0.1:3313 --target 10.0.0.2:3313 --rate 50k/s   two servers of one deployment
   loadgen --find-max --slo p99=5ms,p999=20ms         highest rate that keeps both, confirmed three times
   loadgen --find-max --slo p99=2ms --raw --rate 1M/s --json max.json
   loadgen --rate 50k/s --attack brute-force --attack scanner:sources=500,rate=200/s --truth truth.jsonl
@@ -92,9 +93,9 @@ pub struct MergeArguments {
 /// Options of a run.
 #[derive(Clone, Debug, clap::Args)]
 pub struct RunArguments {
-    /// Server to send to
+    /// Server to send to; repeatable, each source goes to one of them
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:3313")]
-    pub target: String,
+    pub target: Vec<String>,
     /// Open loop: so many records a second whatever the server does [default mode, at 10,000/s]
     #[arg(long, value_name = "N/s", value_parser = parse_rate, conflicts_with_all = ["saturate", "replay"])]
     pub rate: Option<u64>,
@@ -216,6 +217,9 @@ impl Mode {
 #[derive(Clone, Debug)]
 #[expect(missing_docs, reason = "as the options of the same names")]
 pub struct Plan {
+    /// The servers.
+    pub targets: Vec<String>,
+    /// All of them, for people.
     pub target: String,
     pub mode: Mode,
     pub raw: bool,
@@ -272,8 +276,12 @@ impl Plan {
         if duration.is_some_and(|duration| duration.is_zero()) {
             return Err("--duration 0: nothing would be measured; give a time such as 10s".to_owned());
         }
+        if arguments.raw && arguments.target.len() > 1 {
+            return Err("--target is given twice: --raw sends the frames of one server's shards; leave --raw out".to_owned());
+        }
         let plan = Self {
-            target: arguments.target.clone(),
+            targets: arguments.target.clone(),
+            target: arguments.target.join(","),
             mode,
             raw: arguments.raw,
             warmup: arguments.warmup.unwrap_or(Duration::from_secs(warmup_default)),
@@ -425,6 +433,7 @@ mod tests {
             (&["--attack", "bola:sources=60k", "--attack", "bola:sources=60k"][..], "120000 attackers"),
             (&["--attack", "bola", "--raw"][..], "cannot be used"),
             (&["--truth", "t.jsonl"][..], "--attack"),
+            (&["--raw", "--target", "a:1", "--target", "b:1"][..], "leave --raw out"),
         ] {
             let error = plan(arguments).expect_err("it cannot work");
             assert!(error.contains(word), "{arguments:?}: {error}");

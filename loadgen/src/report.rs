@@ -22,6 +22,9 @@ pub struct Report {
     pub records_acked: u64,
     pub tnt_errors: u64,
     pub records_in_doubt: u64,
+    /// Sent again to another server when the first went away: both may have stored them.
+    #[serde(default)]
+    pub records_maybe_stored_elsewhere: u64,
     pub records_per_second: f64,
     pub records_per_server_cpu_second: f64,
     pub mean_batch_records: f64,
@@ -153,6 +156,7 @@ impl Report {
             records_acked: outcome.acked_total,
             tnt_errors: outcome.tnt_errors,
             records_in_doubt: outcome.in_doubt,
+            records_maybe_stored_elsewhere: outcome.maybe_stored_elsewhere,
             records_per_second: rounded(ratio(outcome.acked.in_window as f64, outcome.window_seconds)),
             records_per_server_cpu_second: rounded(ratio(server.stored_in_window as f64, server.cpu_seconds)),
             mean_batch_records: rounded(outcome.mean_batch_records),
@@ -220,6 +224,9 @@ impl Report {
             let held_back = format!("{} held back by the server", grouped(self.records_held_back as f64));
             row("due, never sent", grouped((self.records_unsent + self.records_held_back) as f64), held_back);
         }
+        if self.records_maybe_stored_elsewhere > 0 {
+            row("sent again elsewhere", grouped(self.records_maybe_stored_elsewhere as f64), "perhaps stored twice".to_owned());
+        }
         row("acked + tnt_errors", format!("{} + {}", grouped(self.records_acked as f64), self.tnt_errors), in_doubt);
         row("stored by the server", grouped(self.server.stored as f64), format!("{} duplicates dropped", self.server.duplicate));
         row("reconciled", if self.reconciled { "yes" } else { "NO" }.to_owned(), String::new());
@@ -238,7 +245,7 @@ impl Report {
     }
 }
 
-/// Generated = acked + tnt_errors, and acked ≤ stored ≤ acked + in doubt.
+/// Generated = acked + tnt_errors, and acked ≤ stored ≤ acked + in doubt + sent again to another server.
 fn reconcile(outcome: &Outcome) -> Vec<String> {
     let mut broken = outcome.broken.clone();
     let (generated, acked, tnt_errors) = (outcome.sent.generated, outcome.acked_total, outcome.tnt_errors);
@@ -251,15 +258,20 @@ fn reconcile(outcome: &Outcome) -> Vec<String> {
     match outcome.server {
         None => broken.push(format!("the server could not be asked how much it stored of the {acked} records acked")),
         Some(server) if server.stored < acked && outcome.stored_is_partial.is_some() => broken.push(format!(
-            "the server says {} stored and {acked} were acked, which proves nothing: {}; where it had forgotten a session, the \
-             client began a new one, and `stored` covers only that",
+            "{} are stored, they say, and {acked} were acked, which proves nothing: {}; where a server had forgotten a session, the \
+             client began a new one, and `stored` covers only that, and of servers that are there",
             server.stored,
             outcome.stored_is_partial.as_deref().unwrap_or_default()
         )),
-        Some(server) if server.stored < acked || server.stored > acked + outcome.in_doubt => broken.push(format!(
-            "the server stored {} records for this run's sessions, but {acked} were acked and {} are in doubt",
-            server.stored, outcome.in_doubt
-        )),
+        Some(server)
+            if server.stored < acked || server.stored > acked + outcome.in_doubt + outcome.maybe_stored_elsewhere =>
+        {
+            broken.push(format!(
+                "{} records are stored for this run's sessions, but {acked} were acked, {} are in doubt and {} were sent again to \
+                 another server",
+                server.stored, outcome.in_doubt, outcome.maybe_stored_elsewhere
+            ));
+        }
         Some(_) => {}
     }
     broken
@@ -350,6 +362,7 @@ mod tests {
             "records_acked",
             "tnt_errors",
             "records_in_doubt",
+            "records_maybe_stored_elsewhere",
             "records_per_second",
             "records_per_server_cpu_second",
             "mean_batch_records",
@@ -399,6 +412,14 @@ mod tests {
         let text = broken_by(|outcome| outcome.server = Some(ServerSide { stored: 99, ..ServerSide::default() }));
         assert!(text.contains("99") && text.contains("100"), "{text}");
         broken_by(|outcome| outcome.server = Some(ServerSide { stored: 104, ..ServerSide::default() }));
+        let text = broken_by(|outcome| {
+            outcome.maybe_stored_elsewhere = 1;
+            outcome.server = Some(ServerSide { stored: 105, ..ServerSide::default() });
+        });
+        assert!(text.contains("1 were sent again"), "{text}");
+        let twice =
+            Outcome { maybe_stored_elsewhere: 1, server: Some(ServerSide { stored: 104, ..ServerSide::default() }), ..outcome() };
+        assert!(Report::new("t", &twice).0.reconciled);
         broken_by(|outcome| outcome.server = None);
         let text = broken_by(|outcome| {
             outcome.server = Some(ServerSide { stored: 9, ..ServerSide::default() });

@@ -20,7 +20,7 @@ use crate::plan::{Mode, Plan};
 use crate::replay::LogReader;
 use crate::traffic::Pool;
 use anyhow::{Context, Result, anyhow, bail};
-use postanalytics_client::{AckedRecord, Client, ServerStats};
+use postanalytics_client::{AckedRecord, Client, ClientBuilder, ServerStats};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -56,8 +56,8 @@ struct Acknowledgements {
     measured: Mutex<Acked>,
 }
 
-/// Client and server at one moment.
-#[derive(Clone, Copy, Default)]
+/// Client and servers at one moment.
+#[derive(Clone, Default)]
 struct Snapshot {
     /// When the server was asked, and when it had answered.
     asked_ns: u64,
@@ -65,7 +65,8 @@ struct Snapshot {
     own_cpu_us: u64,
     records_sent: u64,
     batches_sent: u64,
-    server: Option<ServerStats>,
+    /// In the order in which they were given, without those that are away; none if they could not be asked.
+    servers: Vec<Option<ServerStats>>,
 }
 
 /// Makes the run. `stop` ends it early, and it is still reported.
@@ -159,8 +160,10 @@ impl Session {
             ..Acknowledgements::default()
         });
         let (for_hook, live) = (Arc::clone(&acks), Arc::clone(live));
-        let mut builder = Client::builder()
-            .server(plan.target.as_str())
+        let mut builder = plan
+            .targets
+            .iter()
+            .fold(Client::builder(), ClientBuilder::server)
             .node_name("loadgen")
             .replay(matches!(plan.mode, Mode::Replay { .. }))
             .congestion_control(plan.congestion.clone())
@@ -215,8 +218,9 @@ impl Acknowledgements {
 
 fn snapshot(sessions: &[Session]) -> Snapshot {
     let asked_ns = monotonic_ns();
-    let server = sessions.first().and_then(|session| session.client.server_stats(STATS_TIMEOUT).ok());
-    let mut snapshot = Snapshot { asked_ns, at_ns: monotonic_ns(), own_cpu_us: process_cpu_us(), server, ..Snapshot::default() };
+    let asked = sessions.first().and_then(|session| session.client.stats_of_servers(STATS_TIMEOUT).ok());
+    let servers = asked.unwrap_or_default();
+    let mut snapshot = Snapshot { asked_ns, at_ns: monotonic_ns(), own_cpu_us: process_cpu_us(), servers, ..Snapshot::default() };
     for session in sessions {
         let counters = session.client.counters();
         snapshot.records_sent += counters.acked + counters.in_flight + counters.in_doubt;
@@ -226,13 +230,22 @@ fn snapshot(sessions: &[Session]) -> Snapshot {
 }
 
 impl Snapshot {
-    /// Whether the server was restarted between this and a later snapshot: it is up for less than the time between them
+    /// Whether a server was restarted between this and a later snapshot: it is up for less than the time between them
     /// longer than it was.
     fn is_restarted(&self, later: &Self) -> bool {
-        let (Some(before), Some(after)) = (self.server, later.server) else { return false };
         // However long each answer took to come, so much time has passed at least.
         let elapsed_us = later.asked_ns.saturating_sub(self.at_ns).saturating_sub(UPTIME_SLACK_NS) / 1000;
-        after.uptime_us < before.uptime_us.saturating_add(elapsed_us)
+        let mut pairs = self.servers.iter().flatten().zip(later.servers.iter().flatten());
+        self.servers.len() == later.servers.len()
+            && pairs.any(|(before, after)| after.uptime_us < before.uptime_us.saturating_add(elapsed_us))
+    }
+
+    /// All servers together, if all could be asked.
+    fn sum(&self) -> Option<ServerStats> {
+        let all = self.servers.iter().copied().collect::<Option<Vec<ServerStats>>>().filter(|all| !all.is_empty())?;
+        let mut sum = ServerStats::default();
+        all.iter().for_each(|stats| sum.add_server(stats));
+        Some(sum)
     }
 }
 
@@ -261,7 +274,7 @@ fn finish(
     drain(&sessions, &mut outcome.notes);
     // A replay without a duration is measured from its first record to its last acknowledgement.
     let after = watched.after.unwrap_or_else(|| snapshot(&sessions));
-    let before = if timing.from_ns == timing.start_ns { start } else { watched.before.unwrap_or(start) };
+    let before = watched.before.filter(|_| timing.from_ns != timing.start_ns).unwrap_or_else(|| start.clone());
     outcome.window_from_unix_us = unix_us_at(timing.from_ns);
     outcome.window_seconds = timing.window_seconds(watched.stopped_ns.unwrap_or(after.at_ns));
     outcome.own_cpu_seconds = (after.own_cpu_us - before.own_cpu_us) as f64 / 1e6;
@@ -269,7 +282,7 @@ fn finish(
     let records = after.records_sent.saturating_sub(before.records_sent);
     outcome.mean_batch_records = if batches == 0 { 0.0 } else { records as f64 / batches as f64 };
     outcome.server = server_side(&sessions, &before, &after, &mut outcome.notes);
-    outcome.stored_is_partial = partial_reason(&sessions, &start);
+    outcome.stored_is_partial = partial_reason(plan, &sessions, &start);
     outcome.notes.extend(outcome.stored_is_partial.clone());
     let deadline_ns = monotonic_ns() + duration_ns(CLOSE_TIMEOUT);
     for session in sessions {
@@ -280,6 +293,7 @@ fn finish(
         outcome.acked_total += counters.acked;
         outcome.tnt_errors += counters.tnt_errors();
         outcome.in_doubt += counters.in_doubt;
+        outcome.maybe_stored_elsewhere += counters.maybe_stored_elsewhere;
         outcome.acked.merge(&session.acks.measured.lock().unwrap_or_else(PoisonError::into_inner));
     }
     outcome
@@ -300,14 +314,18 @@ fn drain(sessions: &[Session], notes: &mut Vec<String>) {
     }
 }
 
-/// Why the server may know only part of what the sessions sent, if it may.
-fn partial_reason(sessions: &[Session], start: &Snapshot) -> Option<String> {
+/// Why the servers may know only part of what the sessions sent, if they may.
+fn partial_reason(plan: &Plan, sessions: &[Session], start: &Snapshot) -> Option<String> {
     let breaks: u64 = sessions.iter().map(|session| session.client.counters().disconnects).sum();
     if breaks == 0 {
         return None;
     }
-    let restarted = if start.is_restarted(&snapshot(sessions)) { ", and the server was restarted" } else { "" };
-    Some(format!("connections broken during the run: {breaks}{restarted}"))
+    let end = snapshot(sessions);
+    let restarted = if start.is_restarted(&end) { ", and a server was restarted" } else { "" };
+    let away = plan.targets.iter().zip(&end.servers).filter(|(_, stats)| stats.is_none()).map(|(target, _)| target.as_str());
+    let away: Vec<&str> = away.collect();
+    let away = if away.is_empty() { String::new() } else { format!(", and away is {}", away.join(", ")) };
+    Some(format!("connections broken during the run: {breaks}{restarted}{away}"))
 }
 
 fn server_side(sessions: &[Session], before: &Snapshot, after: &Snapshot, notes: &mut Vec<String>) -> Option<ServerSide> {
@@ -326,9 +344,9 @@ fn server_side(sessions: &[Session], before: &Snapshot, after: &Snapshot, notes:
             notes.push(format!("the server rejected {} records of one session", stats.rejected));
         }
     }
-    match (before.server, after.server) {
+    match (before.sum(), after.sum()) {
         (Some(_), Some(_)) if before.is_restarted(after) => {
-            notes.push("the server's CPU time is not known: it was restarted during the measured window".to_owned());
+            notes.push("the server's CPU time is not known: one was restarted during the measured window".to_owned());
         }
         (Some(before), Some(after)) => {
             side.cpu_seconds = after.cpu_us.saturating_sub(before.cpu_us) as f64 / 1e6;

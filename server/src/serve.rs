@@ -291,16 +291,21 @@ pub(crate) fn enough_locked_memory(allowed: Option<u64>) -> anyhow::Result<()> {
 }
 
 fn topology(config: &Config, shard_count: u32) -> anyhow::Result<Topology> {
+    let uuid = |bytes| uuid::Builder::from_random_bytes(bytes).into_uuid().into_bytes();
+    let (deployment_id, identity_key) = match &config.deployment {
+        Some(deployment) => (deployment.id, deployment.identity_key),
+        None => (uuid(random()?), random()?),
+    };
     Ok(Topology {
         server_id: match config.server_id {
             Some(id) => id,
-            None => uuid::Builder::from_random_bytes(random()?).into_uuid().into_bytes(),
+            None => uuid(random()?),
         },
-        deployment_id: random()?,
+        deployment_id,
         epoch: u64::from_le_bytes(random()?),
         shard_count,
         routing_seed: u64::from_le_bytes(random()?),
-        identity_key: random()?,
+        identity_key,
         package: PackageVersion::parse(env!("CARGO_PKG_VERSION")),
         max_body_bytes: DEFAULT_MAX_BODY_BYTES,
     })

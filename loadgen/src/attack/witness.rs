@@ -11,7 +11,7 @@ use crate::run::{CONNECT_TIMEOUT, unreachable_server};
 use crate::traffic::source_address;
 use anyhow::{Context, Result, bail};
 use hdrhistogram::Histogram;
-use postanalytics_client::{Action, Client, ListChange, Subject};
+use postanalytics_client::{Action, Client, ClientBuilder, ListChange, Subject};
 use postanalytics_protocol::Source;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
@@ -64,8 +64,10 @@ impl Witness {
     pub fn connect(plan: &Plan, attackers: &[Attacker]) -> Result<Self> {
         let listed = Listed::default();
         let for_hook = Arc::clone(&listed);
-        let client = Client::builder()
-            .server(plan.target.as_str())
+        let client = plan
+            .targets
+            .iter()
+            .fold(Client::builder(), ClientBuilder::server)
             .node_name("loadgen-witness")
             .congestion_control(plan.congestion.clone())
             .on_listed(move |changes| note(&for_hook, changes))

@@ -122,7 +122,7 @@ fn a_restart_shows_in_the_time_that_the_server_is_up() {
     let snapshot = |asked_ms: u64, answered_ms: u64, uptime_ms: u64| Snapshot {
         asked_ns: asked_ms * 1_000_000,
         at_ns: answered_ms * 1_000_000,
-        server: Some(ServerStats { uptime_us: uptime_ms * 1000, ..ServerStats::default() }),
+        servers: vec![Some(ServerStats { uptime_us: uptime_ms * 1000, ..ServerStats::default() })],
         ..Snapshot::default()
     };
     let start = snapshot(1_000, 1_001, 5_000);

@@ -39,6 +39,7 @@ pub(crate) fn status(flags: &StatusFlags) -> Result<String> {
         let facts = facts(&[
             ("version", fact("/version")),
             ("server id", fact("/server_id")),
+            ("deployment id", fact("/deployment_id")),
             ("ready", fact("/ready")),
             ("up", format!("{} s", fact("/uptime_seconds"))),
             ("CPU time", format!("{} s", fact("/cpu_seconds"))),

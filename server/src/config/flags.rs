@@ -237,9 +237,18 @@ pub struct ServeFlags {
     /// How long the end may take after SIGTERM, up to 600s [env: POSTANALYTICS_DRAIN_DEADLINE] [default: 10s]
     #[arg(long, value_name = "DURATION")]
     pub drain_deadline: Option<String>,
-    /// Id of this server; random if not given [env: POSTANALYTICS_SERVER_ID]
+    /// Id of this server; random if not given. Where nodes have several servers, their sources stay with this one over a restart
+    /// only if it is given [env: POSTANALYTICS_SERVER_ID]
     #[arg(long, value_name = "UUID")]
     pub server_id: Option<String>,
+    /// Id that all servers of the same nodes share; random if not given. Goes with --identity-key-file
+    /// [env: POSTANALYTICS_DEPLOYMENT_ID]
+    #[arg(long, value_name = "UUID")]
+    pub deployment_id: Option<String>,
+    /// File with 64 hexadecimal digits (`openssl rand -hex 32`), the same for all servers of the same nodes: the key with which
+    /// nodes hash user names and session ids; random if not given [env: POSTANALYTICS_IDENTITY_KEY_FILE]
+    #[arg(long, value_name = "FILE")]
+    pub identity_key_file: Option<String>,
     /// Run the detectors, with these numbers and actions (TOML, may be empty), read again on SIGHUP. Without it none runs: they
     /// still cost more than all the rest [env: POSTANALYTICS_CONFIG]
     #[arg(long, value_name = "FILE")]

@@ -68,6 +68,21 @@ pub struct Access {
     pub insecure: bool,
 }
 
+/// What servers of the same nodes have in common.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Deployment {
+    /// Its id.
+    pub id: [u8; 16],
+    /// The key with which nodes hash identities.
+    pub identity_key: [u8; 32],
+}
+
+impl std::fmt::Debug for Deployment {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Deployment").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
 /// What the server does, with nothing left open.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -101,6 +116,8 @@ pub struct Config {
     pub drain_deadline: Duration,
     /// Id of this server; `None`: random.
     pub server_id: Option<[u8; 16]>,
+    /// What it has in common with the other servers of its nodes; `None`: random.
+    pub deployment: Option<Deployment>,
     /// What the detectors count, and what follows; `None`: they do not run.
     pub detection: Option<DetectionConfig>,
     /// Format of the log.
@@ -142,12 +159,14 @@ const RECEIVE_BUFFER_BYTES: Key =
 const FRAME_DEADLINE: Key = Key { flag: "frame-deadline", names: &["POSTANALYTICS_FRAME_DEADLINE"], default: "10s" };
 const DRAIN_DEADLINE: Key = Key { flag: "drain-deadline", names: &["POSTANALYTICS_DRAIN_DEADLINE"], default: "10s" };
 const SERVER_ID: Key = Key { flag: "server-id", names: &["POSTANALYTICS_SERVER_ID"], default: "" };
+const DEPLOYMENT_ID: Key = Key { flag: "deployment-id", names: &["POSTANALYTICS_DEPLOYMENT_ID"], default: "" };
+const IDENTITY_KEY_FILE: Key = Key { flag: "identity-key-file", names: &["POSTANALYTICS_IDENTITY_KEY_FILE"], default: "" };
 const CONFIG: Key = Key { flag: "config", names: &["POSTANALYTICS_CONFIG"], default: "" };
 const LOG: Key = Key { flag: "log", names: &["POSTANALYTICS_LOG"], default: "text" };
 const LOG_FILE: Key = Key { flag: "log-file", names: &["POSTANALYTICS_LOG_FILE"], default: "" };
 const EVENTS: Key = Key { flag: "events", names: &["POSTANALYTICS_EVENTS"], default: "" };
 const LABELS: Key = Key { flag: "labels", names: &["WALLARM_LABELS"], default: "" };
-const ALL_KEYS: [&Key; 22] = [
+const ALL_KEYS: [&Key; 24] = [
     &STATUS,
     &STATUS_HOST,
     &STATUS_TOKEN_FILE,
@@ -165,6 +184,8 @@ const ALL_KEYS: [&Key; 22] = [
     &FRAME_DEADLINE,
     &DRAIN_DEADLINE,
     &SERVER_ID,
+    &DEPLOYMENT_ID,
+    &IDENTITY_KEY_FILE,
     &CONFIG,
     &LOG,
     &LOG_FILE,
@@ -227,7 +248,8 @@ impl Config {
                 .parse(&FRAME_DEADLINE, flags.frame_deadline.as_deref(), |text| values::duration_of_seconds(text, 1..=60))?,
             drain_deadline: layers
                 .parse(&DRAIN_DEADLINE, flags.drain_deadline.as_deref(), |text| values::duration_of_seconds(text, 0..=600))?,
-            server_id: layers.parse(&SERVER_ID, flags.server_id.as_deref(), server_id)?,
+            server_id: layers.parse(&SERVER_ID, flags.server_id.as_deref(), id)?,
+            deployment: deployment(flags, &mut layers)?,
             detection: if detection_file.is_empty() { None } else { Some(read_detection(Path::new(&detection_file))?) },
             log_format: layers.parse(&LOG, flags.log.as_deref(), |text| match text {
                 "text" => Ok(LogFormat::Text),
@@ -314,7 +336,45 @@ fn buffer_bytes(text: &str) -> Result<u32, String> {
     if (256..=16 << 20).contains(&bytes) { Ok(bytes) } else { Err("it must be 256 to 16777216 bytes".to_owned()) }
 }
 
-fn server_id(text: &str) -> Result<Option<[u8; 16]>, String> {
+/// Both values or none: with one alone, nodes would find that the servers do not belong together.
+fn deployment(flags: &ServeFlags, layers: &mut Layers<'_>) -> Result<Option<Deployment>, ConfigError> {
+    let deployment_id = layers.parse(&DEPLOYMENT_ID, flags.deployment_id.as_deref(), id)?;
+    let (key_file, _) = layers.text(&IDENTITY_KEY_FILE, flags.identity_key_file.as_deref())?;
+    match (deployment_id, key_file.as_str()) {
+        (None, "") => Ok(None),
+        (Some(id), file) if !file.is_empty() => Ok(Some(Deployment { id, identity_key: read_identity_key(Path::new(file))? })),
+        (Some(_), _) => Err(ConfigError::start(
+            "deployment-id is given and identity-key-file is not: servers of the same nodes share both; make a key with \
+             `openssl rand -hex 32` and give all of them the same file",
+        )),
+        (None, file) => Err(ConfigError::start(format!(
+            "identity-key-file is {file:?} and deployment-id is not given: servers of the same nodes share both; make an id with \
+             `uuidgen` and give all of them the same"
+        ))),
+    }
+}
+
+fn read_identity_key(path: &Path) -> Result<[u8; 32], ConfigError> {
+    let text = read_small_file(path, 4096).map_err(ConfigError::start)?;
+    let digits = text.trim();
+    let wrong = || {
+        ConfigError::start(format!(
+            "the identity key in {} has {} characters: it must be 64 hexadecimal digits; make one with `openssl rand -hex 32`",
+            path.display(),
+            digits.len()
+        ))
+    };
+    let mut key = [0; 32];
+    if digits.len() != 2 * key.len() || !digits.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return Err(wrong());
+    }
+    for (byte, at) in key.iter_mut().zip((0..).step_by(2)) {
+        *byte = u8::from_str_radix(&digits[at..at + 2], 16).map_err(|_| wrong())?;
+    }
+    Ok(key)
+}
+
+fn id(text: &str) -> Result<Option<[u8; 16]>, String> {
     if text.is_empty() {
         return Ok(None);
     }

@@ -1,12 +1,13 @@
 //! What SIGHUP may change: the configuration that was read anew, less what only a restart changes. Pure.
 //!
-//! Shards, memory and ports stay as they are, and so do the log's form and place and the server's id. Whether detectors run at
+//! Shards, memory and ports stay as they are, and so do the log's form and place, the server's id and what
+//! it shares with others. Whether detectors run at
 //! all stays too, for their state is mapped at the start.
 
 use super::{Config, Setting};
 
 /// Values that stay until a restart, by their flags: `host` and `port` are those of `--listen`.
-const FIXED: [&str; 16] = [
+const FIXED: [&str; 18] = [
     "listen",
     "host",
     "port",
@@ -19,6 +20,8 @@ const FIXED: [&str; 16] = [
     "receive-buffers",
     "receive-buffer-bytes",
     "server-id",
+    "deployment-id",
+    "identity-key-file",
     "log",
     "log-file",
     "events",
@@ -64,6 +67,7 @@ impl Reload {
             receive_buffers: running.receive_buffers,
             receive_buffer_bytes: running.receive_buffer_bytes,
             server_id: running.server_id,
+            deployment: running.deployment.clone(),
             log_format: running.log_format,
             log_file: running.log_file.clone(),
             events: running.events.clone(),

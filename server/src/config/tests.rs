@@ -133,6 +133,33 @@ fn errors_name_source_and_remedy() {
 }
 
 #[test]
+fn servers_of_a_deployment_share_two_values_or_none() {
+    let files = Files::new();
+    let key = files.put("key", &format!("{}\n", "0aF1".repeat(16)));
+    let id = "00112233-4455-6677-8899-aabbccddeeff";
+    let of = |id: Option<&str>, key: Option<&str>| ServeFlags {
+        deployment_id: id.map(str::to_owned),
+        identity_key_file: key.map(str::to_owned),
+        ..files.flags("", "")
+    };
+    assert_eq!(resolve(&of(None, None), &[]).expect("good").deployment, None);
+    let deployment = resolve(&of(Some(id), Some(&key)), &[]).expect("good").deployment.expect("given");
+    assert_eq!((deployment.id[0], deployment.id[15], &deployment.identity_key[..3]), (0, 0xff, &[0x0a, 0xf1, 0x0a][..]));
+    assert!(!format!("{deployment:?}").contains("241"), "the key is not shown");
+    for (flags, words) in [
+        (of(Some(id), None), ["identity-key-file is not", "openssl rand -hex 32"]),
+        (of(None, Some(&key)), ["deployment-id is not", "uuidgen"]),
+        (of(Some("x"), Some(&key)), ["bad --deployment-id", "UUID"]),
+        (of(Some(id), Some(&files.put("short", "0aF1"))), ["has 4 characters", "64 hexadecimal digits"]),
+        (of(Some(id), Some(&files.put("odd", &"é".repeat(32)))), ["64 hexadecimal digits", "openssl"]),
+        (of(Some(id), Some("/nowhere/key")), ["/nowhere/key", "readable"]),
+    ] {
+        let error = resolve(&flags, &[]).expect_err("wrong").text;
+        assert!(words.iter().all(|word| error.contains(word)), "{error}");
+    }
+}
+
+#[test]
 fn the_command_line_takes_flags_in_both_places() {
     use clap::Parser;
     let bare =

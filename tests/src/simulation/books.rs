@@ -88,6 +88,19 @@ struct Entry {
     acked: bool,
 }
 
+/// What the records of one owner come to.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Sums {
+    /// Acknowledged.
+    pub acked: u64,
+    /// Stored by any server that there ever was.
+    pub anywhere: u64,
+    /// Stored by one that is there.
+    pub here: u64,
+    /// The same, each as often as it is stored.
+    pub copies_here: u64,
+}
+
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Books {
@@ -141,12 +154,16 @@ impl Books {
         entry.acked = true;
     }
 
-    /// (acked, stored by any server, stored by this one) of one owner.
-    pub fn sums(&self, owner: usize, server: u32) -> (u64, u64, u64) {
-        let of = self.entries.iter().filter(|entry| entry.owner == owner);
-        of.fold((0, 0, 0), |(acked, anywhere, here), entry| {
-            let stored = (u64::from(entry.stored != 0), entry.stored >> server & 1);
-            (acked + u64::from(entry.acked), anywhere + stored.0, here + stored.1)
-        })
+    /// What one owner's records come to; `servers` are those that are there.
+    pub fn sums(&self, owner: usize, servers: &[u32]) -> Sums {
+        let there = servers.iter().fold(0, |bits, server| bits | 1 << server);
+        let mut sums = Sums::default();
+        for entry in self.entries.iter().filter(|entry| entry.owner == owner) {
+            sums.acked += u64::from(entry.acked);
+            sums.anywhere += u64::from(entry.stored != 0);
+            sums.here += u64::from(entry.stored & there != 0);
+            sums.copies_here += u64::from((entry.stored & there).count_ones());
+        }
+        sums
     }
 }

@@ -13,7 +13,10 @@
 //! every queue empty. Then the server drains, and nothing may be left. The oracles stand beside what they watch, in [`kernel`],
 //! [`server`], [`node`], [`naive`] and [`books`].
 //!
-//! Not simulated: TLS, HTTP, the accept limits, several servers at a time, damage to bytes (TCP's and the CRC's business).
+//! A quarter of the worlds have two servers at a time, which go and come each for itself, and between which the nodes divide
+//! their records.
+//!
+//! Not simulated: TLS, HTTP, the accept limits, damage to bytes (TCP's and the CRC's business).
 
 pub mod books;
 pub mod fate;
@@ -37,8 +40,17 @@ use server::{Server, Totals};
 const REST_US: u64 = 600_000_000;
 /// Steps after which it never will.
 const REST_STEPS: u64 = 300_000;
-/// Most servers one after the other.
+/// Most servers one after the other, at each place.
 const SERVERS_MAX: u32 = 6;
+
+/// Where one server stands at a time.
+#[derive(Debug, Default)]
+struct Place {
+    server: Option<Server>,
+    /// A server starts again then.
+    starts_us: u64,
+    started: u32,
+}
 
 /// See the module.
 #[derive(Debug)]
@@ -46,9 +58,8 @@ pub struct World {
     fate: SharedFate,
     network: SharedNetwork,
     books: Books,
-    server: Option<Server>,
-    /// A server starts again then.
-    starts_us: u64,
+    places: Vec<Place>,
+    /// How many servers there have been.
     servers: u32,
     small: bool,
     nodes: Vec<Node>,
@@ -65,25 +76,41 @@ impl World {
         let long = fate.once_in(8);
         let most = if long { 80 } else { 250 };
         let small = fate.once_in(8);
-        let server = Server::start(&fate, &network, 0, small);
-        let (node_count, naive_count) = (1 + fate.below(3), fate.below(3));
-        let records = || 10 + fate.below(most) as u64;
-        let nodes = (0..node_count).map(|owner| Node::new(&fate, &network, owner, records())).collect();
-        let naives = (node_count..node_count + naive_count).map(|owner| Naive::new(&fate, &network, owner, records())).collect();
-        let books = Books::new(long);
-        Self {
-            fate,
-            network,
-            books,
-            server: Some(server),
-            starts_us: 0,
-            servers: 1,
+        let places = (0..1 + usize::from(seed % 4 == 2)).map(|_| Place::default()).collect();
+        let mut world = Self {
+            fate: fate.clone(),
+            network: network.clone(),
+            books: Books::new(long),
+            places,
+            servers: 0,
             small,
-            nodes,
-            naives,
+            nodes: Vec::new(),
+            naives: Vec::new(),
             totals: Totals::default(),
             steps: 0,
+        };
+        for place in 0..world.places.len() {
+            world.start(place);
         }
+        let (node_count, naive_count) = (1 + fate.below(3), fate.below(3));
+        let records = || 10 + fate.below(most) as u64;
+        let servers = world.places.len();
+        let naives = node_count..node_count + naive_count;
+        world.nodes = (0..node_count).map(|owner| Node::new(&fate, &network, owner, servers, records())).collect();
+        world.naives = naives.map(|owner| Naive::new(&fate, &network, owner, records())).collect();
+        world
+    }
+
+    fn start(&mut self, place: usize) {
+        let shared = (self.places.len() > 1).then_some(place);
+        let server = Server::start(&self.fate, &self.network, self.servers, shared, self.small);
+        self.servers += 1;
+        self.places[place].server = Some(server);
+        self.places[place].started += 1;
+    }
+
+    fn servers(&self) -> impl Iterator<Item = &Server> {
+        self.places.iter().filter_map(|place| place.server.as_ref())
     }
 
     /// Runs it to its end. Panics if an oracle says no.
@@ -121,7 +148,7 @@ impl World {
                 None => self.naives[victim - self.nodes.len()].stalled_until_us = until_us,
             }
         }
-        if let Some(server) = &mut self.server {
+        for server in self.places.iter_mut().filter_map(|place| place.server.as_mut()) {
             if fate.strikes(Fault::StarvedShard) {
                 let shard = fate.below(server.units.len());
                 server.units[shard].starved_until_us = now_us + fate.below(3_000_000) as u64;
@@ -139,26 +166,33 @@ impl World {
             fate.get().now_us += slept_us;
             self.books.forgets |= slept_us >= 800_000_000;
         }
-        self.restart();
-    }
-
-    fn restart(&mut self) {
-        let fate = self.fate.clone();
-        if let Some(server) = &mut self.server {
-            if self.servers < SERVERS_MAX && fate.strikes_rarely(Fault::ServerKilled, 16) {
-                server.kill();
-                self.stop();
-            } else if self.servers < SERVERS_MAX && !server.draining && fate.strikes_rarely(Fault::ServerDrained, 16) {
-                server.drain();
-            }
+        if self.places.len() > 1 && fate.strikes(Fault::Partition) {
+            let (node, place) = (fate.below(self.nodes.len()), fate.below(self.places.len()));
+            self.nodes[node].cut_until_us[place] = now_us + fate.below(60_000_000) as u64;
+        }
+        for place in 0..self.places.len() {
+            self.restart(place);
         }
     }
 
-    /// The server process is gone.
-    fn stop(&mut self) {
-        if let Some(mut server) = self.server.take() {
+    fn restart(&mut self, place: usize) {
+        let fate = self.fate.clone();
+        let Place { server: Some(server), started, .. } = &mut self.places[place] else { return };
+        let may_end = *started < SERVERS_MAX;
+        if may_end && fate.strikes_rarely(Fault::ServerKilled, 16) {
+            server.kill();
+            self.stop(place);
+        } else if may_end && !server.draining && fate.strikes_rarely(Fault::ServerDrained, 16) {
+            server.drain();
+        }
+    }
+
+    /// The server process is gone. Where there is another one, it may be away for longer.
+    fn stop(&mut self, place: usize) {
+        let longest_us = if self.places.len() > 1 { 40_000_000 } else { 2_000_000 };
+        if let Some(mut server) = self.places[place].server.take() {
             server.add_to(&mut self.totals);
-            self.starts_us = self.fate.now_us() + self.fate.below(2_000_000) as u64;
+            self.places[place].starts_us = self.fate.now_us() + self.fate.below(longest_us) as u64;
         }
     }
 
@@ -174,32 +208,41 @@ impl World {
     /// Everybody gets a turn, in an order of chance.
     fn step(&mut self) {
         self.steps += 1;
-        if self.server.is_none() && self.starts_us <= self.fate.now_us() {
-            self.server = Some(Server::start(&self.fate, &self.network, self.servers, self.small));
-            self.servers += 1;
-        }
-        let shards = match &mut self.server {
-            Some(server) => {
-                server.control();
-                server.units.len()
+        // The shards of all servers, one after the other.
+        let mut units = Vec::new();
+        for place in 0..self.places.len() {
+            if self.places[place].server.is_none() && self.places[place].starts_us <= self.fate.now_us() {
+                self.start(place);
             }
-            None => 0,
-        };
+            if let Some(server) = &mut self.places[place].server {
+                server.control();
+                units.extend((0..server.units.len()).map(|shard| (place, shard)));
+            }
+        }
+        let shards = units.len();
         let actors = shards + self.nodes.len() + self.naives.len();
         let first = self.fate.below(actors);
         for actor in (first..actors).chain(0..first) {
+            if let Some((place, shard)) = units.get(actor) {
+                if let Some(server) = &mut self.places[*place].server {
+                    server.turn(*shard, &mut self.books);
+                }
+                continue;
+            }
             // A server that drains accepts nobody.
-            let accepting = self.server.as_mut().filter(|server| !server.draining);
+            let accepting = self.places.iter_mut().map(|place| place.server.as_mut().filter(|server| !server.draining));
+            let mut accepting: Vec<Option<&mut Server>> = accepting.collect();
             if let Some(naive) = actor.checked_sub(shards + self.nodes.len()) {
-                self.naives[naive].turn(accepting, &mut self.books);
-            } else if let Some(node) = actor.checked_sub(shards) {
-                self.nodes[node].turn(accepting, &mut self.books);
-            } else if let Some(server) = &mut self.server {
-                server.turn(actor, &mut self.books);
+                let seat = self.naives[naive].seat(accepting.len());
+                self.naives[naive].turn(accepting.swap_remove(seat), &mut self.books);
+            } else {
+                self.nodes[actor - shards].turn(&mut accepting, &mut self.books);
             }
         }
-        if self.server.as_ref().is_some_and(Server::is_drained) {
-            self.stop();
+        for place in 0..self.places.len() {
+            if self.places[place].server.as_ref().is_some_and(Server::is_drained) {
+                self.stop(place);
+            }
         }
     }
 
@@ -207,10 +250,15 @@ impl World {
     fn come_to_rest(&mut self) {
         self.fate.get().hostile = false;
         let now_us = self.fate.now_us();
-        self.nodes.iter_mut().for_each(|node| node.stalled_until_us = 0);
+        for node in &mut self.nodes {
+            node.stalled_until_us = 0;
+            node.cut_until_us.fill(0);
+        }
         self.naives.iter_mut().for_each(|naive| naive.stalled_until_us = 0);
-        for unit in self.server.iter_mut().flat_map(|server| &mut server.units) {
-            unit.starved_until_us = 0;
+        for place in &mut self.places {
+            for unit in place.server.iter_mut().flat_map(|server| &mut server.units) {
+                unit.starved_until_us = 0;
+            }
         }
         let until = (now_us + REST_US, self.steps + REST_STEPS);
         for node in &mut self.nodes {
@@ -222,31 +270,33 @@ impl World {
             if self.fate.now_us() > until.0 || self.steps > until.1 {
                 let nodes: Vec<String> = self.nodes.iter().map(Node::describe).collect();
                 let naives: Vec<String> = self.naives.iter().map(Naive::describe).collect();
-                let server = self.server.as_mut().map(Server::describe);
-                panic!("it never comes to rest: {nodes:#?} {naives:#?} {server:#?}");
+                let servers: Vec<_> = self.places.iter_mut().map(|place| place.server.as_mut().map(Server::describe)).collect();
+                panic!("it never comes to rest: {nodes:#?} {naives:#?} {servers:#?}");
             }
         }
     }
 
     fn is_at_rest(&self) -> bool {
-        let server = self.server.as_ref().is_some_and(|server| !server.draining && server.is_quiet());
-        server && self.nodes.iter().all(Node::is_settled) && self.naives.iter().all(Naive::is_settled)
+        let are_quiet = self.servers().all(|server| !server.draining && server.is_quiet());
+        are_quiet
+            && self.servers().count() == self.places.len()
+            && self.nodes.iter().all(Node::is_settled)
+            && self.naives.iter().all(Naive::is_settled)
     }
 
     /// Time passes until something happens.
     fn pass(&mut self) {
         let now_us = self.fate.now_us();
         let mut next_us = self.network.get().next_us();
-        match &mut self.server {
-            Some(server) => next_us = next_us.min(server.next_us()),
-            None => next_us = next_us.min(self.starts_us),
+        for place in &mut self.places {
+            next_us = next_us.min(place.server.as_mut().map_or(place.starts_us, Server::next_us));
         }
         let nodes = self.nodes.iter().map(Node::next_us);
         next_us = nodes.chain(self.naives.iter().map(Naive::next_us)).fold(next_us, u64::min);
         self.fate.get().now_us = next_us.clamp(now_us + 200, now_us + 1_000_000);
     }
 
-    /// The end: books are compared, the server drains.
+    /// The end: books are compared, the servers drain.
     fn end(&mut self) {
         // What is on its way arrives, what is closing closes.
         let until_us = self.fate.now_us() + 5_000_000;
@@ -254,19 +304,24 @@ impl World {
             self.pass();
             self.step();
         }
-        let Some(server) = &mut self.server else { unreachable!("it came to rest") };
-        server.check_rest();
-        for node in &self.nodes {
-            node.check_end(server, &self.books);
-        }
+        let servers: Vec<&Server> = self.servers().collect();
+        assert_eq!(servers.len(), self.places.len(), "it came to rest");
+        servers.iter().for_each(|server| server.check_rest());
+        self.nodes.iter().for_each(|node| node.check_end(&servers, &self.books));
         self.naives.iter().for_each(|naive| naive.check_end(&self.books));
-        server.drain();
+        for place in 0..self.places.len() {
+            self.end_one(place);
+        }
+    }
+
+    fn end_one(&mut self, place: usize) {
+        self.places[place].server.iter_mut().for_each(Server::drain);
         let until_us = self.fate.now_us() + 15_000_000;
-        while self.server.is_some() {
+        while self.places[place].server.is_some() {
             self.pass();
             self.step();
             if self.fate.now_us() >= until_us {
-                panic!("the server never drains: {:#?}", self.server.as_mut().map(Server::describe));
+                panic!("the server never drains: {:#?}", self.places[place].server.as_mut().map(Server::describe));
             }
         }
     }

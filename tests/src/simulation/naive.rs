@@ -85,12 +85,17 @@ impl Naive {
 
     /// Asserts what must hold once all is settled.
     pub fn check_end(&self, books: &Books) {
-        let (acked, stored, here) = books.sums(self.owner, self.server);
+        let sums = books.sums(self.owner, &[self.server]);
         assert!(
-            acked <= stored && here <= acked + self.in_doubt,
-            "acked ≤ stored ≤ acked + in doubt: {acked} {stored} {}",
+            sums.acked <= sums.anywhere && sums.here <= sums.acked + self.in_doubt,
+            "acked ≤ stored ≤ acked + in doubt: {sums:?} {}",
             self.in_doubt
         );
+    }
+
+    /// Which of so many servers it speaks to.
+    pub const fn seat(&self, seats: usize) -> usize {
+        self.owner % seats
     }
 
     /// When it goes on if nothing comes, µs.

@@ -5,7 +5,7 @@ use super::fate::{Fault, SharedFate};
 use super::network::{Found, SharedNetwork, Way};
 use super::server::Server;
 use postanalytics_client::SendError;
-use postanalytics_client::simulated::{Settings, SimulatedClient, SocketEnd};
+use postanalytics_client::simulated::{Settings, SimulatedClient, SocketEnd, server_of};
 
 /// Servers remember a session for at least so long.
 const FORGET_US: u64 = 900_000_000;
@@ -32,6 +32,9 @@ pub struct Node {
     sockets: Vec<Socket>,
     /// It neither reads nor writes until then.
     pub stalled_until_us: u64,
+    /// It is cut off from each server until then.
+    pub cut_until_us: Vec<u64>,
+    failovers: u64,
     awake_us: u64,
     /// Records that it is still to send.
     pub records_left: u64,
@@ -42,13 +45,14 @@ pub struct Node {
 
 impl Node {
     /// A node whose records belong to `owner` in the books.
-    pub fn new(fate: &SharedFate, network: &SharedNetwork, owner: usize, records: u64) -> Self {
+    pub fn new(fate: &SharedFate, network: &SharedNetwork, owner: usize, servers: usize, records: u64) -> Self {
         let settings = Settings {
             node: [owner as u8 + 1; 16],
             seed: fate.number(),
             queue_bytes: [3_000, 30_000, 3_000_000, 100_000_000][fate.below(4)],
             batch_bytes: [1_000, 4_000, 60_000][fate.below(3)],
             record_time_limit_us: [900_000_000, 900_000_000, 20_000_000][fate.below(3)],
+            servers,
         };
         let impatient = settings.record_time_limit_us < FORGET_US;
         Self {
@@ -60,6 +64,8 @@ impl Node {
             born_us: fate.now_us(),
             sockets: Vec::new(),
             stalled_until_us: 0,
+            cut_until_us: vec![0; servers],
+            failovers: 0,
             awake_us: 0,
             records_left: records,
             refused: 0,
@@ -88,14 +94,14 @@ impl Node {
     }
 
     /// A turn of the background thread, if something wakes it.
-    pub fn turn(&mut self, server: Option<&mut Server>, books: &mut Books) {
+    pub fn turn(&mut self, servers: &mut [Option<&mut Server>], books: &mut Books) {
         let now_us = self.fate.now_us();
         if self.stalled_until_us > now_us || !(self.awake_us <= now_us || self.client.woken() || self.is_ready()) {
             return;
         }
         self.fate.note(0x100 + self.owner as u64, self.sockets.len() as u64);
         self.set_time();
-        self.serve(server);
+        self.serve(servers);
         self.client.take();
         self.open_and_close();
         self.write();
@@ -105,8 +111,13 @@ impl Node {
 
     /// When it wakes if nothing comes, µs.
     pub fn next_us(&self) -> u64 {
-        let connects = self.sockets.iter().filter(|socket| socket.connection.is_none()).map(|socket| socket.connects_us).min();
+        let connecting = self.sockets.iter().filter(|socket| socket.connection.is_none());
+        let connects = connecting.map(|socket| socket.connects_us.max(self.cut_until_us[server_of(socket.link)])).min();
         self.awake_us.min(connects.unwrap_or(u64::MAX)).max(self.stalled_until_us)
+    }
+
+    fn is_cut(&self, link: u64) -> bool {
+        self.cut_until_us[server_of(link)] > self.fate.now_us()
     }
 
     /// Asserts what must hold at all times.
@@ -114,6 +125,10 @@ impl Node {
         self.client.invariants();
         for number in self.client.take_acked() {
             books.acked(self.owner, number);
+        }
+        let failovers = self.client.counters().failovers;
+        for _ in std::mem::replace(&mut self.failovers, failovers)..failovers {
+            self.fate.happened(Fault::Failover);
         }
         let error = self.client.last_error();
         for nonsense in ["no frame", "frame of session", "which may not come now", "never sent to it", "not to"] {
@@ -130,14 +145,20 @@ impl Node {
 
     /// Asserts what must hold once all is settled. What a server stored that is gone is gone with it: records that were to be
     /// sent again to the next one and were given up before count as lost.
-    pub fn check_end(&self, server: &Server, books: &Books) {
+    pub fn check_end(&self, servers: &[&Server], books: &Books) {
         let counters = self.client.counters();
-        let (acked, stored, here) = books.sums(self.owner, server.number);
-        assert_eq!((counters.acked, counters.refused_full), (acked, self.refused), "{counters:?}");
+        let numbers: Vec<u32> = servers.iter().map(|server| server.number).collect();
+        let sums = books.sums(self.owner, &numbers);
+        assert_eq!((counters.acked, counters.refused_full), (sums.acked, self.refused), "{counters:?}");
         assert!(
-            acked <= stored && here <= acked + counters.in_doubt,
-            "acked ≤ stored ≤ acked + in doubt: {counters:?}, {stored}, {here} of them here"
+            sums.acked <= sums.anywhere && sums.here <= sums.acked + counters.in_doubt,
+            "acked ≤ stored ≤ acked + in doubt: {counters:?}, {sums:?}"
         );
+        assert!(
+            sums.copies_here <= sums.acked + counters.in_doubt + counters.maybe_stored_elsewhere,
+            "stored ≤ acked + in doubt + sent again elsewhere: {counters:?}, {sums:?}"
+        );
+        assert!(servers.len() > 1 || counters.failovers == 0, "{counters:?}");
         let limited = counters.lost + counters.in_doubt;
         assert!(
             self.impatient || books.forgets || limited == 0,
@@ -146,8 +167,10 @@ impl Node {
         );
         let (open, of) = self.client.lanes();
         if open == of && of > 0 {
-            for (address, listed) in server.verdicts() {
-                assert_eq!(self.client.denylist().contains(*address), *listed, "the verdict on {address}");
+            let all = || servers.iter().flat_map(|server| server.verdicts());
+            for (address, _) in all() {
+                let listed = all().any(|(other, listed)| other == address && *listed);
+                assert_eq!(self.client.denylist().contains(*address), listed, "the verdict on {address}");
             }
         }
     }
@@ -163,7 +186,7 @@ impl Node {
 
     fn is_ready(&self) -> bool {
         let now_us = self.fate.now_us();
-        self.sockets.iter().any(|socket| match socket.connection {
+        self.sockets.iter().filter(|socket| !self.is_cut(socket.link)).any(|socket| match socket.connection {
             None => socket.connects_us <= now_us,
             Some(connection) => {
                 let mut network = self.network.get();
@@ -173,13 +196,16 @@ impl Node {
         })
     }
 
-    fn serve(&mut self, mut server: Option<&mut Server>) {
+    fn serve(&mut self, servers: &mut [Option<&mut Server>]) {
         for at in 0..self.sockets.len() {
             let Socket { link, connection, connects_us } = self.sockets[at];
+            if self.is_cut(link) {
+                continue;
+            }
             if let Some(connection) = connection {
                 self.read(link, connection);
             } else if connects_us <= self.fate.now_us() {
-                match server.as_mut().filter(|_| !self.fate.strikes(Fault::Refused)) {
+                match servers[server_of(link)].as_mut().filter(|_| !self.fate.strikes(Fault::Refused)) {
                     None => self.client.ended(link, SocketEnd::Refused),
                     Some(server) => {
                         let connection = self.network.get().connect();
@@ -231,6 +257,9 @@ impl Node {
         for _ in 0..16 {
             for at in 0..self.sockets.len() {
                 let Socket { link, connection: Some(connection), .. } = self.sockets[at] else { continue };
+                if self.is_cut(link) {
+                    continue;
+                }
                 while !self.client.unwritten(link).is_empty() {
                     let written = self.network.get().write(connection, Way::Up, self.client.unwritten(link));
                     match written {

@@ -93,15 +93,18 @@ pub struct Totals {
 
 impl Server {
     /// Starts a server with shards of chance.
-    pub fn start(fate: &SharedFate, network: &SharedNetwork, number: u32, small: bool) -> Self {
+    ///
+    /// `shared`: it is one of several, which all have the same identity key; half of them have an id of their place for good.
+    pub fn start(fate: &SharedFate, network: &SharedNetwork, number: u32, shared: Option<usize>, small: bool) -> Self {
         let (shard_count, routing_seed) = (1 + fate.below(3) as u32, fate.number());
+        let id_of_place = shared.filter(|place| place % 2 == 0).map(|place| 200 + place as u8);
         let topology = Arc::new(Topology {
-            server_id: [number as u8 + 1; 16],
+            server_id: [id_of_place.unwrap_or(number as u8 + 1); 16],
             deployment_id: [1; 16],
             epoch: fate.number(),
             shard_count,
             routing_seed,
-            identity_key: [number as u8 + 1; 32],
+            identity_key: [if shared.is_some() { 0 } else { number as u8 + 1 }; 32],
             package: PackageVersion::default(),
             max_body_bytes: 1 << 20,
         });

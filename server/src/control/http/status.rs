@@ -38,6 +38,7 @@ pub(in crate::control) async fn status(state: &State) -> Value {
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "server_id": uuid::Uuid::from_bytes(state.topology.server_id).to_string(),
+        "deployment_id": uuid::Uuid::from_bytes(state.topology.deployment_id).to_string(),
         "uptime_seconds": process::uptime().as_secs_f64(),
         "ready": state.ready(),
         "shards": shards,
