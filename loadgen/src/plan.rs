@@ -113,7 +113,8 @@ pub struct RunArguments {
     /// lap after lap, so request ids and event times repeat
     #[arg(long, conflicts_with = "replay")]
     pub raw: bool,
-    /// Send the lines of an access log (combined or common format, plain or gzip, with or without syslog prefix); repeatable
+    /// Send the lines of an access log (combined or common format, plain or gzip, with or without syslog prefix), each with the
+    /// hits that the filter finds in its request line and user agent; repeatable
     #[arg(long, value_name = "FILE")]
     pub replay: Vec<PathBuf>,
     /// Times faster than the log was written, or `max`; a gap of more than a day in the log counts as a day

@@ -17,6 +17,7 @@
 mod cases;
 mod engine;
 mod findings;
+mod line;
 mod mask;
 mod normalise;
 mod points;
@@ -24,6 +25,7 @@ mod rules;
 
 pub use engine::{Engine, RawRequest, Scratch};
 pub use findings::{Findings, FoundHit};
+pub use line::LineFilter;
 pub use mask::{MaskConfig, MaskError, Masker};
 pub use rules::RulesError;
 

@@ -17,6 +17,7 @@ use crate::replay::{LogClock, LogReader};
 use crate::traffic::{Pool, Traffic};
 use anyhow::Result;
 use fastrand::Rng;
+use postanalytics_filter::LineFilter;
 use postanalytics_protocol::{Source, shard_of};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
@@ -149,6 +150,7 @@ impl Sender<'_> {
 
     fn replay(&self, mut reader: LogReader, speed: Speed, mut ids: Rng) -> Result<Done> {
         let (mut sent, mut timing, mut clock) = (Sent::default(), self.timing, LogClock::default());
+        let mut filter = LineFilter::default();
         // Until when the server's pace, not this thread's, kept records back.
         let mut blocked_ns = 0;
         while let Some(line) = reader.next_line()? {
@@ -176,7 +178,11 @@ impl Sender<'_> {
                 }
                 continue;
             }
+            let findings = filter.inspect(line.request_line, line.user_agent);
+            let hits = findings.hits();
             let mut request = line.request(ids.u128(..).to_le_bytes(), clock.now_us());
+            request.hits = &hits;
+            request.detection_us = findings.elapsed_us();
             // One source stays in one session, so that its records stay in order.
             let session = shard_of(Source::of(request.client_ip), 0, self.sessions.len() as u32);
             let session = &self.sessions[session as usize];

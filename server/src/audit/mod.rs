@@ -71,6 +71,7 @@ pub fn examine(flags: &AuditFlags) -> Result<Findings> {
         config: flags.config.clone(),
         shards: flags.shards,
         keys: flags.keys,
+        no_filter: false,
         files: flags.files.clone(),
         from_server: None,
         last: String::new(),
@@ -119,7 +120,7 @@ impl Second {
                 self.progress.show(self.findings.lines);
             }
             let (format, ahead_us) = (self.format, self.ahead_us);
-            let taken = record::read(format, line, |fields| {
+            let taken = record::read(format, line, None, |fields| {
                 let clock = clock_us.get_or_insert(fields.event_us);
                 if fields.event_us > clock.saturating_add(ahead_us) {
                     self.findings.ahead += 1;

@@ -136,6 +136,10 @@ pub struct ReplayFlags {
     /// Keys that have room in the state, about 150 bytes each; more than are live keep every alert exact
     #[arg(long, value_name = "N", default_value_t = 1 << 20)]
     pub keys: usize,
+    /// Take an access log as it is: do not look for attacks in its lines. With them, multi_payload and probing have hits to
+    /// count, and detectors that leave out requests with hits do so, as on a server
+    #[arg(long)]
+    pub no_filter: bool,
     /// Files, plain or gzip, read one after the other
     #[arg(value_name = "FILE", required_unless_present = "from_server", conflicts_with = "from_server")]
     pub files: Vec<std::path::PathBuf>,

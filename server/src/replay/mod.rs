@@ -27,6 +27,7 @@ use crate::queue::{Receiver, Sender, queue};
 use anyhow::{Context, Result};
 use bumpalo::Bump;
 use lines::Lines;
+use postanalytics_filter::LineFilter;
 use postanalytics_protocol::schema::v1::SCHEMA;
 use postanalytics_protocol::{AlignedVec, BatchBuilder, Source, ValidBatch, shard_of};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -178,6 +179,7 @@ fn start(flags: &ReplayFlags, settings: &Arc<Settings>, ahead_us: u64) -> Result
     let shard_count = senders.len();
     let reader = Reader {
         format: flags.format,
+        filter: (flags.format == LineFormat::Combined && !flags.no_filter).then(LineFilter::default),
         ahead_us,
         shards: senders,
         batches: (0..shard_count).map(|_| (BatchBuilder::with_capacity(1024, 1 << 20), Vec::new())).collect(),
@@ -252,6 +254,8 @@ fn send<T>(sender: &mut Sender<T>, mut message: T) -> Result<(), ()> {
 /// Reads files into rounds.
 struct Reader {
     format: LineFormat,
+    /// Looks for attacks in lines that do not tell of any.
+    filter: Option<LineFilter>,
     ahead_us: u64,
     shards: Vec<Sender<Piece>>,
     /// What each shard will get of this round, and the positions in the input.
@@ -279,7 +283,7 @@ impl Reader {
         self.summary.lines += 1;
         let (order, ahead_us) = (self.summary.lines, self.ahead_us);
         let (batches, summary) = (&mut self.batches, &mut self.summary);
-        let taken = record::read(self.format, line, |fields| {
+        let taken = record::read(self.format, line, self.filter.as_mut(), |fields| {
             let clock = clock_us.get_or_insert(fields.event_us);
             if fields.event_us > clock.saturating_add(ahead_us) {
                 summary.ahead += 1;

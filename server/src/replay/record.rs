@@ -4,6 +4,7 @@ use crate::analytics::observation::TAG_SOURCE_TEXT;
 use crate::config::flags::LineFormat;
 use crate::escape::unescape;
 use postanalytics_client::access_log::{client_ip, parse_ip, parse_line};
+use postanalytics_filter::LineFilter;
 use postanalytics_protocol::routing::address_bytes;
 use postanalytics_protocol::schema::v1::{
     AttackType, FLAG_AUTH_FAILED, FLAG_AUTH_SUCCEEDED, FLAG_BLOCKED, FLAG_CREDENTIALS, FLAG_DENYLIST, FLAG_GRAYLIST, HITS_MAX,
@@ -16,17 +17,25 @@ use std::borrow::Cow;
 use std::hash::Hasher;
 
 /// Gives `take` the record of a line. `None`: the line is none of this format, or has no time.
-pub(crate) fn read<T>(format: LineFormat, line: &[u8], take: impl FnOnce(&RecordFields<'_>) -> T) -> Option<T> {
+///
+/// A line of a log has the hits that `filter` finds; a record as JSON has its own.
+pub(crate) fn read<T>(
+    format: LineFormat,
+    line: &[u8],
+    filter: Option<&mut LineFilter>,
+    take: impl FnOnce(&RecordFields<'_>) -> T,
+) -> Option<T> {
     match format {
-        LineFormat::Combined => read_log_line(line, take),
+        LineFormat::Combined => read_log_line(line, filter, take),
         LineFormat::Jsonl => read_json(line, false, take),
         LineFormat::EscapedJsonl => read_json(line, true, take),
     }
 }
 
-fn read_log_line<T>(line: &[u8], take: impl FnOnce(&RecordFields<'_>) -> T) -> Option<T> {
+fn read_log_line<T>(line: &[u8], filter: Option<&mut LineFilter>, take: impl FnOnce(&RecordFields<'_>) -> T) -> Option<T> {
     let line = parse_line(line)?;
     let (method, target) = request(line.request_line).unwrap_or((b"", line.request_line));
+    let findings = filter.map(|filter| filter.inspect(line.request_line, line.user_agent)).unwrap_or_default();
     let has_user = !matches!(line.user, b"" | b"\"\"");
     let mut fields = RecordFields {
         event_us: line.time_us?,
@@ -38,6 +47,7 @@ fn read_log_line<T>(line: &[u8], take: impl FnOnce(&RecordFields<'_>) -> T) -> O
         path: target,
         user_agent: line.user_agent,
         referer: line.referer,
+        hits: findings.hits(),
         ..RecordFields::default()
     };
     set_method(&mut fields, method);
@@ -215,6 +225,15 @@ mod tests {
         for none in [&b"GET /x"[..], b"", b"-", b"GET  HTTP/1.1", b"GET / HTTP/11", b"G@T / HTTP/1.1", b"GET HTTP/1.1"] {
             assert_eq!(request(none), None, "{}", String::from_utf8_lossy(none));
         }
+    }
+
+    #[test]
+    fn lines_of_a_log_have_the_hits_that_are_found_in_them() {
+        let line = br#"192.0.2.7 - - [17/May/2015:10:05:03 +0000] "GET /etc/passwd HTTP/1.1" 404 5 "-" "-""#;
+        let types = |fields: &RecordFields<'_>| fields.hits.iter().map(|hit| hit.attack_type).collect::<Vec<_>>();
+        let found = read(LineFormat::Combined, line, Some(&mut LineFilter::default()), types);
+        assert_eq!(found, Some(vec![AttackType::Ptrav as u16]));
+        assert_eq!(read(LineFormat::Combined, line, None, types), Some(vec![]));
     }
 
     #[test]
