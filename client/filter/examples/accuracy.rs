@@ -6,13 +6,15 @@
 //! LABEL is an attack type (each line is sent as the value of a parameter), `agent` (as the User-Agent header), `benign` (as a
 //! value; every hit is a false one) or `log` (an access log in the combined format, whose hits are false ones). Percent signs
 //! in a list are left as they are: lists hold encoded payloads. With --show: what was missed, or falsely found.
+//! With --requests, lines of the files that follow are whole requests in hexadecimal: target, body, then headers as
+//! `name:value`, with tabs between.
 #![allow(clippy::print_stdout, reason = "it is a tool of the command line")]
 
 use postanalytics_filter::{Engine, Findings, RawRequest, Scratch};
 use std::time::Duration;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let mut shows = false;
+    let (mut shows, mut are_requests) = (false, false);
     let engine = Engine::builtin();
     println!("| list | label | lines | with a hit | with a hit of that type |\n|---|---|---|---|---|");
     for argument in std::env::args().skip(1) {
@@ -20,12 +22,17 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             shows = true;
             continue;
         }
+        if argument == "--requests" {
+            are_requests = true;
+            continue;
+        }
         let (label, file) = argument.split_once('=').ok_or("give LABEL=FILE; see the head of this file")?;
         let text = std::fs::read(file).map_err(|error| format!("{file}: {error}"))?;
         let (mut lines, mut hits, mut right) = (0u32, 0u32, 0u32);
         let mut scratch = Scratch::default();
         for line in text.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii_end).filter(|line| !line.is_empty()) {
-            let findings = inspect(&engine, label, line, &mut scratch);
+            let findings =
+                if are_requests { whole(&engine, line, &mut scratch) } else { inspect(&engine, label, line, &mut scratch) };
             lines += 1;
             hits += u32::from(!findings.found.is_empty());
             right += u32::from(findings.found.iter().any(|hit| hit.attack_type.name() == label));
@@ -39,6 +46,22 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         println!("| {file} | {label} | {lines} | {hits} ({:.2} %) | {right} ({:.2} %) |", share(hits), share(right));
     }
     Ok(())
+}
+
+fn whole(engine: &Engine, line: &[u8], scratch: &mut Scratch) -> Findings {
+    let bytes = |text: &[u8]| -> Vec<u8> {
+        let digit = |digit: u8| (digit as char).to_digit(16).unwrap_or(0) as u8;
+        text.chunks_exact(2).map(|pair| digit(pair[0]) << 4 | digit(pair[1])).collect()
+    };
+    let mut fields = line.split(|byte| *byte == b'\t');
+    let mut next = || bytes(fields.next().unwrap_or_default());
+    let (uri, body) = (next(), next());
+    let headers: Vec<(Vec<u8>, Vec<u8>)> = fields
+        .filter_map(|field| field.iter().position(|byte| *byte == b':').map(|at| (bytes(&field[..at]), bytes(&field[at + 1..]))))
+        .collect();
+    let headers: Vec<(&[u8], &[u8])> = headers.iter().map(|(name, value)| (&name[..], &value[..])).collect();
+    let request = RawRequest { uri: &uri, headers: &headers, body: &body, ..RawRequest::default() };
+    engine.inspect(&request, Duration::from_secs(60), scratch)
 }
 
 fn inspect(engine: &Engine, label: &str, line: &[u8], scratch: &mut Scratch) -> Findings {

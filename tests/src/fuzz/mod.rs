@@ -5,12 +5,14 @@
 //! property does not hold. The functions of private parsers stand beside them, behind the feature `fuzzing`.
 
 mod batch;
+mod filter;
 mod frames;
 mod logs;
 mod shard;
 mod texts;
 
 pub use batch::batch;
+pub use filter::filter;
 pub use frames::{assembler, frames};
 pub use logs::log_reader;
 pub use postanalytics_client::fuzzing::{client, server_address};
@@ -23,7 +25,7 @@ pub use texts::{access_log, env_file, node_yaml, values};
 pub type Body = fn(&[u8]);
 
 /// Name and body of every target; `tests/fuzz/corpus/NAME` is its corpus.
-pub const TARGETS: [(&str, Body); 13] = [
+pub const TARGETS: [(&str, Body); 14] = [
     ("frames", frames),
     ("assembler", assembler),
     ("batch", batch),
@@ -35,6 +37,7 @@ pub const TARGETS: [(&str, Body); 13] = [
     ("access_log", access_log),
     ("log_reader", log_reader),
     ("http", http),
+    ("filter", filter),
     ("client", client),
     ("shard", shard),
 ];
