@@ -28,7 +28,10 @@ fn inspect(engine: &Engine, case: &str) -> Findings {
         "name" => uri = [b"/index?".to_vec(), encoded(value), b"=1".to_vec()].concat(),
         "post" => body = [b"p=".to_vec(), encoded(value)].concat(),
         "json" => body = format!("{{\"p\":{value:?}}}").replace(r"\\u", r"\u").into_bytes(),
-        "xml" => body = value.as_bytes().to_vec(),
+        "xml" => {
+            (name, header) = ("content-type", b"text/xml".to_vec());
+            body = value.as_bytes().to_vec();
+        }
         "file" => {
             (name, header) = ("content-type", b"multipart/form-data; boundary=xx".to_vec());
             body = format!("--xx\r\nContent-Disposition: form-data; name=\"f\"; filename=\"{value}\"\r\n\r\nx\r\n--xx--")
@@ -78,6 +81,122 @@ fn every_rule_has_cases_of_both_kinds_that_are_not_its_literals() {
             assert!(!rule.literals.iter().any(|literal| literal.eq_ignore_ascii_case(value)), "{}: {case} is a literal", rule.id);
         }
     }
+}
+
+/// Type and point of each hit.
+fn points(request: &RawRequest<'_>) -> Vec<String> {
+    let findings = Engine::builtin().inspect(request, Duration::from_secs(60), &mut Scratch::default());
+    findings.found.iter().map(|hit| format!("{} {}", hit.attack_type.name(), String::from_utf8_lossy(&hit.point))).collect()
+}
+
+#[test]
+fn points_have_names() {
+    let body = |content_type: &'static str, body: &'static str| {
+        points(&RawRequest {
+            uri: b"/",
+            headers: &[(b"Content-Type", content_type.as_bytes())],
+            body: body.as_bytes(),
+            ..RawRequest::default()
+        })
+    };
+    assert_eq!(points(&RawRequest { uri: b"/a?id=1'+or+'1'='1&x=2", ..RawRequest::default() }), ["sqli get_id"]);
+    assert_eq!(points(&RawRequest { uri: b"/etc/passwd", ..RawRequest::default() }), ["ptrav uri"]);
+    assert_eq!(points(&RawRequest { uri: b"/?<script>=1", ..RawRequest::default() }), ["xss get_[name]"]);
+    assert_eq!(points(&RawRequest { headers: &[(b"Cookie", b"a=1; b=<script>")], ..RawRequest::default() }), ["xss cookie_b"]);
+    assert_eq!(
+        points(&RawRequest { headers: &[(b"X-Api-Version", b"${jndi:ldap://a}")], ..RawRequest::default() }),
+        ["rce header_x-api-version"]
+    );
+    assert_eq!(body("application/json", r#"{"user":{"name":"<script>"}}"#), ["xss post_json_user_name"]);
+    assert_eq!(body("", r#"{"a":[{"b":"<script>"}]}"#), ["xss post_json_a_b"]);
+    assert_eq!(body("application/x-www-form-urlencoded", "a%5Bb%5D=%3Cscript%3E"), ["xss post_a[b]"]);
+    assert_eq!(
+        body("text/xml", "<a><b c='&lt;script&gt;'>../../etc/passwd</b></a>"),
+        ["ptrav post_xml", "xss post_xml_c", "ptrav post_xml_b"]
+    );
+    assert_eq!(body("text/plain", "<script>f()</script>"), ["xss post"]);
+    assert_eq!(
+        body(
+            "multipart/form-data; boundary=xx",
+            "--xx\r\nContent-Disposition: form-data; name=\"f\"; filename=\"../a\"\r\n\r\n<script>\r\n--xx--"
+        ),
+        ["ptrav post_multipart_f_filename", "xss post_multipart_f"]
+    );
+}
+
+#[test]
+fn samples_are_masked() {
+    let secret = "hunter2-kQ9x";
+    let json =
+        format!(r#"{{"password":"{secret}' or '1'='1","note":"4111 1111 1111 1111 <script>","raw":"token={secret}&<script>"}}"#);
+    let cookie = format!("sid={secret}' or 1=1 --");
+    let uri = format!("/a?password={secret}%27+or+%271%27=%271&q=%3Cscript%3E4111111111111111");
+    let request = RawRequest {
+        uri: uri.as_bytes(),
+        headers: &[(b"cookie", cookie.as_bytes())],
+        body: json.as_bytes(),
+        ..RawRequest::default()
+    };
+    let found = Engine::builtin().inspect(&request, Duration::from_secs(60), &mut Scratch::default()).found;
+    assert!(found.len() >= 5, "{found:?}");
+    for hit in found {
+        let payload = String::from_utf8_lossy(&hit.payload).into_owned();
+        assert!(!["hunter", "kQ9x", "4111"].iter().any(|secret| payload.contains(secret)), "{hit:?}: {payload}");
+    }
+}
+
+#[test]
+fn bounds_hold_and_are_told() {
+    let engine = Engine::builtin();
+    let inspect = |body: &str, limit| {
+        engine.inspect(&RawRequest { body: body.as_bytes(), ..RawRequest::default() }, limit, &mut Scratch::default())
+    };
+    let minute = Duration::from_secs(60);
+    // More hits than are kept, more points than are looked at, deeper than is followed, longer than is read.
+    let many: String = (0..100).map(|number| format!("p{number}=<script>&")).collect();
+    assert_eq!(inspect(&many, minute).found.len(), 16);
+    assert!(inspect(&"a=1'&".repeat(5000), minute).incomplete);
+    assert!(inspect(&format!("{}\"<script>\"", "[".repeat(1000)), minute).incomplete);
+    assert!(inspect(&"a".repeat(1 << 20), minute).incomplete);
+    assert!(!inspect("a=1", minute).incomplete);
+    assert!(
+        engine
+            .inspect(&RawRequest { body: b"a=1", body_truncated: true, ..RawRequest::default() }, minute, &mut Scratch::default())
+            .incomplete
+    );
+    let late = inspect(&"a=1'&".repeat(4000), Duration::ZERO);
+    assert!(late.overlimit && late.found.last().is_some_and(|hit| hit.attack_type.name() == "overlimit_res"), "{late:?}");
+    assert!(!inspect("a=1", minute).overlimit);
+}
+
+#[test]
+fn a_payload_is_found_across_the_pieces_that_patterns_are_tried_on() {
+    for filler in [32 << 10, (32 << 10) - 12, (31 << 10) - 5, 100_000] {
+        let body = format!("p={}<script>f()</script>", "a".repeat(filler));
+        assert_eq!(points(&RawRequest { body: body.as_bytes(), ..RawRequest::default() }), ["xss post_p"], "{filler}");
+    }
+}
+
+#[test]
+fn wrong_rules_are_refused_with_their_number() {
+    let rule = "[[rule]]\nid = 7\ntype = \"sqli\"\nseverity = 1\ntitle = \"t\"\nliterals = [\"ab\"]\npattern = \"a\"\n";
+    assert!(Engine::from_toml(rule).is_ok());
+    for (from, to, expected) in [
+        ("sqli", "sqly", "rule 7: there is no attack type `sqly`"),
+        ("[\"ab\"]", "[]", "rule 7: it has no literals"),
+        ("\"ab\"", "\"a/b\"", "rule 7: its literal `a/b`"),
+        ("\"a\"\n", "\"(\"\n", "rule 7: its pattern (t) is wrong"),
+        ("pattern", "detector", "rule 7: give either"),
+        ("title", "name", "the rules cannot be read"),
+        ("pattern", "where = [\"here\"]\npattern", "rule 7: `where` knows no `here`"),
+    ] {
+        let error = Engine::from_toml(&rule.replace(from, to)).expect_err(expected).to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+    let twice = Engine::from_toml(&format!("{rule}{rule}")).expect_err("twice the same number").to_string();
+    assert!(twice.contains("rule 7: its number is taken"), "{twice}");
+    let many: String = (0..200).map(|number| rule.replace("id = 7", &format!("id = {number}"))).collect();
+    assert!(Engine::from_toml(&many).expect_err("too many").to_string().contains("200 rules are more than the 128"));
 }
 
 #[test]

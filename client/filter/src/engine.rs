@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 /// The rules that come with the crate.
 pub(crate) const BUILTIN_RULES: &str = include_str!("../rules.toml");
 /// Most bytes of a body that are looked at.
-const BODY_BYTES_MAX: usize = 1 << 20;
+const BODY_BYTES_MAX: usize = 256 << 10;
 /// Most points of a request that are looked at.
 const POINTS_MAX: usize = 4096;
 /// Most bytes that patterns are tried on at a time, and what two such pieces share: longer than any payload needs to be.
@@ -258,7 +258,15 @@ impl Inspection<'_> {
                 let source = Source { prefix: b"post_multipart_", place: Place::Post };
                 points::multipart(body, boundary, &mut |part| self.part(part, source, false, scratch))
             }
-            BodyKind::Xml => self.whole(body, Place::Xml, &Fixed("post_xml"), scratch),
+            BodyKind::Xml => {
+                self.whole(body, Place::Xml, &Fixed("post_xml"), scratch)?;
+                let source = Source { prefix: b"post_xml_", place: Place::Post };
+                points::xml(body, &mut |part| self.part(part, source, false, scratch))
+            }
+            BodyKind::Markup => {
+                self.body_of_kind(BodyKind::Xml, body, json, scratch)?;
+                self.whole(body, Place::Post, &Fixed("post"), scratch)
+            }
             BodyKind::Other => self.whole(body, Place::Post, &Fixed("post"), scratch),
         }
     }
@@ -492,6 +500,8 @@ enum BodyKind<'a> {
     Json,
     Multipart(&'a [u8]),
     Xml,
+    /// Begins as XML, but does not say that it is.
+    Markup,
     Other,
 }
 
@@ -508,7 +518,9 @@ impl<'a> BodyKind<'a> {
         match body.trim_ascii_start() {
             [b'{' | b'[', ..] => Self::Json,
             [b'"', ..] if is(b"json") => Self::Json,
-            [b'<', ..] if !is(b"urlencoded") => Self::Xml,
+            [b'<', b'?', b'x', b'm', b'l', ..] => Self::Xml,
+            [b'<', ..] if is(b"xml") => Self::Xml,
+            [b'<', ..] if !is(b"urlencoded") => Self::Markup,
             start => {
                 let name = start.iter().take(256).take_while(|byte| !byte.is_ascii_whitespace() && **byte != b'=').count();
                 let is_form = is(b"urlencoded") || start.get(name) == Some(&b'=');

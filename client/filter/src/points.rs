@@ -116,6 +116,60 @@ fn find_ignoring_case(text: &[u8], word: &[u8]) -> Option<usize> {
     text.windows(word.len()).position(|window| window.eq_ignore_ascii_case(word))
 }
 
+/// Texts and attributes of XML, with the element or attribute as name. References are left to the decoder.
+pub(crate) fn xml(text: &[u8], take: &mut Take<'_>) -> ControlFlow<()> {
+    let until = |text: &[u8], end: &[u8]| memchr::memmem::find(text, end).map_or(text.len(), |at| at + end.len());
+    let (mut rest, mut element) = (text, &b""[..]);
+    while !rest.is_empty() {
+        let tag = memchr::memchr(b'<', rest).unwrap_or(rest.len());
+        let value = rest[..tag].trim_ascii();
+        if !value.is_empty() {
+            take(Part { role: Role::Value, name: element, value })?;
+        }
+        rest = &rest[tag..];
+        let taken = match rest {
+            [] => 0,
+            [b'<', b'!', b'[', b'C', b'D', b'A', b'T', b'A', b'[', data @ ..] => {
+                let end = memchr::memmem::find(data, b"]]>").unwrap_or(data.len());
+                take(Part { role: Role::Value, name: element, value: &data[..end] })?;
+                9 + end + 3
+            }
+            [b'<', b'!', b'-', b'-', ..] => until(rest, b"-->"),
+            [b'<', b'!' | b'?' | b'/', ..] => until(rest, b">"),
+            _ => {
+                let name = rest[1..].iter().take_while(|byte| !byte.is_ascii_whitespace() && !b"/>".contains(byte)).count();
+                element = &rest[1..=name];
+                1 + name + attributes(&rest[1 + name..], take)?
+            }
+        };
+        rest = &rest[taken.min(rest.len())..];
+    }
+    ControlFlow::Continue(())
+}
+
+/// The attributes of an element; gives the bytes up to its end.
+fn attributes(text: &[u8], take: &mut Take<'_>) -> ControlFlow<(), usize> {
+    let mut at = 0;
+    while let Some(&byte) = text.get(at) {
+        if byte == b'>' {
+            return ControlFlow::Continue(at + 1);
+        }
+        let name =
+            &text[at..at + text[at..].iter().take_while(|byte| !byte.is_ascii_whitespace() && !b"=>/".contains(byte)).count()];
+        if name.is_empty() {
+            at += 1;
+            continue;
+        }
+        at += name.len();
+        if let [b'=', quote @ (b'"' | b'\''), value @ ..] = &text[at..] {
+            let end = memchr::memchr(*quote, value).unwrap_or(value.len());
+            take(Part { role: Role::Value, name, value: &value[..end] })?;
+            at += 2 + end;
+        }
+    }
+    ControlFlow::Continue(text.len())
+}
+
 /// Buffers of the JSON parser, reused.
 #[derive(Debug, Default)]
 pub(crate) struct Json {
@@ -316,6 +370,13 @@ mod tests {
         let mut json = Json::default();
         assert_eq!(json.values(deep.as_bytes(), &mut take), ControlFlow::Continue(false));
         assert_eq!((found, json.levels.capacity() <= 2 * DEPTH_MAX), (1, true));
+    }
+
+    #[test]
+    fn xml_bodies() {
+        let text = b"<?xml version='1.0'?><!-- <x>no</x> --><a b=\"1\" c = 'x'><d> t </d><e><![CDATA[<f>]]></e>u</a><g h='cut";
+        assert_eq!(values(|take| xml(text, take)), ["b=1", "d=t", "e=<f>", "e=u", "h=cut"]);
+        assert_eq!(values(|take| xml(b"<<<>>", take)), ["<<=>"]);
     }
 
     #[test]
