@@ -125,6 +125,16 @@ impl Default for ClientBuilder {
 
 impl ClientBuilder {
     /// Adds a server, `host:port`; IPv6 addresses in brackets. Without any: `127.0.0.1:3313`. At most [`SERVERS_MAX`].
+    ///
+    /// Of several, each source's records go to one, chosen by the servers' ids: the order in which they are given does not
+    /// matter, nor does it matter which node sees the source. At the start records wait until all have answered, or for
+    /// [`Self::connect_timeout`] after the first has. A server without connection for 2 s, or silent for 15 s though asked, is
+    /// away: its records go to the others, and come back when it was healthy for 30 s, or at once if no other is to be reached.
+    ///
+    /// Servers of one client share `--deployment-id` and `--identity-key-file`, and should each have a `--server-id`, or they
+    /// take other sources after a restart. If they do not belong together, or are one and the same, the odd one gets nothing:
+    /// the log and [`crate::ServerStatus::last_error`] say why and what to do. A name that has several addresses is one server
+    /// with several ways to it: they are tried in turn. Behind each address stands one server, no load balancer.
     pub fn server(mut self, address: impl Into<String>) -> Self {
         self.servers.push(address.into());
         self

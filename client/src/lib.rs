@@ -24,9 +24,12 @@
 //!   got everything.
 //! - **Exactly once per server.** What a broken connection may have swallowed is sent again under the same number, and the
 //!   server drops what it has. A break and reconnect to the same server loses and doubles nothing.
+//! - **Several servers.** Each source has one of them ([`ClientBuilder::server`]); when one is away, the others get its records.
+//!   Those that it may have stored are sent marked and counted ([`Counters::maybe_stored_elsewhere`]).
 //! - **User names and session ids never leave the node in clear text**, only hashed with the server's key.
-//! - **It stays out of the way.** One background thread, `pa-client`, with all signals blocked; no async runtime, no global
-//!   state, no `SIGPIPE`. The denylist is read lock-free.
+//! - **It stays out of the way.** One background thread, `pa-client`, with all signals blocked, and for a server given by name
+//!   one more, `pa-lookup`, while the name is looked up; no async runtime, no global state, no `SIGPIPE`. The denylist is read
+//!   lock-free.
 //!
 //! # Forking servers
 //!
@@ -34,9 +37,9 @@
 //!
 //! # How it works inside
 //!
-//! `request → front → queue → batcher → lane → link → thread`: a request is copied into [rings](Client::try_send) of the site's
-//! thread, without a lock; the background thread takes it from there, routes it by its source to the lane of one shard of the server, and batches it with others for 500 µs to
-//! 200 ms, depending on the rate. A hit, a 4xx or an attempt to log in goes at once. Everything between queue and sockets is
+//! `request → front → queue → core → server → batcher → lane → link → thread`: a request is copied into
+//! [rings](Client::try_send) of the site's thread, without a lock; the background thread takes it from there, routes it by its
+//! source to the lane of one shard of one server, and batches it with others for 500 µs to 200 ms, depending on the rate. A hit, a 4xx or an attempt to log in goes at once. Everything between queue and sockets is
 //! sans-IO and is tested from a seed.
 
 #![forbid(unsafe_code)]
@@ -112,7 +115,7 @@ pub enum FlushError {
     },
 }
 
-/// A connection to one postanalytics server, shared by all threads of the site (`Send + Sync`, put it into an `Arc`).
+/// The connections to one postanalytics server or several, shared by all threads of the site (`Send + Sync`, put it into an `Arc`).
 ///
 /// Dropping it waits up to a second for what is queued; [`Client::close`] lets you choose, and tells what became of it.
 pub struct Client {

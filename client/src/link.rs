@@ -6,11 +6,14 @@ use crate::config::{Config, ServerAddress};
 use socket2::{Domain, Protocol, SockAddr, Socket, TcpKeepalive, Type};
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::Duration;
 
 /// Unacknowledged data ends the connection after so long, even while pings cannot be told from silence.
 const USER_TIMEOUT: Duration = Duration::from_secs(40);
 const KEEPALIVE: Duration = Duration::from_secs(30);
+/// How long a lookup of a name is waited for, with everything else: most are over by then. A slower one goes on by itself.
+const LOOKUP_WAIT: Duration = Duration::from_millis(100);
 
 /// One socket.
 pub(crate) struct Link {
@@ -83,24 +86,33 @@ pub(crate) struct Addresses {
     next: usize,
     /// None of them has worked since they were looked up.
     stale: bool,
+    /// A lookup that takes its time. There is one at most.
+    lookup: Option<Receiver<Found>>,
 }
+
+/// What a lookup finds.
+type Found = io::Result<Vec<SocketAddr>>;
 
 impl Addresses {
     pub(crate) const fn new(server: ServerAddress) -> Self {
-        Self { server, known: Vec::new(), next: 0, stale: false }
+        Self { server, known: Vec::new(), next: 0, stale: false, lookup: None }
     }
 
-    /// Starts to connect to the next address. A name is looked up when no address of it is known or none of them worked. The
-    /// system's resolver has no time limit but its own: while it is slow, nothing is sent or received and records are queued,
-    /// so give an address where that matters. If it fails, the addresses known before are tried again.
+    /// Starts to connect to the next address. A name is looked up when no address of it is known or none of them worked. If
+    /// that fails or takes long, the addresses known before are tried again.
     pub(crate) fn connect(&mut self, number: u64, config: &Config) -> io::Result<Link> {
-        if self.known.is_empty() || std::mem::take(&mut self.stale) {
-            match look_up(&self.server) {
-                Ok(found) => (self.known, self.next) = (found, 0),
-                Err(error) if self.known.is_empty() => return Err(error),
-                Err(error) => {
-                    tracing::warn!(host = self.server.host, "cannot look the server up: {error}; trying what is known")
+        if self.known.is_empty() || self.lookup.is_some() || std::mem::take(&mut self.stale) {
+            match self.look_up() {
+                Some(Ok(found)) => (self.known, self.next) = (found, 0),
+                Some(Err(error)) if self.known.is_empty() => return Err(error),
+                Some(Err(error)) => {
+                    tracing::warn!(host = self.server.host, "cannot look the server up: {error}; trying what is known");
                 }
+                None if self.known.is_empty() => {
+                    let text = format!("the lookup of {} takes long; is its name server reachable?", self.server.host);
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, text));
+                }
+                None => {}
             }
         }
         let none = || io::Error::new(io::ErrorKind::NotFound, format!("{} has no address", self.server.host));
@@ -110,6 +122,32 @@ impl Addresses {
             self.failed(address);
         }
         link
+    }
+
+    /// Looks the name up; `None` while that takes long. The system's resolver has no time limit but its own, so it is asked on a
+    /// thread that nobody waits for: other servers must not wait for a name server.
+    fn look_up(&mut self) -> Option<Found> {
+        let (host, port) = (self.server.host.clone(), self.server.port);
+        if let Ok(address) = host.parse::<IpAddr>() {
+            return Some(Ok(vec![SocketAddr::new(address, port)]));
+        }
+        if self.lookup.is_none() {
+            let (sender, receiver) = sync_channel(1);
+            let ask = move || Ok((host.as_str(), port).to_socket_addrs()?.collect());
+            // It starts with all signals blocked, as the thread has them that starts it.
+            let thread = std::thread::Builder::new().name("pa-lookup".into());
+            if let Err(error) = thread.spawn(move || sender.send(ask())) {
+                return Some(Err(error));
+            }
+            self.lookup = Some(receiver);
+        }
+        match self.lookup.as_ref()?.recv_timeout(LOOKUP_WAIT) {
+            Err(RecvTimeoutError::Timeout) => None,
+            found => {
+                self.lookup = None;
+                Some(found.unwrap_or_else(|_| Err(io::Error::other("the lookup ended without an answer"))))
+            }
+        }
     }
 
     /// The address did not work: go on to the next; after the last, look them up again. Lanes that connected to it at the same
@@ -122,18 +160,44 @@ impl Addresses {
     }
 }
 
-fn look_up(server: &ServerAddress) -> io::Result<Vec<SocketAddr>> {
-    let ServerAddress { host, port, .. } = server;
-    match host.parse::<IpAddr>() {
-        Ok(address) => Ok(vec![SocketAddr::new(address, *port)]),
-        Err(_) => Ok((host.as_str(), *port).to_socket_addrs()?.collect()),
-    }
-}
-
 #[cfg(test)]
 impl Addresses {
     pub(crate) fn of(known: Vec<SocketAddr>) -> Self {
         let server = ServerAddress { text: "192.0.2.1:1".into(), host: "192.0.2.1".into(), port: 1 };
         Self { known, ..Self::new(server) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(host: &str) -> Addresses {
+        Addresses::new(ServerAddress { text: format!("{host}:1"), host: host.into(), port: 1 })
+    }
+
+    #[test]
+    fn names_and_addresses_are_found() {
+        assert_eq!(of("192.0.2.1").look_up().expect("at once").expect("an address").len(), 1);
+        let mut local = of("localhost");
+        let found = (0..600).find_map(|_| local.look_up()).expect("within a minute").expect("it has an address");
+        assert!(found.iter().all(|address| address.ip().is_loopback() && address.port() == 1), "{found:?}");
+        assert!(local.lookup.is_none());
+    }
+
+    #[test]
+    fn a_slow_lookup_is_not_waited_for_and_its_answer_is_taken_later() {
+        let (sender, receiver) = sync_channel(1);
+        let mut slow = Addresses { lookup: Some(receiver), ..of("name.example") };
+        let config = crate::simulation::config();
+        let error = slow.connect(1, &config).err().expect("nothing is known").to_string();
+        assert!(error.contains("name.example") && error.contains("name server"), "{error}");
+        // What was known is tried meanwhile, and the answer replaces it.
+        let listeners = ["127.0.0.1:0", "127.0.0.2:0"].map(|address| std::net::TcpListener::bind(address).expect("a free port"));
+        let [known, found] = listeners.each_ref().map(|listener| listener.local_addr().expect("bound"));
+        slow.known = vec![known];
+        assert_eq!(slow.connect(2, &config).expect("connecting").address, known);
+        sender.send(Ok(vec![found])).expect("awaited");
+        assert_eq!(slow.connect(3, &config).expect("connecting").address, found);
     }
 }

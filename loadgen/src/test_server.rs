@@ -4,6 +4,7 @@ use postanalytics_protocol::frames::{Ack, ControlFrame, PackageVersion, Stats, S
 use postanalytics_protocol::{AlignedVec, Assembler, FrameHeader, FrameKind, RecordFields, Source, ValidBatch, shard_of};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 const SHARDS: u32 = 2;
@@ -32,6 +33,8 @@ pub(crate) struct TestServer {
 }
 
 pub(crate) fn serve(fault: Fault) -> TestServer {
+    static IDS: AtomicU8 = AtomicU8::new(1);
+    let id = IDS.fetch_add(1, Ordering::Relaxed);
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = listener.local_addr().expect("an address");
     let kept = Arc::new(Mutex::new(Vec::new()));
@@ -39,13 +42,13 @@ pub(crate) fn serve(fault: Fault) -> TestServer {
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
             let kept = Arc::clone(&for_connections);
-            std::thread::spawn(move || serve_connection(stream, fault, &kept));
+            std::thread::spawn(move || serve_connection(stream, fault, id, &kept));
         }
     });
     TestServer { address, kept }
 }
 
-fn serve_connection(mut stream: TcpStream, fault: Fault, kept: &Mutex<Vec<Kept>>) {
+fn serve_connection(mut stream: TcpStream, fault: Fault, id: u8, kept: &Mutex<Vec<Kept>>) {
     let (mut assembler, mut body, mut buffer) = (Assembler::default(), AlignedVec::new(), vec![0; 1 << 18]);
     let (mut shard, mut replay, mut sequence, mut stored, mut out) = (0, false, 0, 0u64, Vec::new());
     while let Ok(length @ 1..) = stream.read(&mut buffer) {
@@ -62,7 +65,7 @@ fn serve_connection(mut stream: TcpStream, fault: Fault, kept: &Mutex<Vec<Kept>>
             match ControlFrame::decode(&header, &body).expect("control frames are right") {
                 ControlFrame::Hello(hello) => {
                     (shard, replay) = (if hello.wanted_shard < SHARDS { hello.wanted_shard } else { 0 }, hello.replay);
-                    welcome(shard).encode(header.session, 0, &mut out);
+                    welcome(id, shard).encode(header.session, 0, &mut out);
                 }
                 ControlFrame::StatsRequest(StatsRequest { token }) => {
                     let session_records_stored = stored - u64::from(fault == Fault::StoresLess && stored > 0 && shard == 0);
@@ -104,10 +107,10 @@ fn check_batch(header: &FrameHeader, body: &AlignedVec<16>, shard: u32, replay: 
     batch.len() as u64
 }
 
-fn welcome(shard: u32) -> Welcome {
+fn welcome(id: u8, shard: u32) -> Welcome {
     Welcome {
         package: PackageVersion::default(),
-        server_id: [1; 16],
+        server_id: [id; 16],
         deployment_id: [2; 16],
         epoch: 3,
         shard_count: SHARDS,

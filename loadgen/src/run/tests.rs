@@ -8,8 +8,13 @@ use clap::Parser;
 use postanalytics_client::access_log::parse_line;
 
 fn run_against(server: &TestServer, options: &[&str]) -> (Outcome, Report, Vec<String>) {
-    let target = server.address.to_string();
-    let all = ["loadgen", "--target", &target].into_iter().chain(options.iter().copied());
+    run_against_all(&[server], options)
+}
+
+fn run_against_all(servers: &[&TestServer], options: &[&str]) -> (Outcome, Report, Vec<String>) {
+    let targets: Vec<String> = servers.iter().map(|server| server.address.to_string()).collect();
+    let targets = targets.iter().flat_map(|target| ["--target", target]);
+    let all = ["loadgen"].into_iter().chain(targets).chain(options.iter().copied());
     let plan = Plan::from_arguments(&Arguments::parse_from(all).run, &[]).expect("a plan");
     let outcome = run(&plan, &AtomicBool::new(false)).expect("it runs");
     let (report, broken) = Report::new(&plan.target, &outcome);
@@ -29,6 +34,24 @@ fn an_open_loop_reconciles_and_keeps_its_rate() {
     // The window holds its own records only.
     assert!(outcome.acked.corrected.len() == 10_000 && outcome.acked.in_window <= 14_000);
     assert!(report.latency_us.corrected.p50 >= report.latency_us.uncorrected.p50 && report.latency_us.uncorrected.p50 > 0);
+}
+
+#[test]
+fn several_servers_share_the_records_and_are_reconciled_together() {
+    let servers = [serve(Fault::None), serve(Fault::None)];
+    let options = ["--rate", "5k/s", "--warmup", "0", "--duration", "400ms", "--connections", "2"];
+    let (outcome, report, broken) = run_against_all(&[&servers[0], &servers[1]], &options);
+    assert!(broken.is_empty(), "{broken:?}");
+    assert_eq!((report.records_acked, report.server.stored, report.records_generated), (2_000, 2_000, 2_000));
+    assert_eq!(report.target, format!("{},{}", servers[0].address, servers[1].address));
+    let kept = servers.map(|server| server.kept.lock().unwrap_or_else(PoisonError::into_inner).len());
+    assert!(kept.iter().sum::<usize>() == 2_000 && kept.iter().all(|count| *count > 500), "{kept:?}");
+    assert_eq!((outcome.maybe_stored_elsewhere, outcome.stored_is_partial), (0, None));
+
+    // One of them says less than it acknowledged: that shows in the sum.
+    let liar = serve(Fault::StoresLess);
+    let (_, _, broken) = run_against_all(&[&serve(Fault::None), &liar], &options);
+    assert!(broken.iter().any(|law| law.contains("are stored")), "{broken:?}");
 }
 
 #[test]
