@@ -79,6 +79,8 @@ pub(crate) struct Config {
     pub(crate) linger_us_min: u64,
     pub(crate) linger_us_max: u64,
     pub(crate) connect_timeout_us: u64,
+    /// After so many failed attempts in a row, so long between two of them, µs.
+    pub(crate) reconnect_slow: Option<(u32, u64)>,
     pub(crate) record_time_limit_us: u64,
     pub(crate) congestion_control: Option<String>,
 }
@@ -96,6 +98,7 @@ pub struct ClientBuilder {
     batch_records_aim: usize,
     linger: (Duration, Duration),
     connect_timeout: Duration,
+    reconnect_slow: Option<(u32, Duration)>,
     record_time_limit: Duration,
     congestion_control: Option<String>,
     hook: AckHook,
@@ -115,6 +118,7 @@ impl Default for ClientBuilder {
             batch_records_aim: 16,
             linger: (Duration::from_micros(500), Duration::from_millis(200)),
             connect_timeout: Duration::from_secs(1),
+            reconnect_slow: None,
             record_time_limit: Duration::from_secs(900),
             congestion_control: None,
             hook: None,
@@ -200,6 +204,13 @@ impl ClientBuilder {
         self
     }
 
+    /// When so many attempts in a row have failed, a lane tries again only once in `interval`, 100 ms to an hour, give or take a
+    /// quarter of it. Default: attempts stay at most 5 s apart.
+    pub fn reconnect_slowly(mut self, after_attempts: u32, interval: Duration) -> Self {
+        self.reconnect_slow = Some((after_attempts, interval));
+        self
+    }
+
     /// How long a record is kept for a server that does not answer. Default 900 s.
     pub fn record_time_limit(mut self, limit: Duration) -> Self {
         self.record_time_limit = limit;
@@ -252,6 +263,12 @@ impl ClientBuilder {
             batch_records_aim: within("batch_records_aim", self.batch_records_aim, 1, 65_536, "1 to 65536")?,
             linger_us_min: micros("linger min", self.linger.0, 10, 1_000_000, "10 µs to 1 s")?,
             linger_us_max: micros("linger max", self.linger.1.max(self.linger.0), 10, 1_000_000, "10 µs to 1 s")?,
+            reconnect_slow: match self.reconnect_slow {
+                None => None,
+                Some((attempts, interval)) => {
+                    Some((attempts, micros("reconnect interval", interval, 100_000, 3_600_000_000, "100 ms to 1 h")?))
+                }
+            },
             connect_timeout_us: micros("connect_timeout", self.connect_timeout, 1000, 60_000_000, "1 ms to 60 s")?,
             record_time_limit_us: micros("record_time_limit", self.record_time_limit, 1000, 86_400_000_000, "1 ms to 24 h")?,
             congestion_control: self.congestion_control,

@@ -198,8 +198,9 @@ impl Connection {
         (self.out_written, self.pings_unanswered, self.stats_asked) = (0, 0, 0);
     }
 
-    /// Ends it, and waits with full jitter before the next one. `random` is uniform over all u64.
-    pub(crate) fn back_off(&mut self, now_us: u64, retry_after_us: u64, random: u64) {
+    /// Ends it, and waits with full jitter before the next one: after so many failed attempts as `slow` says, as long as it
+    /// says, give or take a quarter. `random` is uniform over all u64.
+    pub(crate) fn back_off(&mut self, now_us: u64, retry_after_us: u64, slow: Option<(u32, u64)>, random: u64) {
         if let Stage::Open { since_us } | Stage::Draining { since_us, .. } = self.stage {
             self.closed_us = now_us;
             if now_us.saturating_sub(since_us) >= HEALTHY_US {
@@ -208,7 +209,11 @@ impl Connection {
         }
         let ceiling_us = (BACKOFF_US_MIN << self.attempts.min(20)).min(BACKOFF_US_MAX);
         self.attempts = self.attempts.saturating_add(1);
-        let wait_us = (random % ceiling_us).max(1000).max(retry_after_us.min(RETRY_AFTER_US_MAX));
+        let wait_us = match slow {
+            Some((attempts, interval_us)) if self.attempts > attempts => interval_us / 4 * 3 + random % (interval_us / 2),
+            _ => random % ceiling_us,
+        };
+        let wait_us = wait_us.max(1000).max(retry_after_us.min(RETRY_AFTER_US_MAX));
         self.stage = Stage::Backoff { until_us: now_us.saturating_add(wait_us) };
         self.out.clear();
         self.out_written = 0;
@@ -273,7 +278,7 @@ mod tests {
         let mut connection = Connection::default();
         let mut wait = |stage, retry_after_us| {
             connection.stage = stage;
-            connection.back_off(HEALTHY_US, retry_after_us, u64::MAX - 15);
+            connection.back_off(HEALTHY_US, retry_after_us, None, u64::MAX - 15);
             match connection.stage {
                 Stage::Backoff { until_us } => until_us - HEALTHY_US,
                 stage => panic!("{stage:?}"),
@@ -285,5 +290,21 @@ mod tests {
         assert!(waits[8..].iter().any(|&wait_us| wait_us > 300_000), "{waits:?}");
         assert!(wait(Stage::Open { since_us: 0 }, 0) < BACKOFF_US_MIN);
         assert_eq!(wait(connecting, 7_000_000), 7_000_000);
+    }
+
+    #[test]
+    fn after_so_many_attempts_the_pace_is_the_slow_one() {
+        let mut connection = Connection::default();
+        let mut wait_us = |random| {
+            connection.stage = Stage::Connecting { since_us: 0 };
+            connection.back_off(0, 0, Some((3, 20_000_000)), random);
+            match connection.stage {
+                Stage::Backoff { until_us } => until_us,
+                stage => panic!("{stage:?}"),
+            }
+        };
+        let waits: Vec<u64> = (0..6).map(|random| wait_us(random * 5_000_000)).collect();
+        assert!(waits[..3].iter().all(|&wait_us| wait_us < BACKOFF_US_MAX), "{waits:?}");
+        assert!(waits[3..].iter().all(|wait_us| (15_000_000..25_000_000).contains(wait_us)), "{waits:?}");
     }
 }

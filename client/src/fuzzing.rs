@@ -111,6 +111,7 @@ impl World {
             linger_us_min: 500,
             linger_us_max: 20_000,
             connect_timeout_us: SECOND,
+            reconnect_slow: None,
             record_time_limit_us: 900 * SECOND,
             congestion_control: None,
         };

@@ -450,7 +450,7 @@ impl Server {
         }
         lane.disconnected();
         common.lister.disconnected((self.number, at as u32));
-        connection.back_off(now.clock_us, retry_after_us, common.random.u64(..));
+        connection.back_off(now.clock_us, retry_after_us, common.config.reconnect_slow, common.random.u64(..));
         if self.reported != Reported::Trouble && !common.closing {
             self.reported = Reported::Trouble;
             tracing::warn!(server = %self.address, lane = at, "not connected to postanalytics: {why}; records are queued, trying again");

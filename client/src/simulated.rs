@@ -71,6 +71,7 @@ impl SimulatedClient {
             linger_us_min: 500,
             linger_us_max: 20_000,
             connect_timeout_us: 1_000_000,
+            reconnect_slow: None,
             record_time_limit_us: settings.record_time_limit_us,
             congestion_control: None,
         };
