@@ -56,6 +56,9 @@ struct Context {
     blocked: bool,
 }
 
+// NGINX's pools align to this, so a context may lie in one.
+const _: () = assert!(align_of::<Context>() <= ffi::NGX_ALIGNMENT);
+
 /// Puts the handlers into their phases.
 ///
 /// # Safety
@@ -281,6 +284,8 @@ unsafe fn record(worker: &Worker, r: *mut ffi::ngx_http_request_t) {
             None => inspect(worker, r, conf, context.as_deref()),
         };
 
+        let source = client_ip(r, conf);
+        let user = if (*r).headers_in.authorization.is_null() { b"" } else { basic_user(r) };
         let r = &*r;
         let connection = &*r.connection;
         let (method_text, target) = request_line(r);
@@ -293,7 +298,6 @@ unsafe fn record(worker: &Worker, r: *mut ffi::ngx_http_request_t) {
         let user_agent = masker.text(cut(header(r.headers_in.user_agent)));
         let referer = masker.text(cut(header(r.headers_in.referer)));
         let host = cut(header(r.headers_in.host));
-        let credentials = !r.headers_in.authorization.is_null();
 
         let method = std::str::from_utf8(method_text).ok().and_then(Method::from_name);
         let unnumbered = [Extension { tag: TAG_METHOD, value: &method_text[..method_text.len().min(32)] }];
@@ -303,14 +307,14 @@ unsafe fn record(worker: &Worker, r: *mut ffi::ngx_http_request_t) {
             (listed == Some(Action::Denylist), FLAG_DENYLIST),
             (listed == Some(Action::Graylist), FLAG_GRAYLIST),
             (findings.overlimit, FLAG_OVERLIMIT),
-            (credentials, FLAG_CREDENTIALS),
+            (!r.headers_in.authorization.is_null(), FLAG_CREDENTIALS),
         ];
         let (event_us, response_us) = times(r);
         let hits = findings.hits();
         let (request_bytes, response_bytes) = (r.request_length.max(0) as u64, connection.sent.max(0) as u64);
         let request = Request {
             request_id: worker.request_id(),
-            client_ip: client_ip(r, conf),
+            client_ip: source,
             event_us,
             application: conf.application(),
             response_us,
@@ -322,12 +326,8 @@ unsafe fn record(worker: &Worker, r: *mut ffi::ngx_http_request_t) {
             status: status_of(r),
             method: method.map_or(0, |method| method as u8),
             scheme: if connection.ssl.is_null() { Scheme::Http } else { Scheme::Https } as u8,
-            http_version: if r.http_version < 1000 {
-                r.http_version as u8
-            } else {
-                (r.http_version / 1000 * 10 + r.http_version % 1000) as u8
-            },
-            user: if credentials { basic_user(r) } else { b"" },
+            http_version: version(r),
+            user,
             host,
             path: &path,
             query: &query,
@@ -339,24 +339,30 @@ unsafe fn record(worker: &Worker, r: *mut ffi::ngx_http_request_t) {
         };
         worker.send(&request);
 
-        let application = worker.application(conf.application());
-        let attacked = !findings.found.is_empty();
-        let counted = [
-            (Counter::Requests, true, 1),
-            (Counter::Attacks, attacked, 1),
-            (Counter::Blocked, blocked, 1),
-            (Counter::BlockedByAcl, denied, 1),
-            (Counter::Abnormal, attacked || findings.overlimit, 1),
-            (Counter::BytesIn, true, request_bytes),
-            (Counter::BytesOut, true, response_bytes),
-            (Counter::BytesBlockedIn, blocked, request_bytes),
-            (Counter::BytesBlockedOut, blocked, response_bytes),
-            (Counter::OverlimitsTime, findings.overlimit, 1),
-            (Counter::DetectUs, true, findings.elapsed_us().into()),
-        ];
-        for (counter, _, value) in counted.into_iter().filter(|(_, holds, _)| *holds) {
-            worker.count(application, counter, value);
-        }
+        count(worker, &request, &findings);
+    }
+}
+
+fn count(worker: &Worker, request: &Request<'_>, findings: &Findings) {
+    let attacked = !findings.found.is_empty();
+    let blocked = request.flags & FLAG_BLOCKED != 0;
+    let denied = blocked && request.flags & FLAG_DENYLIST != 0;
+    let counted = [
+        (Counter::Requests, true, 1),
+        (Counter::Attacks, attacked, 1),
+        (Counter::Blocked, blocked, 1),
+        (Counter::BlockedByAcl, denied, 1),
+        (Counter::Abnormal, attacked || findings.overlimit, 1),
+        (Counter::BytesIn, true, request.request_bytes),
+        (Counter::BytesOut, true, request.response_bytes),
+        (Counter::BytesBlockedIn, blocked, request.request_bytes),
+        (Counter::BytesBlockedOut, blocked, request.response_bytes),
+        (Counter::OverlimitsTime, findings.overlimit, 1),
+        (Counter::DetectUs, true, request.detection_us.into()),
+    ];
+    let application = worker.application(request.application);
+    for (counter, _, value) in counted.into_iter().filter(|(_, holds, _)| *holds) {
+        worker.count(application, counter, value);
     }
 }
 
@@ -427,10 +433,9 @@ unsafe fn header<'a>(header: *const ffi::ngx_table_elt_t) -> &'a [u8] {
 ///
 /// # Safety
 /// `r` is a request whose head has been read.
-unsafe fn basic_user(r: &ffi::ngx_http_request_t) -> &[u8] {
-    // SAFETY: it decodes the header into the request, as for `$remote_user`, once; nothing of what is borrowed changes.
-    let answer = unsafe { ffi::ngx_http_auth_basic_user(std::ptr::from_ref(r).cast_mut()) };
-    if answer == OK { bytes(&r.headers_in.user) } else { b"" }
+unsafe fn basic_user<'a>(r: *mut ffi::ngx_http_request_t) -> &'a [u8] {
+    // SAFETY: the caller's word; NGINX decodes the header into the request, as for `$remote_user`.
+    unsafe { if ffi::ngx_http_auth_basic_user(r) == OK { bytes(&(*r).headers_in.user) } else { b"" } }
 }
 
 /// When it came, Unix µs, and the time since then, µs.
@@ -440,6 +445,12 @@ fn times(r: &ffi::ngx_http_request_t) -> (u64, u32) {
     let now_ms = now.sec.saturating_mul(1000).saturating_add_unsigned(now.msec as u64);
     let took_us = now_ms.saturating_sub(begun_ms).max(0).saturating_mul(1000);
     ((begun_ms.max(0) as u64).saturating_mul(1000), u32::try_from(took_us).unwrap_or(u32::MAX))
+}
+
+/// The HTTP version times ten; NGINX has it times a thousand, but 9 for 0.9.
+fn version(r: &ffi::ngx_http_request_t) -> u8 {
+    let version = if r.http_version < 1000 { r.http_version } else { r.http_version / 1000 * 10 + r.http_version % 1000 };
+    u8::try_from(version).unwrap_or(0)
 }
 
 /// The status as `$status` has it.

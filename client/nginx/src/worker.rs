@@ -115,6 +115,9 @@ fn build_client(main: &MainConf, workers: usize, zone: &'static Zone, slot: Slot
     for server in &main.servers {
         builder = builder.server(server);
     }
+    if let Some((attempts, interval)) = main.reconnect() {
+        builder = builder.reconnect_slowly(attempts, interval);
+    }
     if let Some(id) = main.node.id {
         builder = builder.node(id);
     }
