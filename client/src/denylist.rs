@@ -6,10 +6,11 @@
 //!
 //! Bound: 65,536 entries per shard of each server; more are not kept and counted (`verdicts_skipped`).
 
-use papaya::HashMap;
+use crate::verdict_table::{Key, Listed, Until, VerdictTable};
 use postanalytics_protocol::Source;
 use postanalytics_protocol::frames::{Action, Subject, Verdict, Verdicts};
 use postanalytics_protocol::routing::address_bytes;
+use rustix::time::{ClockId, clock_gettime};
 use std::collections::HashMap as Table;
 use std::net::IpAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -37,67 +38,41 @@ pub(crate) type ListHook = Option<Box<dyn FnMut(&[ListChange]) + Send>>;
 /// The verdicts in force. Get it from [`crate::Client::denylist`].
 #[derive(Debug)]
 pub struct Denylist {
-    entries: HashMap<Key, Entry, foldhash::fast::RandomState>,
+    entries: VerdictTable,
     started: Instant,
+    /// When that was by the clock of [`Denylist::coarse_us`], ns.
+    started_ns: i64,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Key {
-    subject: Listed,
-    /// `None`: all applications.
-    application: Option<i32>,
-}
+/// A coarse clock is behind by less than this, µs: kernels tick at least every 10 ms.
+const COARSE_US: u64 = 50_000;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Listed {
-    Source(u64),
-    Session(u64),
-}
-
-/// Until when a key is listed, for each action; 0: not. It holds the union over all shards of all servers, so that one shard's entry neither
+/// What one verdict says. Each action has its own time, and the table holds the union over all shards of all servers, so that one shard's entry neither
 /// covers another's nor takes it along when it ends.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Entry {
-    denylist_until_us: u64,
-    graylist_until_us: u64,
+const fn until_of(action: Action, until_us: u64) -> Until {
+    match action {
+        Action::Denylist => Until { denylist_us: until_us, graylist_us: 0 },
+        Action::Graylist => Until { denylist_us: 0, graylist_us: until_us },
+    }
 }
 
-impl Entry {
-    const fn new(action: Action, until_us: u64) -> Self {
-        match action {
-            Action::Denylist => Self { denylist_until_us: until_us, graylist_until_us: 0 },
-            Action::Graylist => Self { denylist_until_us: 0, graylist_until_us: until_us },
-        }
-    }
-
-    fn union(self, other: Self) -> Self {
-        Self {
-            denylist_until_us: self.denylist_until_us.max(other.denylist_until_us),
-            graylist_until_us: self.graylist_until_us.max(other.graylist_until_us),
-        }
-    }
-
-    const fn action(self, now_us: u64) -> Option<Action> {
-        match self {
-            _ if self.denylist_until_us > now_us => Some(Action::Denylist),
-            _ if self.graylist_until_us > now_us => Some(Action::Graylist),
-            _ => None,
-        }
-    }
-
-    const fn is_live(self, now_us: u64) -> bool {
-        self.action(now_us).is_some()
+const fn action_at(until: Until, now_us: u64) -> Option<Action> {
+    match until {
+        _ if until.denylist_us > now_us => Some(Action::Denylist),
+        _ if until.graylist_us > now_us => Some(Action::Graylist),
+        _ => None,
     }
 }
 
 impl Denylist {
     pub(crate) fn new(started: Instant) -> Self {
-        Self { entries: HashMap::with_hasher(foldhash::fast::RandomState::default()), started }
+        let started_ns = nanoseconds(ClockId::Monotonic) - started.elapsed().as_nanos() as i64;
+        Self { entries: VerdictTable::new(), started, started_ns }
     }
 
     /// Whether requests of this address are to be refused: listed for all applications, or for the default application.
     ///
-    /// Lock-free; an address that is not listed costs two hash lookups and no look at the clock.
+    /// Lock-free, and rarely more than one line of memory; an address that is not listed costs no look at the clock.
     pub fn contains(&self, address: IpAddr) -> bool {
         self.lookup(address, APPLICATION_DEFAULT) == Some(Action::Denylist)
     }
@@ -120,39 +95,48 @@ impl Denylist {
 
     /// Whether nobody is listed.
     pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.entries.len() == 0
     }
 
     fn find(&self, subject: Listed, application: i32) -> Option<Action> {
-        if self.entries.is_empty() {
+        if self.is_empty() {
             return None;
         }
-        let entries = self.entries.pin();
-        let get = |application| entries.get(&Key { subject, application }).copied();
-        let (one, all) = (get(Some(application)), get(None));
-        if one.is_none() && all.is_none() {
-            return None;
-        }
-        let now_us = self.started.elapsed().as_micros() as u64;
-        let both = one.unwrap_or_default().union(all.unwrap_or_default());
-        both.action(now_us)
+        let until = self.entries.find(subject, application)?;
+        // The coarse clock is read in a quarter of the time, and without waiting for loads under way. Where it cannot tell, the other is asked.
+        let coarse_us = self.coarse_us();
+        let is_unsure = |until_us: u64| until_us > coarse_us && until_us - coarse_us <= COARSE_US;
+        let now_us = if is_unsure(until.denylist_us) || is_unsure(until.graylist_us) {
+            self.started.elapsed().as_micros() as u64
+        } else {
+            coarse_us
+        };
+        action_at(until, now_us)
+    }
+
+    /// What the clock showed at the last tick, µs since the start.
+    fn coarse_us(&self) -> u64 {
+        ((nanoseconds(ClockId::MonotonicCoarse) - self.started_ns) / 1000).max(0).cast_unsigned()
     }
 }
 
-impl Key {
-    const fn of(verdict: &Verdict) -> Self {
-        let subject = match verdict.subject {
-            Subject::Source(address) => Listed::Source(Source::of_bytes(&address).key()),
-            Subject::Session(hash) => Listed::Session(hash),
-        };
-        Self { subject, application: verdict.application }
-    }
+fn nanoseconds(clock: ClockId) -> i64 {
+    let time = clock_gettime(clock);
+    time.tv_sec * 1_000_000_000 + time.tv_nsec
+}
 
-    fn subject(self) -> Subject {
-        match self.subject {
-            Listed::Source(key) => Subject::Source(address_bytes(Source::of_key(key).address())),
-            Listed::Session(hash) => Subject::Session(hash),
-        }
+const fn key_of(verdict: &Verdict) -> Key {
+    let subject = match verdict.subject {
+        Subject::Source(address) => Listed::Source(Source::of_bytes(&address).key()),
+        Subject::Session(hash) => Listed::Session(hash),
+    };
+    Key { subject, application: verdict.application }
+}
+
+fn subject_of(key: Key) -> Subject {
+    match key.subject {
+        Listed::Source(key) => Subject::Source(address_bytes(Source::of_key(key).address())),
+        Listed::Session(hash) => Subject::Session(hash),
     }
 }
 
@@ -175,9 +159,9 @@ pub(crate) struct Lister {
 
 #[derive(Default)]
 struct Shard {
-    listed: Table<Key, Entry>,
+    listed: Table<Key, Until>,
     /// A whole set on its way, between its first and its last frame.
-    staged: Option<Table<Key, Entry>>,
+    staged: Option<Table<Key, Until>>,
 }
 
 /// How often expired entries are swept, µs.
@@ -212,7 +196,7 @@ impl Lister {
         let table = shard.staged.as_mut().unwrap_or(&mut shard.listed);
         let mut swept = false;
         for verdict in &frame.verdicts {
-            let key = Key::of(verdict);
+            let key = key_of(verdict);
             if !staging {
                 changed.push(key);
             }
@@ -220,15 +204,15 @@ impl Lister {
                 table.remove(&key);
                 continue;
             };
-            let full = |table: &Table<Key, Entry>| table.len() >= VERDICTS_PER_SHARD_MAX && !table.contains_key(&key);
+            let full = |table: &Table<Key, Until>| table.len() >= VERDICTS_PER_SHARD_MAX && !table.contains_key(&key);
             if full(table) && !std::mem::replace(&mut swept, true) {
                 // What has expired takes nobody's place.
-                table.retain(|_, entry| entry.is_live(now_us));
+                table.retain(|_, until| action_at(*until, now_us).is_some());
             }
             if full(table) {
                 self.skipped += 1;
             } else {
-                table.insert(key, Entry::new(action, to_clock_us(verdict.until_us)));
+                table.insert(key, until_of(action, to_clock_us(verdict.until_us)));
             }
         }
         if frame.end
@@ -252,15 +236,10 @@ impl Lister {
     /// Shows the threads of the site what all shards together say of a key. `None`: it says what it said before.
     fn publish(&self, key: Key, now_us: u64) -> Option<ListChange> {
         let listed = self.shards.values().filter_map(|shard| shard.listed.get(&key));
-        let entry = listed.copied().reduce(Entry::union);
-        let entries = self.denylist.entries.pin();
-        let former = match entry {
-            Some(entry) => entries.insert(key, entry),
-            None => entries.remove(&key),
-        };
-        let at = |entry: Option<Entry>| entry.and_then(|entry| entry.action(now_us));
-        let (former, action) = (at(former.copied()), at(entry));
-        (former != action).then(|| ListChange { subject: key.subject(), application: key.application, action })
+        let until = listed.copied().reduce(Until::union);
+        let at = |until: Option<Until>| until.and_then(|until| action_at(until, now_us));
+        let (former, action) = (at(self.denylist.entries.set(key, until)), at(until));
+        (former != action).then(|| ListChange { subject: subject_of(key), application: key.application, action })
     }
 
     /// This server has so many shards from now on. What those listed that are no more stays until its first whole set.
@@ -282,9 +261,9 @@ impl Lister {
         }
         self.next_sweep_us = now_us + SWEEP_US;
         for shard in self.shards.values_mut() {
-            shard.listed.retain(|_, entry| entry.is_live(now_us));
+            shard.listed.retain(|_, until| action_at(*until, now_us).is_some());
         }
-        self.denylist.entries.pin().retain(|_, entry| entry.is_live(now_us));
+        self.denylist.entries.retain(|until| action_at(until, now_us).is_some());
     }
 }
 

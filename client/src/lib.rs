@@ -72,6 +72,7 @@ mod status;
 mod sync;
 mod thread;
 mod topology;
+mod verdict_table;
 
 pub use crate::ack::AckedRecord;
 pub use crate::config::{BuildError, ClientBuilder, SERVERS_MAX};
