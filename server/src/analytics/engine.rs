@@ -7,6 +7,7 @@ use super::detectors::{COUNTED, Detector, Event};
 use super::keys::{Cell, EVIDENCE, KeyTable, Pool, clear_lists};
 use super::rules::{Firing, State};
 use super::settings::Settings;
+use crate::config::detection::Numbers;
 use std::sync::Arc;
 
 /// Progress, in thousandths, above which a key that yields is alarmed about.
@@ -86,33 +87,62 @@ impl Engine {
         detector.progress(numbers, &unpacked, &pool, now_us)
     }
 
-    /// Takes an event, whose key is likely at a position. If it decides, the new alert is described by `describe`, and its
-    /// number returned.
-    pub fn take(&mut self, event: &Event, likely: u32, order: u64, describe: impl FnOnce(&mut Alert)) -> Option<u32> {
-        let detector = Detector::of_plan(event.plan);
+    /// Takes an event, whose key is likely at a position. If it decides, [`Self::fire`] is to be called next.
+    #[inline(always)]
+    pub fn take(&mut self, event: &Event, likely: u32) -> Option<(usize, Firing)> {
+        // Nearly all events are of these two: each has a copy of what follows, in which the detector is known.
+        match Detector::of_plan(event.plan) {
+            Detector::ForcedBrowsing => self.take_of(Detector::ForcedBrowsing, event, likely),
+            Detector::Crawl => self.take_of(Detector::Crawl, event, likely),
+            detector => {
+                let event = *event;
+                self.take_other(detector, &event, likely)
+            }
+        }
+    }
+
+    #[inline(never)]
+    fn take_other(&mut self, detector: Detector, event: &Event, likely: u32) -> Option<(usize, Firing)> {
+        self.take_of(detector, event, likely)
+    }
+
+    #[inline(always)]
+    fn take_of(&mut self, detector: Detector, event: &Event, likely: u32) -> Option<(usize, Firing)> {
         let position = match self.table.find_from(likely, event.key) {
             Some(position) => position,
-            None => self.enter(detector, event)?,
+            None => {
+                // A copy, so that the event itself can stay in registers.
+                let event = *event;
+                self.enter(detector, &event)?
+            }
         };
-        if self.starts_anew(detector, position, event) {
+        let (cell, pool) = self.table.cell_and_pool(position);
+        let numbers = self.settings.numbers(event.plan);
+        if starts_anew(detector, numbers, cell, pool, event) {
             self.counters.looked[detector as usize] += 1;
             return None;
         }
-        if self.table.cell(position).is_single() {
-            let first = self.table.cell(position).event();
-            *self.table.cell_and_pool(position).0 = Cell::empty(&first);
+        let mut view = View { numbers, late_us: self.settings.late_us, alerts: &mut self.alerts, cell, pool };
+        if view.cell.is_single() {
+            let first = view.cell.event();
+            *view.cell = Cell::empty(&first);
             // One event alone does not fire, or it would not have been put aside; it was counted as looked at then.
-            self.look(position, &first);
+            let _ = view.look(detector, &first);
         }
-        let before = self.counters.late[detector as usize];
-        let firing = self.look(position, event);
-        if self.counters.late[detector as usize] == before {
-            self.counters.looked[detector as usize] += 1;
+        match view.look(detector, event) {
+            Looked::Late => {
+                self.counters.late[detector as usize] += 1;
+                None
+            }
+            Looked::At(firing) => {
+                self.counters.looked[detector as usize] += 1;
+                firing.map(|firing| (position, firing))
+            }
         }
-        firing.map(|firing| self.fire(position, event, order, firing, describe))
     }
 
     /// Makes a place for a key that has none; `None` if there is nothing more to do with its event now.
+    #[inline(never)]
     fn enter(&mut self, detector: Detector, event: &Event) -> Option<usize> {
         if self.table.is_crowded() {
             let first = self.table.probation(event)?;
@@ -126,59 +156,14 @@ impl Engine {
         None
     }
 
-    /// Where all that is known of a key has leaked away when an event comes, its cell holds that event alone again, as if it
-    /// were the first: most keys of most visitors never need a list.
-    #[inline]
-    fn starts_anew(&mut self, detector: Detector, position: usize, event: &Event) -> bool {
-        let Some(leak_us) = detector.only_leak_us(self.settings.numbers(event.plan)) else { return false };
-        let (cell, pool) = self.table.cell_and_pool(position);
-        let level = if cell.is_single() { leak_us } else { cell.level as u64 };
-        if cell.alert() != 0 || event.time_us.saturating_sub(cell.clock_us) < level {
-            return false;
-        }
-        // That is not so of an event that is late, or behind the clock with nothing left of the level.
-        if event.time_us < cell.clock_us {
-            return false;
-        }
-        clear_lists(cell, pool);
-        *cell = Cell::single(&Event { network: cell.network, ..*event });
-        true
-    }
-
-    /// Clock, lateness and hold; then the detector's decision.
-    fn look(&mut self, position: usize, event: &Event) -> Option<Firing> {
-        let detector = Detector::of_plan(event.plan);
-        let (cell, pool) = self.table.cell_and_pool(position);
-        if event.time_us.saturating_add(self.settings.late_us) < cell.clock_us {
-            self.counters.late[detector as usize] += 1;
-            return None;
-        }
-        let time_us = event.time_us.max(cell.clock_us);
-        let elapsed_us = time_us - cell.clock_us;
-        cell.clock_us = time_us;
-        if cell.alert() != 0 {
-            let now_us = self.alerts.now_us();
-            match self.alerts.held(cell.alert(), cell.key) {
-                Some(alert) if time_us < alert.hold_until_us => {
-                    let value = (detector.counts_distinct() && event.kind & COUNTED != 0).then_some(event.value);
-                    alert.raise(time_us, value, now_us);
-                    return None;
-                }
-                _ => self.alerts.finish(cell.alert(), cell.key),
-            }
-            cell.release();
-        }
-        cell.seq = cell.seq.wrapping_add(1).max(1);
-        let mut state = State { cell, pool };
-        let firing = detector.decide(self.settings.numbers(event.plan), &mut state, event, time_us, elapsed_us);
-        if firing.is_none() && event.kind & COUNTED != 0 && event.request_id != [0, 0] {
-            keep_evidence(&mut state, detector, event.request_id);
-        }
-        firing
-    }
-
-    /// Makes the alert and starts the key anew.
-    fn fire(&mut self, position: usize, event: &Event, order: u64, firing: Firing, describe: impl FnOnce(&mut Alert)) -> u32 {
+    /// Makes the alert, described by `describe`, and starts the key anew. Returns the alert's number.
+    pub fn fire(
+        &mut self,
+        (position, firing): (usize, Firing),
+        event: &Event,
+        order: u64,
+        describe: impl FnOnce(&mut Alert),
+    ) -> u32 {
         let detector = Detector::of_plan(event.plan);
         self.counters.fired[detector as usize] += 1;
         let (cell, pool) = self.table.cell_and_pool(position);
@@ -232,6 +217,82 @@ impl Engine {
     }
 }
 
+/// What became of an event.
+enum Looked {
+    Late,
+    At(Option<Firing>),
+}
+
+/// A key, and what it takes to look at an event of it.
+struct View<'a> {
+    numbers: &'a Numbers,
+    late_us: u64,
+    alerts: &'a mut Alerts,
+    cell: &'a mut Cell,
+    pool: &'a mut Pool,
+}
+
+impl View<'_> {
+    /// Clock, lateness and hold; then the detector's decision.
+    #[inline(always)]
+    fn look(&mut self, detector: Detector, event: &Event) -> Looked {
+        let cell = &mut *self.cell;
+        if event.time_us.saturating_add(self.late_us) < cell.clock_us {
+            return Looked::Late;
+        }
+        let time_us = event.time_us.max(cell.clock_us);
+        let elapsed_us = time_us - cell.clock_us;
+        cell.clock_us = time_us;
+        let value = (detector.counts_distinct() && event.kind & COUNTED != 0).then_some(event.value);
+        if cell.alert() != 0 && self.is_held(value, time_us) {
+            return Looked::At(None);
+        }
+        let cell = &mut *self.cell;
+        cell.seq = cell.seq.wrapping_add(1).max(1);
+        let mut state = State { cell, pool: self.pool };
+        let firing = detector.decide(self.numbers, &mut state, event, time_us, elapsed_us);
+        if firing.is_none() && event.kind & COUNTED != 0 && event.request_id != [0, 0] {
+            keep_evidence(&mut state, detector, event.request_id);
+        }
+        Looked::At(firing)
+    }
+
+    /// Whether the alert of a key takes the event, which counts this value; else the hold is over, and the key released.
+    #[inline(never)]
+    fn is_held(&mut self, value: Option<u64>, time_us: u64) -> bool {
+        let (cell, now_us) = (&mut *self.cell, self.alerts.now_us());
+        match self.alerts.held(cell.alert(), cell.key) {
+            Some(alert) if time_us < alert.hold_until_us => {
+                alert.raise(time_us, value, now_us);
+                return true;
+            }
+            _ => self.alerts.finish(cell.alert(), cell.key),
+        }
+        cell.release();
+        false
+    }
+}
+
+/// Where all that is known of a key has leaked away when an event comes, its cell holds that event alone again, as if it
+/// were the first: most keys of most visitors never need a list.
+#[inline(always)]
+fn starts_anew(detector: Detector, numbers: &Numbers, cell: &mut Cell, pool: &mut Pool, event: &Event) -> bool {
+    let Some(leak_us) = detector.only_leak_us(numbers) else { return false };
+    let level = if cell.is_single() { leak_us } else { cell.level as u64 };
+    if cell.alert() != 0 || event.time_us.saturating_sub(cell.clock_us) < level {
+        return false;
+    }
+    // That is not so of an event that is late, or behind the clock with nothing left of the level.
+    if event.time_us < cell.clock_us {
+        return false;
+    }
+    if cell.has_lists() {
+        clear_lists(cell, pool);
+    }
+    *cell = Cell::single(&Event { network: cell.network, ..*event });
+    true
+}
+
 fn progress(cell: &Cell, settings: &Settings, table: &KeyTable, alerts: &mut Alerts, now_us: u64) -> i64 {
     if cell.is_single() {
         return 0;
@@ -244,6 +305,7 @@ fn progress(cell: &Cell, settings: &Settings, table: &KeyTable, alerts: &mut Ale
 
 /// Keeps the id of a counted event, up to the number that an alert shows; ids that no rule counts any more go first. Sets and
 /// windows, by which is decided, come first: evidence takes no more than half of the pool.
+#[inline]
 fn keep_evidence(state: &mut State<'_>, detector: Detector, request_id: [u64; 2]) {
     if state.pool.is_half_full() {
         return;

@@ -54,6 +54,7 @@ use postanalytics_protocol::routing::address_bytes;
 use postanalytics_protocol::schema::v1::HITS_MAX;
 use postanalytics_protocol::{RecordView, ValidBatch};
 use reports::AlertReports;
+use rules::Firing;
 use settings::Settings;
 use std::sync::Arc;
 use summary::Summary;
@@ -149,14 +150,32 @@ struct Seen<'a> {
     prints: [u64; 2],
 }
 
-/// An event that is to be decided.
+/// An event that is to be decided: what its observation does not say, see [`Waiting::event`].
 #[derive(Clone, Copy, Debug)]
 struct Waiting {
-    event: Event,
+    key: u64,
+    look: Look,
     /// Which observation of the chunk it is of.
     of: u32,
     /// Where its key likely is.
     position: u32,
+    plan: u16,
+}
+
+impl Waiting {
+    #[inline(always)]
+    fn event(&self, observation: &Observation<'_>) -> Event {
+        Event {
+            key: self.key,
+            time_us: observation.time_us,
+            value: self.look.value,
+            number: self.look.number,
+            request_id: observation.request_id,
+            kind: self.look.kind,
+            network: observation.ipv6_network().map_or(0, KeyTable::network_slot),
+            plan: self.plan,
+        }
+    }
 }
 
 /// What the analysis of one shard keeps.
@@ -172,6 +191,8 @@ pub struct Analytics {
     user_agents: Memo<1>,
     /// Paths, and what they are: see [`observation::Target`].
     paths: Paths,
+    /// Detectors that run, with no override anywhere and each application apart.
+    is_plain: [bool; Detector::ALL.len()],
     /// Events of a chunk on their way.
     waiting: Vec<Waiting>,
     /// {fingerprint, time} of refusals of a source by an endpoint, two ways a place, the newer first.
@@ -213,6 +234,7 @@ impl Analytics {
             seed,
             room,
             engine: Engine::new(Arc::clone(&settings), room.keys, alerts),
+            is_plain: are_plain(&settings),
             settings,
             user_agents: Memo::new((room.keys / 8).min(USER_AGENTS_MAX)),
             paths: Paths::new((room.keys / 4).min(PATHS_MAX)),
@@ -250,6 +272,7 @@ impl Analytics {
     /// Goes on with other settings; keys of the detectors that count otherwise with them are forgotten.
     pub fn reload(&mut self, reload: &Reload) {
         self.settings = Arc::clone(&reload.settings);
+        self.is_plain = are_plain(&self.settings);
         // What is known of user agents may be of other tools, that of paths of other log-ins.
         self.user_agents.clear();
         self.paths.clear();
@@ -284,7 +307,7 @@ impl Analytics {
                 }
                 continue;
             }
-            let prints = [record.path(), record.user_agent()].map(|text| self.prints.bytes(text));
+            let prints = [self.prints.bytes(record.path()), self.prints.bytes(record.user_agent())];
             self.paths.prefetch(prints[0]);
             self.user_agents.prefetch(prints[1]);
             chunk.push(Seen { record, position, order, prints });
@@ -303,10 +326,12 @@ impl Analytics {
         for (at, seen) in (0..).zip(chunk) {
             let (record, [path, user_agent]) = (&seen.record, seen.prints);
             let of = (timing, seen.order, path);
-            let mut observation = Observation::of(record, of, &self.settings, &self.prints, Some(&mut self.paths), scratch);
+            let known = Some(&mut self.paths);
+            observations.push(Observation::of(record, of, &self.settings, &self.prints, known, scratch));
+            let Some(observation) = observations.last_mut() else { continue };
             let mut is_kept = observation.has_hits;
             if let Some(sampler) = self.hits.as_mut().filter(|_| observation.has_hits) {
-                let take = |kept, hit| sampler.take(&observation, record.flags(), &hit, &self.prints, scratch) || kept;
+                let take = |kept, hit| sampler.take(observation, record.flags(), &hit, &self.prints, scratch) || kept;
                 is_kept = record.hits().fold(false, take);
             }
             if is_kept {
@@ -316,14 +341,13 @@ impl Analytics {
                 continue;
             }
             if let Some(summary) = &self.summary {
-                observation.summary_fingerprints = summary.prefetch(&observation, user_agent, &self.prints);
+                observation.summary_fingerprints = summary.prefetch(observation, user_agent);
             }
             observation.is_attack_tool = self.is_attack_tool(record.user_agent(), user_agent);
             if observation.is_attempt() {
-                observation.attempt = Some(self.outcome(&observation));
+                observation.attempt = Some(self.outcome(observation));
             }
-            self.gather(&observation, at, scratch);
-            observations.push(observation);
+            self.gather(observation, at, scratch);
         }
         if let Some(summary) = &mut self.summary {
             for (observation, seen) in observations.iter().zip(chunk) {
@@ -348,8 +372,8 @@ impl Analytics {
             self.hand_on(observation, scratch);
             wait(self, Detector::CredentialStuffing);
         }
-        wait(self, Detector::ForcedBrowsing);
-        wait(self, Detector::ForcedBrowsingCount);
+        self.wait_here(Detector::ForcedBrowsing, observation, at, scratch);
+        self.wait_here(Detector::ForcedBrowsingCount, observation, at, scratch);
         if observation.object.is_some() {
             wait(self, Detector::Bola);
         }
@@ -364,10 +388,22 @@ impl Analytics {
             let look = probing::look(observation.address_fingerprint(&self.prints, scratch));
             self.wait(Detector::Probing, look, observation, at, scratch);
         }
-        wait(self, Detector::Crawl);
+        self.wait_here(Detector::Crawl, observation, at, scratch);
     }
 
-    /// Puts an event in line.
+    /// Puts the event in line that an observation is to a detector of a source at a host.
+    #[inline(always)]
+    fn wait_here<'a>(&mut self, detector: Detector, observation: &Observation<'a>, at: u32, scratch: &'a Bump) {
+        let Some(look) = detector.look(observation) else { return };
+        if !self.is_plain[detector as usize] {
+            return self.wait(detector, look, observation, at, scratch);
+        }
+        let plan = detector.plan(0);
+        self.put_in_line(key_of(observation.here_fingerprint, plan), plan, look, at);
+    }
+
+    /// Puts an event in line, if its detector runs.
+    #[inline(never)]
     fn wait<'a>(&mut self, detector: Detector, look: Look, observation: &Observation<'a>, at: u32, scratch: &'a Bump) {
         let plan = detector.plan(self.rank(detector, observation, scratch));
         let numbers = self.settings.numbers(plan);
@@ -378,18 +414,14 @@ impl Analytics {
             true => self.source_of(observation.source.key(), ALL_APPLICATIONS),
             false => observation.source_fingerprint,
         };
-        let event = Event {
-            key: self.key(detector, plan, observation, source),
-            time_us: observation.time_us,
-            value: look.value,
-            number: look.number,
-            request_id: observation.request_id,
-            kind: look.kind,
-            network: observation.ipv6_network().map_or(0, KeyTable::network_slot),
-            plan,
-        };
-        self.engine.table.prefetch_tags(event.key);
-        self.waiting.push(Waiting { event, of: at, position: u32::MAX });
+        let key = self.key(detector, plan, observation, source);
+        self.put_in_line(key, plan, look, at);
+    }
+
+    #[inline(always)]
+    fn put_in_line(&mut self, key: u64, plan: u16, look: Look, at: u32) {
+        self.engine.table.prefetch_tags(key);
+        self.waiting.push(Waiting { key, look, of: at, position: u32::MAX, plan });
     }
 
     /// Which override holds.
@@ -406,9 +438,10 @@ impl Analytics {
     fn decide<'a>(&mut self, observations: &[Observation<'a>], timing: Timing, scratch: &'a Bump) {
         let mut waiting = std::mem::take(&mut self.waiting);
         self.prefetch(&mut waiting);
-        for Waiting { event, of, position } in waiting.drain(..) {
-            self.take(event, position, &observations[of as usize], timing, scratch);
+        for one in &waiting {
+            self.take(one, &observations[one.of as usize], timing, scratch);
         }
+        waiting.clear();
         self.waiting = waiting;
     }
 
@@ -417,18 +450,18 @@ impl Analytics {
     fn prefetch(&self, waiting: &mut [Waiting]) {
         let table = &self.engine.table;
         for one in &mut *waiting {
-            one.position = table.likely_position(one.event.key);
+            one.position = table.likely_position(one.key);
             match one.position {
-                u32::MAX => table.prefetch_other_tags(one.event.key),
+                u32::MAX => table.prefetch_other_tags(one.key),
                 position => table.prefetch_cell(position),
             }
         }
         for one in waiting.iter_mut().filter(|one| one.position == u32::MAX) {
-            one.position = table.other_likely_position(one.event.key);
+            one.position = table.other_likely_position(one.key);
             table.prefetch_cell(one.position);
         }
         for one in &*waiting {
-            if let Some(cell) = table.cell_of(one.position, one.event.key).filter(|cell| cell.has_lists()) {
+            if let Some(cell) = table.cell_of(one.position, one.key).filter(|cell| cell.has_lists()) {
                 table.pool.prefetch(cell.list(rules::SET));
                 table.pool.prefetch(cell.list(EVIDENCE));
             }
@@ -436,20 +469,45 @@ impl Analytics {
     }
 
     /// Gives the engine an event, and makes a verdict of an alert that asks for one.
-    fn take<'a>(&mut self, mut event: Event, position: u32, observation: &Observation<'a>, timing: Timing, scratch: &'a Bump) {
-        let detector = Detector::of_plan(event.plan);
-        let is_across = detector.is_across_applications(self.settings.numbers(event.plan));
-        let application = if is_across { ALL_APPLICATIONS } else { observation.application };
-        // The /64s of a network that has its share of the table share one key.
+    #[inline(always)]
+    fn take<'a>(&mut self, one: &Waiting, observation: &Observation<'a>, timing: Timing, scratch: &'a Bump) {
+        let mut event = one.event(observation);
         let is_network = self.engine.table.is_network_full(event.network) && self.engine.table.find(event.key).is_none();
-        if let Some(network) = observation.ipv6_network().filter(|_| is_network) {
-            event.key = self.key(detector, event.plan, observation, self.network_of(network, application));
+        if is_network {
+            event.key = self.network_key(one, observation).unwrap_or(event.key);
         }
+        if let Some(decided) = self.engine.take(&event, one.position) {
+            self.fire(decided, (one, is_network), observation, timing, scratch);
+        }
+    }
+
+    /// The /64s of a network that has its share of the table share one key.
+    #[cold]
+    fn network_key(&self, one: &Waiting, observation: &Observation<'_>) -> Option<u64> {
+        let source = self.network_of(observation.ipv6_network()?, self.application_of(one.plan, observation));
+        Some(self.key(Detector::of_plan(one.plan), one.plan, observation, source))
+    }
+
+    /// The application that an event is counted in.
+    fn application_of(&self, plan: u16, observation: &Observation<'_>) -> i32 {
+        let numbers = self.settings.numbers(plan);
+        if Detector::of_plan(plan).is_across_applications(numbers) { ALL_APPLICATIONS } else { observation.application }
+    }
+
+    /// Makes the alert of an event that decided, and the verdict that it asks for.
+    #[cold]
+    fn fire<'a>(
+        &mut self,
+        decided: (usize, Firing),
+        (one, is_network): (&Waiting, bool),
+        observation: &Observation<'a>,
+        timing: Timing,
+        scratch: &'a Bump,
+    ) {
+        let (detector, application) = (Detector::of_plan(one.plan), self.application_of(one.plan, observation));
         let describe = |alert: &mut Alert| describe(alert, detector, observation, application, is_network, scratch);
-        let fired = self.engine.take(&event, position, observation.order, describe);
-        if let Some(number) = fired {
-            self.list(number, observation, timing);
-        }
+        let number = self.engine.fire(decided, &one.event(observation), observation.order, describe);
+        self.list(number, observation, timing);
     }
 
     /// Fingerprint of a source and its application.
@@ -480,8 +538,7 @@ impl Analytics {
         if Detector::rank_of_plan(plan) > 0 {
             of = prints.pair(of, u64::from(plan));
         }
-        // 0 is a free cell.
-        (of ^ u64::from(plan)).max(1)
+        key_of(of, plan)
     }
 
     /// Makes a verdict, if the detector's action is one.
@@ -572,6 +629,20 @@ impl Analytics {
         self.user_agents.put(fingerprint, u8::from(is_tool), [0]);
         is_tool
     }
+}
+
+/// The key of a plan, of what the key is made of.
+#[inline]
+fn key_of(of: u64, plan: u16) -> u64 {
+    // 0 is a free cell.
+    (of ^ u64::from(plan)).max(1)
+}
+
+fn are_plain(settings: &Settings) -> [bool; Detector::ALL.len()] {
+    Detector::ALL.map(|detector| {
+        let numbers = settings.numbers(detector.plan(0));
+        !settings.has_overrides() && detector.is_enabled(numbers) && !detector.is_across_applications(numbers)
+    })
 }
 
 /// Says of a new alert whom and what it is about.

@@ -118,7 +118,7 @@ impl Target {
         Self { template_fingerprint: prints.bytes(template), marks }
     }
 
-    /// Whether it has a mark.
+    /// Whether it has a mark, or one of several.
     #[inline]
     pub const fn is(self, mark: u8) -> bool {
         self.marks & mark != 0
@@ -134,6 +134,8 @@ pub struct Object {
     pub number: Option<u64>,
 }
 
+/// Path and query, normalised.
+type Address<'a> = (&'a [u8], &'a [u8]);
 /// The template of a path, and its object id.
 type Template<'a> = (&'a [u8], Option<&'a [u8]>);
 
@@ -155,6 +157,8 @@ pub struct Observation<'a> {
     pub status: u16,
     /// The method's text, empty if it was no request.
     pub method: &'a [u8],
+    /// Its method is GET or HEAD.
+    pub is_fetch: bool,
     /// The path's.
     pub target: Target,
     /// The last id of the path.
@@ -182,7 +186,7 @@ pub struct Observation<'a> {
     credentials: bool,
     said: Outcome,
     /// Path and query, normalised, once they were asked for.
-    address: Cell<Option<(&'a [u8], &'a [u8])>>,
+    address: Cell<Option<Address<'a>>>,
     /// Path with ids replaced, and the last id, once they were asked for.
     template: Cell<Option<Template<'a>>>,
 }
@@ -190,6 +194,8 @@ pub struct Observation<'a> {
 impl<'a> Observation<'a> {
     /// Works a record out. `known` are the paths that were seen before, if any are kept. What else is remembered ([`Self::attempt`],
     /// [`Self::is_attack_tool`]) is left open.
+    // Inlined, so that it is written where it is to lie.
+    #[inline(always)]
     pub fn of(
         record: &RecordView<'a>,
         (timing, order, path_fingerprint): (Timing, u64, u64),
@@ -199,12 +205,16 @@ impl<'a> Observation<'a> {
         scratch: &'a Bump,
     ) -> Self {
         let flags = record.flags();
-        let (mut method, mut source_text) =
-            (Method::from_wire(record.method()).map_or(&b""[..], |known| known.name().as_bytes()), &b""[..]);
+        let known_method = Method::from_wire(record.method());
+        let mut is_fetch = matches!(known_method, Some(Method::Get | Method::Head));
+        let (mut method, mut source_text) = (known_method.map_or(&b""[..], |known| known.name().as_bytes()), &b""[..]);
         if record.extension_count() > 0 {
             for extension in record.extensions() {
                 match extension.tag {
-                    TAG_METHOD if method.is_empty() => method = extension.value,
+                    TAG_METHOD if method.is_empty() => {
+                        method = extension.value;
+                        is_fetch = matches!(method, b"GET" | b"HEAD");
+                    }
                     TAG_SOURCE_TEXT => source_text = extension.value,
                     _ => {}
                 }
@@ -214,7 +224,14 @@ impl<'a> Observation<'a> {
         let id = u128::from_be_bytes(record.request_id());
         let source_fingerprint = prints.pair(source.key(), application as u32 as u64);
         let host_fingerprint = prints.bytes(record.host());
-        let mut observation = Self {
+        // The whole line of what is no request is another path than the same text in a request.
+        let mut known = known.filter(|_| !method.is_empty());
+        let found = known.as_ref().and_then(|known| known.find(path_fingerprint));
+        let ((target, object), (address, template)) = match found {
+            Some(found) => (found, (None, None)),
+            None => work_out((record, method), path_fingerprint, settings, prints, known.as_deref_mut(), scratch),
+        };
+        Self {
             record: *record,
             order,
             time_us: timing.event_time_us(record.event_us()),
@@ -223,8 +240,9 @@ impl<'a> Observation<'a> {
             application,
             status: record.status(),
             method,
-            target: Target::default(),
-            object: None,
+            is_fetch,
+            target,
+            object,
             request_id: [(id >> 64) as u64, id as u64],
             is_listed: flags & (FLAG_BLOCKED | FLAG_DENYLIST | FLAG_GRAYLIST) != 0,
             has_hits: record.hit_count() > 0,
@@ -241,11 +259,9 @@ impl<'a> Observation<'a> {
                 FLAG_AUTH_SUCCEEDED => Outcome::Succeeded,
                 _ => Outcome::Unknown,
             },
-            address: Cell::new(None),
-            template: Cell::new(None),
-        };
-        (observation.target, observation.object) = observation.look_up(path_fingerprint, settings, prints, known, scratch);
-        observation
+            address: Cell::new(address),
+            template: Cell::new(template),
+        }
     }
 
     /// The record.
@@ -270,14 +286,10 @@ impl<'a> Observation<'a> {
 
     /// Path and query, normalised. What is no request has no path to normalise: the whole line stands for it.
     pub fn path_and_query(&self, scratch: &'a Bump) -> (&'a [u8], &'a [u8]) {
-        if self.method.is_empty() {
-            return (self.record.path(), self.record.query());
-        }
         if let Some(known) = self.address.get() {
             return known;
         }
-        let (path, query) = path::normalise(self.record.path(), scratch);
-        let address = (path, if self.record.query().is_empty() { query } else { self.record.query() });
+        let address = address(&self.record, self.method, scratch);
         self.address.set(Some(address));
         address
     }
@@ -294,30 +306,6 @@ impl<'a> Observation<'a> {
         let template = path::template(self.path_and_query(scratch).0, scratch);
         self.template.set(Some(template));
         template
-    }
-
-    /// What the path is, from memory if it was seen before.
-    fn look_up(
-        &self,
-        path_fingerprint: u64,
-        settings: &Settings,
-        prints: &Fingerprints,
-        mut known: Option<&mut Paths>,
-        scratch: &'a Bump,
-    ) -> (Target, Option<Object>) {
-        // The whole line of what is no request is another path than the same text in a request.
-        known = known.filter(|_| !self.method.is_empty());
-        if let Some(found) = known.as_ref().and_then(|known| known.find(path_fingerprint)) {
-            return found;
-        }
-        let (path, _) = self.path_and_query(scratch);
-        let (template, id) = self.template_and_id(scratch);
-        let target = Target::of(path, template, settings, prints);
-        let object = id.map(|id| Object { fingerprint: prints.bytes(id), number: path::number_of(id) });
-        if let Some(known) = known {
-            known.put(path_fingerprint, target, object);
-        }
-        (target, object)
     }
 
     /// Of method, host and template.
@@ -365,6 +353,35 @@ impl<'a> Observation<'a> {
     pub const fn ipv6_network(&self) -> Option<u64> {
         if is_ipv4(self.source) { None } else { Some(self.source.key() >> 16 << 16) }
     }
+}
+
+/// Path and query, normalised; see [`Observation::path_and_query`].
+fn address<'a>(record: &RecordView<'a>, method: &[u8], scratch: &'a Bump) -> Address<'a> {
+    if method.is_empty() {
+        return (record.path(), record.query());
+    }
+    let (path, query) = path::normalise(record.path(), scratch);
+    (path, if record.query().is_empty() { query } else { record.query() })
+}
+
+/// What a path is that was not seen before, and what came of it on the way.
+#[inline(never)]
+fn work_out<'a>(
+    (record, method): (&RecordView<'a>, &[u8]),
+    path_fingerprint: u64,
+    settings: &Settings,
+    prints: &Fingerprints,
+    known: Option<&mut Paths>,
+    scratch: &'a Bump,
+) -> ((Target, Option<Object>), (Option<Address<'a>>, Option<Template<'a>>)) {
+    let address = address(record, method, scratch);
+    let template = path::template(address.0, scratch);
+    let target = Target::of(address.0, template.0, settings, prints);
+    let object = template.1.map(|id| Object { fingerprint: prints.bytes(id), number: path::number_of(id) });
+    if let Some(known) = known {
+        known.put(path_fingerprint, target, object);
+    }
+    ((target, object), (Some(address), Some(template)))
 }
 
 impl Timing {

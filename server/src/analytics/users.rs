@@ -73,10 +73,12 @@ impl Users {
                 network: 0,
                 plan,
             };
-            self.engine.take(&event, u32::MAX, failure.order, |alert: &mut Alert| {
-                alert.application = application;
-                alert.user = failure.user;
-            });
+            if let Some(decided) = self.engine.take(&event, u32::MAX) {
+                self.engine.fire(decided, &event, failure.order, |alert: &mut Alert| {
+                    alert.application = application;
+                    alert.user = failure.user;
+                });
+            }
         }
     }
 }

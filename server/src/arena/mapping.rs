@@ -153,6 +153,24 @@ pub fn prefetch<T>(value: &T) {
     let _ = value;
 }
 
+/// Which of sixteen numbers that lie side by side are the wanted one: bit n for number n. How tags are searched for.
+#[inline]
+pub fn equal_numbers(row: &[u16; 16], wanted: u16) -> u32 {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_mm_cmpeq_epi16, _mm_loadu_si128, _mm_movemask_epi8, _mm_packs_epi16, _mm_set1_epi16};
+        let (halves, _) = row.as_chunks::<8>();
+        // SAFETY: every processor of this architecture has SSE2; each load reads the sixteen bytes of eight numbers.
+        unsafe {
+            let wanted = _mm_set1_epi16(wanted.cast_signed());
+            let [low, high] = [&halves[0], &halves[1]].map(|half| _mm_cmpeq_epi16(_mm_loadu_si128(half.as_ptr().cast()), wanted));
+            _mm_movemask_epi8(_mm_packs_epi16(low, high)).cast_unsigned()
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    row.iter().rev().fold(0, |bits, number| bits << 1 | u32::from(*number == wanted))
+}
+
 fn map(bytes: usize, flags: MapFlags) -> io::Result<NonNull<u8>> {
     let protection = ProtFlags::READ | ProtFlags::WRITE;
     // Not NORESERVE: huge pages that turn out not to be there would end the process at the first touch.
@@ -181,6 +199,18 @@ fn huge_bytes_of(smaps: &str, address: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_number_that_is_the_wanted_one_has_its_bit() {
+        let mut random = fastrand::Rng::with_seed(1);
+        for _ in 0..10_000 {
+            let row: [u16; 16] = std::array::from_fn(|_| [0, 1, 0x0100, 0x8000, 0xffff][random.usize(..5)]);
+            for wanted in [0, 1, 0x0100, 0x8000, 0xffff, 2] {
+                let bits: u32 = row.iter().enumerate().map(|(place, number)| u32::from(*number == wanted) << place).sum();
+                assert_eq!(equal_numbers(&row, wanted), bits, "{wanted} in {row:?}");
+            }
+        }
+    }
 
     #[test]
     fn memory_is_zero_aligned_and_writable() {

@@ -7,8 +7,8 @@ use crate::analytics::rules::{Firing, State};
 use crate::config::detection::Crawl;
 
 pub(super) fn look(observation: &Observation<'_>) -> Option<Look> {
-    let is_fetch = matches!(observation.method, b"GET" | b"HEAD") && !observation.target.is(STATIC);
-    is_fetch.then_some(Look { value: observation.target.template_fingerprint, number: 0, kind: COUNTED })
+    let looks = observation.is_fetch && !observation.target.is(STATIC);
+    looks.then_some(Look { value: observation.target.template_fingerprint, number: 0, kind: COUNTED })
 }
 
 pub(super) fn decide(numbers: &Crawl, state: &mut State<'_>, event: &Event, time_us: u64, elapsed_us: u64) -> Option<Firing> {

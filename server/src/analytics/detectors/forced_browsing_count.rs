@@ -7,10 +7,12 @@ use crate::analytics::rules::{Firing, State};
 use crate::config::detection::ForcedBrowsingCount;
 
 pub(super) fn look(observation: &Observation<'_>) -> Option<Look> {
-    let is_failure = matches!(observation.status, 400 | 403 | 404);
-    let weighs =
-        !observation.is_listed && !observation.has_hits && !observation.target.is(STATIC) && !observation.target.is(WEIGHTLESS);
-    (is_failure && weighs).then_some(Look { value: observation.target.template_fingerprint, number: 0, kind: COUNTED })
+    // Most requests end here.
+    if !matches!(observation.status, 400 | 403 | 404) || observation.is_listed || observation.has_hits {
+        return None;
+    }
+    let weighs = !observation.target.is(STATIC | WEIGHTLESS);
+    weighs.then_some(Look { value: observation.target.template_fingerprint, number: 0, kind: COUNTED })
 }
 
 pub(super) fn decide(

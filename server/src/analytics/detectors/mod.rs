@@ -149,6 +149,7 @@ macro_rules! detectors {
             }
 
             /// Takes an event into the state of its key; `state.cell.seq` counts it already.
+            #[inline]
             pub fn decide(self, numbers: &Numbers, state: &mut State<'_>, event: &Event, time_us: u64, elapsed_us: u64) -> Option<Firing> {
                 match self { $(Self::$name => $module::decide(&numbers.$module, state, event, time_us, elapsed_us),)* }
             }

@@ -16,7 +16,8 @@ pub use pool::{List, Pool};
 
 use super::detectors::{Detector, Event};
 use super::fingerprint::mix;
-use crate::arena::mapping::{on_huge_pages, prefetch};
+
+use crate::arena::mapping::{equal_numbers, on_huge_pages, prefetch};
 
 /// Cells of a bucket: their tags are one line of the cache.
 const BUCKET: usize = 32;
@@ -248,22 +249,9 @@ impl KeyTable {
     /// Which cells of a bucket have a tag.
     #[inline]
     fn matches(&self, bucket: usize, wanted: u16) -> u32 {
-        // As wide as a tag, so that eight of them are compared and masked by one instruction each.
-        const BITS: [u16; 16] = {
-            let mut bits = [0; 16];
-            let mut place = 0;
-            while place < 16 {
-                bits[place] = 1 << place;
-                place += 1;
-            }
-            bits
-        };
-        let among = |tags: &[u16]| -> u32 {
-            let bits = tags.iter().zip(BITS).map(|(&tag, bit)| if tag == wanted { bit } else { 0 });
-            u32::from(bits.fold(0, |matches, bit| matches | bit))
-        };
-        let (low, high) = self.tags[bucket].0.split_at(16);
-        among(low) | among(high) << 16
+        let (rows, _) = self.tags[bucket].0.as_chunks();
+        let [low, high] = [&rows[0], &rows[1]].map(|row| equal_numbers(row, wanted));
+        low | high << 16
     }
 
     #[inline]

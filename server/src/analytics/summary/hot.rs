@@ -7,6 +7,8 @@
 //! The share is that of the requests of this shard. With several shards a source has a larger share of its shard than of
 //! the server, for the shards share the sources: what this guards errs on the side of listing nobody.
 
+use crate::arena::mapping::equal_numbers;
+
 /// Counters of a span.
 const COUNTERS: usize = 16;
 /// Spans.
@@ -30,6 +32,11 @@ struct Span {
     values: [u64; COUNTERS],
     counts: [u32; COUNTERS],
     errors: [u32; COUNTERS],
+    /// The lowest bits of `values`.
+    tags: [u16; COUNTERS],
+    /// The smallest count, and bit n: it is still that of counter n.
+    least: u32,
+    at_least: u32,
 }
 
 /// See the module.
@@ -61,17 +68,25 @@ impl HotSources {
         } else {
             return;
         };
-        if let Some(at) = span.values.iter().position(|value| *value == source) {
-            span.counts[at] += weight;
-            return;
-        }
-        let (mut at, mut least) = (0, u32::MAX);
-        for (place, count) in span.counts.iter().enumerate() {
-            if *count < least {
-                (at, least) = (place, *count);
+        let mut matches = equal_numbers(&span.tags, source as u16);
+        while matches != 0 {
+            let at = matches.trailing_zeros() as usize % COUNTERS;
+            if span.values[at] == source {
+                span.counts[at] += weight;
+                span.at_least &= !(1 << at);
+                return;
             }
+            matches &= matches - 1;
         }
-        (span.values[at], span.counts[at], span.errors[at]) = (source, least + weight, least);
+        if span.at_least == 0 {
+            span.least = span.counts.iter().copied().min().unwrap_or(0);
+            let bits = span.counts.iter().enumerate().map(|(at, count)| u32::from(*count == span.least) << at);
+            span.at_least = bits.sum();
+        }
+        let at = span.at_least.trailing_zeros() as usize % COUNTERS;
+        span.at_least &= span.at_least - 1;
+        (span.values[at], span.counts[at], span.errors[at]) = (source, span.least + weight, span.least);
+        span.tags[at] = source as u16;
     }
 
     /// Requests of the last minute.

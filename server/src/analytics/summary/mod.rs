@@ -14,7 +14,6 @@ pub mod timeline;
 pub mod top;
 pub mod view;
 
-use super::fingerprint::Fingerprints;
 use super::observation::Observation;
 use bumpalo::Bump;
 use hot::HotSources;
@@ -112,11 +111,12 @@ impl Summary {
 
     /// Brings what [`Self::count`] will look at into the cache. Returns the fingerprints of path and user agent, of this application.
     #[inline]
-    pub fn prefetch(&self, observation: &Observation<'_>, user_agent: u64, prints: &Fingerprints) -> [u64; 2] {
+    pub fn prefetch(&self, observation: &Observation<'_>, user_agent: u64) -> [u64; 2] {
         let now = &self.generations[0];
-        let of_application = u64::from(observation.application.cast_unsigned());
-        let [path, user_agent] =
-            [observation.target.template_fingerprint, user_agent].map(|print| prints.pair(print, of_application));
+        // Keyed already: an odd multiple is enough to tell applications apart.
+        let of_application = u64::from(observation.application.cast_unsigned()).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let path = observation.target.template_fingerprint ^ of_application;
+        let user_agent = user_agent ^ of_application;
         now.sources.prefetch(observation.source_fingerprint);
         now.paths.prefetch(path);
         now.user_agents.prefetch(user_agent);

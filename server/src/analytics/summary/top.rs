@@ -87,17 +87,17 @@ impl TopList {
     #[inline]
     pub fn count<'a>(&mut self, fingerprint: u64, application: i32, number: u64, text: impl FnOnce() -> &'a [u8]) {
         self.total += 1;
+        // That of a free way is 0.
+        let fingerprint = fingerprint.max(1);
         let at = set_of(fingerprint, self.sets.len());
         let set = &mut self.sets[at];
-        for way in 0..WAYS {
-            if set.fingerprints[way] == fingerprint && set.counts[way] > 0 {
-                set.counts[way] = set.counts[way].saturating_add(1);
-                return;
-            }
+        match set.fingerprints.iter().position(|known| *known == fingerprint) {
+            Some(way) => set.counts[way] = set.counts[way].saturating_add(1),
+            None => self.count_other(fingerprint, application, number, text),
         }
-        self.count_other(fingerprint, application, number, text);
     }
 
+    #[inline(never)]
     fn count_other<'a>(&mut self, fingerprint: u64, application: i32, number: u64, text: impl FnOnce() -> &'a [u8]) {
         let estimate = self.raise(fingerprint, 1);
         let at = set_of(fingerprint, self.sets.len());
