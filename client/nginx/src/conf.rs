@@ -7,9 +7,11 @@ use crate::{module, request, upstream};
 use ngx::core::Pool;
 use ngx::ffi;
 use ngx::http::HttpModuleConfExt;
+use postanalytics_filter::{Engine, MaskConfig, Masker};
 use std::ffi::{CStr, c_char, c_void};
 use std::fmt;
 use std::ptr::null_mut;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Bytes of a body that are inspected unless `postanalytics_body_limit` says otherwise.
@@ -45,8 +47,11 @@ pub struct MainConf {
     connect_attempts: Option<u32>,
     reconnect_interval: Option<Duration>,
     queue_bytes: Option<usize>,
+    masker: Option<Masker>,
     /// Some location filters.
     pub filters: bool,
+    /// If so, the rules. The workers share their memory with the master.
+    pub engine: Option<Arc<Engine>>,
     /// Addresses of the postanalytics servers.
     pub servers: Vec<String>,
     pub node: Node,
@@ -193,6 +198,11 @@ unsafe fn finish(cf: *mut ffi::ngx_conf_t) -> Result<(), String> {
     // SAFETY: the caller's word.
     main.zone = Some(unsafe { crate::add_zone(cf) }?);
     if main.filters {
+        let engine = Engine::builtin();
+        main.engine = Some(Arc::new(match main.masker.take() {
+            Some(masker) => engine.with_masker(masker),
+            None => engine,
+        }));
         // SAFETY: the caller's word.
         unsafe { request::install(cf) }?;
     }
@@ -295,6 +305,21 @@ fn set_queue(conf: &mut MainConf, words: &Words) -> Result<(), String> {
     }
 }
 
+fn set_masking(conf: &mut MainConf, words: &Words) -> Result<(), String> {
+    let mut file = ffi::ngx_str_t { len: words.first().len(), data: words.first().as_ptr().cast_mut() };
+    // SAFETY: NGINX passed `cf` to the setter; what it makes of a relative name lies in the pool of the configuration.
+    let file = unsafe {
+        if ffi::ngx_conf_full_name((*words.cf).cycle, &raw mut file, 1) != ffi::NGX_OK as ffi::ngx_int_t {
+            return bad(words, "the name of a file");
+        }
+        text(&file)
+    };
+    let toml = std::fs::read_to_string(&file).map_err(|error| format!("\"{}\" cannot read {file}: {error}", words.words[0]))?;
+    let config: MaskConfig = toml::from_str(&toml).map_err(|error| format!("{file}: {error}"))?;
+    let masker = Masker::new(&config).map_err(|error| format!("{file}: {error}"))?;
+    once(&mut conf.masker, words, masker)
+}
+
 fn set_mode(conf: &mut LocationConf, words: &Words) -> Result<(), String> {
     let mode = match words.first() {
         "off" => Mode::Off,
@@ -378,6 +403,7 @@ setter!(upstream_directive, MainConf, set_upstream);
 setter!(attempts_directive, MainConf, set_attempts);
 setter!(interval_directive, MainConf, set_interval);
 setter!(queue_directive, MainConf, set_queue);
+setter!(masking_directive, MainConf, set_masking);
 setter!(mode_directive, LocationConf, set_mode);
 setter!(application_directive, LocationConf, set_application);
 setter!(time_limit_directive, LocationConf, set_time_limit);
@@ -403,13 +429,14 @@ const fn location_command(name: &'static CStr, set: Setter) -> ffi::ngx_command_
 }
 
 /// The directives. NGINX takes a pointer to the first of them, and writes nothing.
-pub static mut COMMANDS: [ffi::ngx_command_t; 14] = [
+pub static mut COMMANDS: [ffi::ngx_command_t; 15] = [
     main_command(c"wallarm_tarantool_upstream", upstream_directive),
     main_command(c"wallarm_wstore_upstream", upstream_directive),
     main_command(c"postanalytics_upstream", upstream_directive),
     main_command(c"wallarm_upstream_connect_attempts", attempts_directive),
     main_command(c"wallarm_upstream_reconnect_interval", interval_directive),
     main_command(c"wallarm_upstream_queue_memory_limit", queue_directive),
+    main_command(c"postanalytics_masking", masking_directive),
     location_command(c"wallarm_mode", mode_directive),
     location_command(c"wallarm_application", application_directive),
     location_command(c"wallarm_instance", application_directive),

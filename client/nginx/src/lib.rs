@@ -27,10 +27,8 @@ pub mod zone;
 
 use nginx::guard;
 use ngx::ffi;
-use postanalytics_filter::Engine;
 use std::ffi::c_void;
 use std::ptr::{self, NonNull, null_mut};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicPtr, Ordering::Relaxed};
 use zone::Zone;
 
@@ -69,14 +67,6 @@ ngx::ngx_modules!(ngx_http_postanalytics_module);
 pub fn module() -> &'static ffi::ngx_module_t {
     // SAFETY: NGINX writes its numbers before it calls anything of the module, and never again.
     unsafe { (&raw const ngx_http_postanalytics_module).as_ref_unchecked() }
-}
-
-/// The rules are compiled once, before the workers are forked, who share the memory.
-static ENGINE: OnceLock<Engine> = OnceLock::new();
-
-/// The filter.
-pub fn engine() -> &'static Engine {
-    ENGINE.get_or_init(Engine::builtin)
 }
 
 /// The counters of the node, once NGINX has made the zone of this configuration.
@@ -131,9 +121,6 @@ unsafe extern "C" fn init_module(cycle: *mut ffi::ngx_cycle_t) -> ffi::ngx_int_t
             if let Some(zone) = main.zone {
                 ZONE.store((*zone.as_ptr()).data.cast(), Relaxed);
             }
-            if main.filters {
-                engine();
-            }
         }
         OK
     })
@@ -148,10 +135,10 @@ unsafe extern "C" fn init_process(cycle: *mut ffi::ngx_cycle_t) -> ffi::ngx_int_
                 return;
             }
             let (Some(main), Some(zone)) = (conf::of_cycle(cycle), zone()) else { return };
-            if main.filters {
+            if let Some(engine) = &main.engine {
                 let core = *(*cycle).conf_ctx.add(ffi::ngx_core_module.index);
                 let workers = usize::try_from((*core.cast::<ffi::ngx_core_conf_t>()).worker_processes).unwrap_or(1);
-                worker::start(main, zone, workers);
+                worker::start(main, engine, zone, workers);
             }
         }
     });

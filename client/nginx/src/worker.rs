@@ -5,15 +5,16 @@
 //! signals blocked.
 
 use crate::conf::MainConf;
+use crate::logging;
 use crate::nginx::{self, Level, guard};
 use crate::zone::{Counter, SlotNumber, Zone};
-use crate::{engine, logging};
 use ngx::ffi;
 use postanalytics_client::{Action, Client, Counters, Request, SendError};
 use postanalytics_filter::{Engine, Findings, RawRequest, Scratch};
 use std::cell::{Cell, RefCell};
 use std::net::IpAddr;
 use std::ptr::null_mut;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
@@ -33,7 +34,7 @@ static WORKER: AtomicPtr<Worker> = AtomicPtr::new(null_mut());
 pub struct Worker {
     /// `None`: no server is named.
     client: Option<Client>,
-    engine: &'static Engine,
+    engine: Arc<Engine>,
     scratch: RefCell<Scratch>,
     random: RefCell<fastrand::Rng>,
     zone: &'static Zone,
@@ -68,7 +69,7 @@ pub fn count_panic() {
 ///
 /// # Safety
 /// The zone outlives the process's use of it: it is mapped as long as the process runs.
-pub unsafe fn start(main: &MainConf, zone: &'static Zone, workers: usize) {
+pub unsafe fn start(main: &MainConf, engine: &Arc<Engine>, zone: &'static Zone, workers: usize) {
     logging::start();
     let slot = zone.claim(std::process::id(), nginx::lives);
     if slot.is_shared() {
@@ -92,7 +93,7 @@ pub unsafe fn start(main: &MainConf, zone: &'static Zone, workers: usize) {
     }
     let worker = Worker {
         client,
-        engine: engine(),
+        engine: Arc::clone(engine),
         scratch: RefCell::default(),
         random: RefCell::new(fastrand::Rng::new()),
         zone,
@@ -170,8 +171,8 @@ unsafe extern "C" fn tick(event: *mut ffi::ngx_event_t) {
 }
 
 impl Worker {
-    pub fn engine(&self) -> &'static Engine {
-        self.engine
+    pub fn engine(&self) -> &Engine {
+        &self.engine
     }
 
     pub fn inspect(&self, request: &RawRequest<'_>, limit: Duration) -> Findings {
