@@ -167,6 +167,9 @@ fn bounds_hold_and_are_told() {
     let late = inspect(&"a=1'&".repeat(4000), Duration::ZERO);
     assert!(late.overlimit && late.found.last().is_some_and(|hit| hit.attack_type.name() == "overlimit_res"), "{late:?}");
     assert!(!inspect("a=1", minute).overlimit);
+    // Small enough to be looked at in whole before the clock is.
+    let late = inspect(&many, Duration::ZERO);
+    assert!(late.overlimit && late.found.len() == 16 && late.found[15].attack_type.name() == "overlimit_res", "{late:?}");
 }
 
 #[test]

@@ -36,8 +36,6 @@ const KEPT_BYTES: usize = 64 << 10;
 const CLOCK_BYTES: usize = 4 << 10;
 /// Header values that are remembered as harmless, a power of two.
 const HARMLESS_MAX: usize = 1024;
-/// Severity of a request that took too long.
-const OVERLIMIT_SEVERITY: u8 = 50;
 
 /// A request as it came, borrowed. Leave empty what is not known: a log has no body.
 #[derive(Clone, Copy, Debug, Default)]
@@ -82,15 +80,14 @@ impl Default for Scratch {
 }
 
 impl Scratch {
+    /// Gives back what one large request took; costs next to nothing otherwise.
     fn shrink(&mut self) {
-        if self.section.text.capacity() + self.value.text.capacity() + self.folded.capacity() > KEPT_BYTES {
-            self.section.shrink(KEPT_BYTES);
-            self.value.shrink(KEPT_BYTES);
-            self.json.shrink(KEPT_BYTES);
-            for buffer in [&mut self.folded, &mut self.unquoted, &mut self.point] {
-                buffer.clear();
-                buffer.shrink_to(KEPT_BYTES);
-            }
+        self.section.shrink(KEPT_BYTES);
+        self.value.shrink(KEPT_BYTES);
+        self.json.shrink(KEPT_BYTES);
+        for buffer in [&mut self.folded, &mut self.unquoted, &mut self.point] {
+            buffer.clear();
+            buffer.shrink_to(KEPT_BYTES);
         }
     }
 }
@@ -145,7 +142,9 @@ impl Engine {
         scratch.shrink();
         let mut findings = inspection.findings;
         findings.elapsed = begun.elapsed();
-        findings.overlimit |= findings.elapsed > limit;
+        if findings.elapsed > limit && !findings.overlimit {
+            findings.set_overlimit();
+        }
         findings
     }
 }
@@ -421,8 +420,7 @@ impl Inspection<'_> {
             None => {
                 self.until_clock = CLOCK_BYTES;
                 if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-                    self.findings.overlimit = true;
-                    self.hit(AttackType::OverlimitRes, OVERLIMIT_SEVERITY, 0, b"request", Vec::new());
+                    self.findings.set_overlimit();
                     return ControlFlow::Break(());
                 }
             }

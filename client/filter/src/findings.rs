@@ -6,6 +6,8 @@ use std::time::Duration;
 
 /// Most hits of one request; the rest adds nothing to what these tell. (The wire takes 64.)
 pub(crate) const HITS_MAX: usize = 16;
+/// Severity of a request that took too long.
+const OVERLIMIT_SEVERITY: u8 = 50;
 /// Longest payload sample and longest name of a point, bytes.
 pub(crate) const SAMPLE_BYTES_MAX: usize = 256;
 
@@ -26,6 +28,19 @@ impl Findings {
     /// The hits as a record takes them. Masked, see [`crate::Masker`].
     pub fn hits(&self) -> Vec<Hit<'_>> {
         self.found.iter().map(FoundHit::as_hit).collect()
+    }
+
+    /// Notes that inspection took too long.
+    pub(crate) fn set_overlimit(&mut self) {
+        self.overlimit = true;
+        self.found.truncate(HITS_MAX - 1);
+        self.found.push(FoundHit {
+            attack_type: AttackType::OverlimitRes,
+            severity: OVERLIMIT_SEVERITY,
+            rule_id: 0,
+            point: b"request".to_vec(),
+            payload: Vec::new(),
+        });
     }
 
     /// `detection_us` of a record.
