@@ -23,8 +23,8 @@ use std::time::{Duration, Instant};
 
 /// The rules that come with the crate.
 pub(crate) const BUILTIN_RULES: &str = include_str!("../rules.toml");
-/// Most bytes of a body that are looked at.
-const BODY_BYTES_MAX: usize = 256 << 10;
+/// Most bytes of a body that are looked at. Of what comes after them the findings say that they are incomplete.
+pub const BODY_BYTES_MAX: usize = 256 << 10;
 /// Most points of a request that are looked at.
 const POINTS_MAX: usize = 4096;
 /// Most bytes that patterns are tried on at a time, and what two such pieces share: longer than any payload needs to be.

@@ -23,7 +23,7 @@ mod normalise;
 mod points;
 mod rules;
 
-pub use engine::{Engine, RawRequest, Scratch};
+pub use engine::{BODY_BYTES_MAX, Engine, RawRequest, Scratch};
 pub use findings::{Findings, FoundHit};
 pub use line::LineFilter;
 pub use mask::{MaskConfig, MaskError, Masker};

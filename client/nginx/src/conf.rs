@@ -7,7 +7,7 @@ use crate::{module, request, upstream};
 use ngx::core::Pool;
 use ngx::ffi;
 use ngx::http::HttpModuleConfExt;
-use postanalytics_filter::{Engine, MaskConfig, Masker};
+use postanalytics_filter::{BODY_BYTES_MAX, Engine, MaskConfig, Masker};
 use std::ffi::{CStr, c_char, c_void};
 use std::fmt;
 use std::ptr::null_mut;
@@ -16,7 +16,6 @@ use std::time::Duration;
 
 /// Bytes of a body that are inspected unless `postanalytics_body_limit` says otherwise.
 const BODY_LIMIT: usize = 64 * 1024;
-const BODY_LIMIT_MAX: usize = 16 << 20;
 
 /// Where something is written.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -347,8 +346,8 @@ fn set_time_limit(conf: &mut LocationConf, words: &Words) -> Result<(), String> 
 
 fn set_body_limit(conf: &mut LocationConf, words: &Words) -> Result<(), String> {
     match size(words.first()) {
-        Some(bytes) if bytes <= BODY_LIMIT_MAX => once(&mut conf.body_limit, words, bytes),
-        _ => bad(words, "a size of at most 16m, such as 64k; 0 looks at no bodies"),
+        Some(bytes) if bytes <= BODY_BYTES_MAX => once(&mut conf.body_limit, words, bytes),
+        _ => bad(words, &format!("a size of at most {}k, such as 64k; 0 looks at no bodies", BODY_BYTES_MAX >> 10)),
     }
 }
 

@@ -1,7 +1,12 @@
 //! What the client has to say goes to NGINX's error log, in the words that operators search it for.
+//!
+//! The client speaks on its own thread, and NGINX's logger is for one thread (`error_log syslog:` keeps its state). So lines wait in
+//! a queue until the worker's timer writes them.
 
 use crate::nginx::{self, Level};
+use std::collections::VecDeque;
 use std::fmt::{Debug, Write};
+use std::sync::{Mutex, PoisonError};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};
@@ -10,6 +15,45 @@ use tracing::{Event, Metadata, Subscriber};
 const AWAY: &str = "not connected to postanalytics";
 const SELINUX: &str = "; the system forbids NGINX this connection: if that is SELinux (ausearch -m avc -c nginx), allow it by \
                        setsebool -P httpd_can_network_connect 1; else look at AppArmor, seccomp and firewall rules";
+
+/// Most lines that wait. The client tells a few in a second at most.
+const LINES_MAX: usize = 256;
+
+/// Lines that wait to be written.
+struct Queue {
+    lines: VecDeque<(Level, String)>,
+    dropped: u64,
+}
+
+static QUEUE: Mutex<Queue> = Mutex::new(Queue { lines: VecDeque::new(), dropped: 0 });
+
+impl Queue {
+    fn push(&mut self, line: (Level, String)) {
+        if self.lines.len() < LINES_MAX {
+            self.lines.push_back(line);
+        } else {
+            self.dropped += 1;
+        }
+    }
+
+    fn take(&mut self) -> Vec<(Level, String)> {
+        let mut lines: Vec<_> = self.lines.drain(..).collect();
+        let dropped = std::mem::take(&mut self.dropped);
+        if dropped > 0 {
+            lines.push((Level::Warn, format!("wallarm: {dropped} more lines were dropped")));
+        }
+        lines
+    }
+}
+
+/// Writes the lines that wait. On the thread of NGINX.
+pub fn write() {
+    // What a panic left behind is whole lines.
+    let lines = QUEUE.lock().unwrap_or_else(PoisonError::into_inner).take();
+    for (level, line) in lines {
+        nginx::log(level, &line);
+    }
+}
 
 /// Sends the events of this process to the error log. Once is enough; more does nothing.
 pub fn start() {
@@ -28,7 +72,7 @@ impl Subscriber for ErrorLog {
         let mut fields = Fields::default();
         event.record(&mut fields);
         let (level, line) = line(*event.metadata().level(), &fields);
-        nginx::log(level, &line);
+        QUEUE.lock().unwrap_or_else(PoisonError::into_inner).push((level, line));
     }
 
     fn new_span(&self, _: &Attributes<'_>) -> Id {
@@ -101,6 +145,17 @@ mod tests {
             let (_, text) = away(why);
             assert!(text.contains("connect() failed") && text.contains("setsebool -P httpd_can_network_connect 1"), "{text}");
         }
+    }
+
+    #[test]
+    fn the_queue_has_a_bound_and_says_what_it_dropped() {
+        let mut queue = Queue { lines: VecDeque::new(), dropped: 0 };
+        for n in 0..LINES_MAX + 3 {
+            queue.push((Level::Notice, n.to_string()));
+        }
+        let lines = queue.take();
+        assert_eq!((lines.len(), lines[LINES_MAX].1.as_str()), (LINES_MAX + 1, "wallarm: 3 more lines were dropped"));
+        assert!(queue.take().is_empty());
     }
 
     #[test]

@@ -14,7 +14,7 @@ pub enum Level {
     Notice = ffi::NGX_LOG_NOTICE as usize,
 }
 
-/// Writes a line to the error log of this process. Any thread may: a line is one `write`.
+/// Writes a line to the error log of this process. On the thread of NGINX only: its logger keeps state for syslog.
 pub fn log(level: Level, line: &str) {
     // SAFETY: NGINX has a cycle with a log from before it loads modules until it ends.
     unsafe { log_to((*ffi::ngx_cycle).log, level, line) }

@@ -53,7 +53,8 @@ struct Context {
     preread: bool,
     /// The body has been read on our behalf.
     body_read: bool,
-    blocked: bool,
+    /// It is refused. Source and application are those of now: the location of the error page may say others.
+    refused: Option<(IpAddr, i32)>,
 }
 
 // NGINX's pools align to this, so a context may lie in one.
@@ -142,13 +143,13 @@ unsafe fn check(worker: &Worker, r: *mut ffi::ngx_http_request_t, access: bool) 
             return DECLINED;
         }
         let mut context = find(r);
-        if context.as_ref().is_some_and(|context| context.blocked) {
+        if context.as_ref().is_some_and(|context| context.refused.is_some()) {
             // It is being shown the page of its refusal.
             return DECLINED;
         }
         let source = client_ip(r, conf);
         let listed = worker.listed(source, conf.application());
-        let has_body = (*r).headers_in.content_length_n > 0 || (*r).headers_in.chunked() != 0;
+        let has_body = has_body(r);
         let blocking = conf.mode() == Mode::Block || conf.mode() == Mode::SafeBlocking && listed == Some(Action::Graylist);
         if context.is_none() && (listed.is_some() || blocking || has_body && !access) {
             context = make(r);
@@ -156,7 +157,7 @@ unsafe fn check(worker: &Worker, r: *mut ffi::ngx_http_request_t, access: bool) 
         let Some(context) = context else { return DECLINED };
         context.listed = listed;
         if listed == Some(Action::Denylist) {
-            context.blocked = true;
+            context.refused = Some((source, conf.application()));
             return FORBIDDEN;
         }
         if has_body && !access && context.body.is_empty() {
@@ -174,11 +175,19 @@ unsafe fn check(worker: &Worker, r: *mut ffi::ngx_http_request_t, access: bool) 
             }
         }
         let findings = inspect(worker, r, conf, Some(context));
-        context.blocked = !findings.found.is_empty();
-        let blocked = context.blocked;
+        context.refused = (!findings.found.is_empty()).then(|| (source, conf.application()));
         context.findings = Some(findings);
-        if blocked { FORBIDDEN } else { DECLINED }
+        if context.refused.is_some() { FORBIDDEN } else { DECLINED }
     }
+}
+
+/// Whether a body was announced.
+///
+/// # Safety
+/// `r` is a request.
+unsafe fn has_body(r: *const ffi::ngx_http_request_t) -> bool {
+    // SAFETY: the caller's word.
+    unsafe { (*r).headers_in.content_length_n > 0 || (*r).headers_in.chunked() != 0 }
 }
 
 unsafe extern "C" fn body_filter(r: *mut ffi::ngx_http_request_t, chain: *mut ffi::ngx_chain_t) -> ffi::ngx_int_t {
@@ -248,7 +257,9 @@ unsafe fn inspect(worker: &Worker, r: *mut ffi::ngx_http_request_t, conf: &Locat
     unsafe {
         let (method, target) = request_line(r);
         let headers: Vec<(&[u8], &[u8])> = headers(r);
-        let (body, body_truncated) = context.map_or((&b""[..], false), |context| (&context.body, context.body_truncated));
+        let (body, truncated) = context.map_or((&b""[..], false), |context| (&context.body, context.body_truncated));
+        // One that nobody has read, or that is not to be looked at.
+        let body_truncated = truncated || body.is_empty() && has_body(r);
         let request = RawRequest { method, uri: target, headers: &headers, body, body_truncated };
         worker.inspect(&request, conf.time_limit())
     }
@@ -270,13 +281,17 @@ unsafe fn record(worker: &Worker, r: *mut ffi::ngx_http_request_t) {
     // SAFETY: the caller's word; each of what is called asks for no more.
     unsafe {
         let conf = conf::of_location(r);
-        if conf.mode() == Mode::Off || r != (*r).main {
+        if r != (*r).main {
             return;
         }
         let mut context = find(r);
-        let denied = context.as_ref().is_some_and(|context| context.listed == Some(Action::Denylist) && context.blocked);
-        let blocked = context.as_ref().is_some_and(|context| context.blocked);
+        let refused = context.as_ref().and_then(|context| context.refused);
+        if conf.mode() == Mode::Off && refused.is_none() {
+            return;
+        }
+        let blocked = refused.is_some();
         let listed = context.as_ref().and_then(|context| context.listed);
+        let denied = blocked && listed == Some(Action::Denylist);
         let findings = match context.as_mut().and_then(|context| context.findings.take()) {
             Some(findings) => findings,
             // Whoever is on the denylist is not looked at any more.
@@ -284,7 +299,7 @@ unsafe fn record(worker: &Worker, r: *mut ffi::ngx_http_request_t) {
             None => inspect(worker, r, conf, context.as_deref()),
         };
 
-        let source = client_ip(r, conf);
+        let (source, application) = refused.unwrap_or_else(|| (client_ip(r, conf), conf.application()));
         let user = if (*r).headers_in.authorization.is_null() { b"" } else { basic_user(r) };
         let r = &*r;
         let connection = &*r.connection;
@@ -316,7 +331,7 @@ unsafe fn record(worker: &Worker, r: *mut ffi::ngx_http_request_t) {
             request_id: worker.request_id(),
             client_ip: source,
             event_us,
-            application: conf.application(),
+            application,
             response_us,
             detection_us: findings.elapsed_us(),
             request_bytes,
@@ -352,7 +367,8 @@ fn count(worker: &Worker, request: &Request<'_>, findings: &Findings) {
         (Counter::Attacks, attacked, 1),
         (Counter::Blocked, blocked, 1),
         (Counter::BlockedByAcl, denied, 1),
-        (Counter::Abnormal, attacked || findings.overlimit, 1),
+        (Counter::Abnormal, attacked || findings.overlimit || findings.incomplete, 1),
+        (Counter::Incomplete, findings.incomplete, 1),
         (Counter::BytesIn, true, request.request_bytes),
         (Counter::BytesOut, true, request.response_bytes),
         (Counter::BytesBlockedIn, blocked, request.request_bytes),
@@ -389,11 +405,14 @@ unsafe fn request_line<'a>(r: *const ffi::ngx_http_request_t) -> (&'a [u8], &'a 
     if !line.is_empty() {
         return (b"", &line[..line.len().min(LINE_BYTES_MAX)]);
     }
-    // SAFETY: NGINX reads the head into this buffer; what it has read lies between `start` and `last`.
+    // SAFETY: NGINX reads the head into this buffer; what it has read lies between `start` and `last`, `pos` between these.
     let raw = unsafe {
         match r.header_in.as_ref() {
-            Some(buffer) if !buffer.start.is_null() && buffer.last > buffer.start && r.stream.is_null() => {
-                std::slice::from_raw_parts(buffer.start, buffer.last.offset_from_unsigned(buffer.start))
+            Some(buffer) if !buffer.start.is_null() && r.stream.is_null() => {
+                // Requests that came before on this connection may lie in front.
+                let read = buffer.start..buffer.last;
+                let begin = if read.contains(&r.request_start) { r.request_start } else { buffer.pos };
+                if begin < buffer.last { std::slice::from_raw_parts(begin, buffer.last.offset_from_unsigned(begin)) } else { b"" }
             }
             _ => b"",
         }

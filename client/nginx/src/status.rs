@@ -32,12 +32,12 @@ enum Field {
 }
 
 /// Name, what it means, and where it comes from; those that stand at the top of the page.
-const FIELDS: [(&str, &str, Field); 21] = [
+const FIELDS: [(&str, &str, Field); 22] = [
     ("requests", "requests processed", Field::Counter(Counter::Requests)),
     ("attacks", "requests with hits", Field::Counter(Counter::Attacks)),
     ("blocked", "requests refused", Field::Counter(Counter::Blocked)),
     ("blocked_by_acl", "requests refused because their source is on the denylist", Field::Counter(Counter::BlockedByAcl)),
-    ("abnormal", "requests with hits or over the time limit", Field::Counter(Counter::Abnormal)),
+    ("abnormal", "requests with hits, over the time limit, or incomplete", Field::Counter(Counter::Abnormal)),
     ("bytes_in", "bytes of requests", Field::Counter(Counter::BytesIn)),
     ("bytes_out", "bytes of responses", Field::Counter(Counter::BytesOut)),
     ("bytes_blocked_in", "bytes of requests that were refused", Field::Counter(Counter::BytesBlockedIn)),
@@ -46,6 +46,7 @@ const FIELDS: [(&str, &str, Field); 21] = [
     ("api_errors", "always 0", Field::Constant(0)),
     ("requests_lost", "tnt_errors and api_errors", Field::RequestsLost),
     ("overlimits_time", "requests whose inspection took longer than the limit", Field::Counter(Counter::OverlimitsTime)),
+    ("incomplete", "requests of which a part was not inspected", Field::Counter(Counter::Incomplete)),
     ("segfaults", "workers that ended without shutting down", Field::Counter(Counter::Segfaults)),
     ("memfaults", "always 0", Field::Constant(0)),
     ("softmemfaults", "always 0", Field::Constant(0)),
@@ -56,7 +57,7 @@ const FIELDS: [(&str, &str, Field); 21] = [
     ("stalled_workers_count", "always 0", Field::Constant(0)),
 ];
 
-/// The page. `success` of the workers have a client.
+/// The page.
 pub fn page(format: Format, totals: &Totals, now: Duration) -> String {
     match format {
         Format::Json => json(totals, now),
@@ -88,10 +89,10 @@ fn json(totals: &Totals, now: Duration) -> String {
     for (name, _, field) in &FIELDS {
         put(&mut page, format_args!("\"{name}\":{},", value(field, &totals.counts)));
     }
-    let (workers, start_id) = (totals.workers, totals.start_id);
+    let Totals { workers, connected, failed, start_id, .. } = totals;
     put(
         &mut page,
-        format_args!("\"proton_instances\":{{\"total\":{workers},\"success\":{workers},\"fallback\":0,\"failed\":0}},"),
+        format_args!("\"proton_instances\":{{\"total\":{workers},\"success\":{connected},\"fallback\":0,\"failed\":{failed}}},"),
     );
     put(&mut page, format_args!("\"stalled_workers\":[],\"startid\":{start_id},"));
     put(&mut page, format_args!("\"timestamp\":{}.{:06},", now.as_secs(), now.subsec_micros()));
@@ -121,9 +122,9 @@ fn prometheus(totals: &Totals, now: Duration) -> String {
         metric(name, help, kind, &value(field, &totals.counts));
     }
     metric("proton_instances_total", "workers that run the module", "gauge", &totals.workers);
-    metric("proton_instances_success", "workers that run the module", "gauge", &totals.workers);
+    metric("proton_instances_success", "of them, those with a client of postanalytics", "gauge", &totals.connected);
     metric("proton_instances_fallback", "always 0", "gauge", &0);
-    metric("proton_instances_failed", "always 0", "gauge", &0);
+    metric("proton_instances_failed", "of them, those whose client could not be made", "gauge", &totals.failed);
     metric("startid", "random number of this start of NGINX", "gauge", &totals.start_id);
     metric("timestamp", "Unix time of this page", "gauge", &format_args!("{}.{:06}", now.as_secs(), now.subsec_micros()));
     for (name, help, field) in application_fields() {
@@ -146,7 +147,7 @@ mod tests {
     use super::*;
 
     fn totals() -> Totals {
-        let mut totals = Totals { workers: 2, start_id: 42, ..Totals::default() };
+        let mut totals = Totals { workers: 3, connected: 2, failed: 1, start_id: 42, ..Totals::default() };
         totals.counts.set(Counter::Requests, 7);
         totals.counts.set(Counter::TntErrors, 3);
         totals.counts.set(Counter::DetectUs, 5_999);
@@ -173,11 +174,12 @@ mod tests {
             "\"api_errors\":0,",
             "\"requests_lost\":3,",
             "\"overlimits_time\":0,",
+            "\"incomplete\":0,",
             "\"segfaults\":0,",
             "\"memfaults\":0,",
             "\"softmemfaults\":0,",
             "\"proton_errors\":0,",
-            "\"proton_instances\":{\"total\":2,\"success\":2,\"fallback\":0,\"failed\":0}",
+            "\"proton_instances\":{\"total\":3,\"success\":2,\"fallback\":0,\"failed\":1}",
             "\"stalled_workers_count\":0,",
             "\"stalled_workers\":[]",
             "\"db_id\":0,",
@@ -201,7 +203,7 @@ mod tests {
         for (name, _, _) in &FIELDS {
             assert!(page.contains(&format!("\nwallarm_{name} ")), "{name} is not in {page}");
         }
-        for line in ["wallarm_tnt_errors 3", "wallarm_proton_instances_total 2", "wallarm_application_requests{app_id=\"9\"} 4"] {
+        for line in ["wallarm_tnt_errors 3", "wallarm_proton_instances_failed 1", "wallarm_application_requests{app_id=\"9\"} 4"] {
             assert!(page.lines().any(|other| other == line), "{line} is not in {page}");
         }
     }

@@ -6,6 +6,7 @@
 use crate::conf::Place;
 use crate::nginx::{self, Level, bytes, text};
 use ngx::ffi;
+use postanalytics_client::SERVERS_MAX;
 use std::net::SocketAddr;
 
 /// The block as far as it matters here.
@@ -167,11 +168,25 @@ fn judge(block: &Block<'_>) -> (Vec<String>, Result<Vec<String>, String>) {
         let numeric = written.parse::<SocketAddr>().is_ok() || written.parse::<std::net::IpAddr>().is_ok();
         let has_port = written.rsplit_once(':').is_some_and(|(_, port)| !port.contains(']') && port.parse::<u16>().is_ok());
         if has_port {
-            addresses.push(if numeric { server.address.clone() } else { written.clone() });
+            let address = if numeric { server.address.clone() } else { written.to_ascii_lowercase() };
+            if addresses.contains(&address) {
+                let error =
+                    format!("server {written} of upstream \"{name}\" is there twice, in {place}; take one of them away");
+                return (warnings, Err(error));
+            }
+            addresses.push(address);
         } else {
             let error = format!("server {written} of upstream \"{name}\" has no port, in {place}; write {written}:3313");
             return (warnings, Err(error));
         }
+    }
+    if addresses.len() > SERVERS_MAX {
+        let error = format!(
+            "upstream \"{name}\" has {} servers, in {place}; at most {SERVERS_MAX} can be used: spread the nodes over several \
+             deployments",
+            addresses.len()
+        );
+        return (warnings, Err(error));
     }
     if addresses.is_empty() {
         let error =
@@ -216,6 +231,14 @@ mod tests {
             let error = judged(1, vec![server(bad)]).1.expect_err(bad);
             assert!(error.contains(remedy), "{error}");
         }
+        for twin in [["192.0.2.1:3313", "192.0.2.1:3313"], ["pa.example:3313", "PA.example:3313"]] {
+            let error = judged(2, twin.map(server).into()).1.expect_err("a twin");
+            assert!(error.contains("twice, in /etc/nginx/a.conf:7; take one"), "{error}");
+        }
+        let many = |count: usize| (1..=count).map(|n| server(&format!("192.0.2.{n}:3313"))).collect();
+        assert_eq!(judged(16, many(16)).1.expect("as many as may be").len(), 16);
+        let error = judged(17, many(17)).1.expect_err("too many");
+        assert!(error.contains("17 servers, in /etc/nginx/a.conf:7; at most 16"), "{error}");
         let down = || Server { down: true, ..server("192.0.2.1:3313") };
         assert!(judged(1, vec![down()]).1.is_err());
         assert_eq!(judged(2, vec![down(), server("192.0.2.2:3313")]).1.expect("one is up"), ["192.0.2.2:3313"]);

@@ -7,7 +7,7 @@
 use crate::conf::MainConf;
 use crate::logging;
 use crate::nginx::{self, Level, guard};
-use crate::zone::{Counter, SlotNumber, Zone};
+use crate::zone::{ClientState, Counter, SlotNumber, Zone};
 use ngx::ffi;
 use postanalytics_client::{Action, Client, Counters, Request, SendError};
 use postanalytics_filter::{Engine, Findings, RawRequest, Scratch};
@@ -32,8 +32,10 @@ const QUEUE_BYTES_MIN: usize = 64 * 1024;
 static WORKER: AtomicPtr<Worker> = AtomicPtr::new(null_mut());
 
 pub struct Worker {
-    /// `None`: no server is named.
+    /// `None`: no server is named, or `failed`.
     client: Option<Client>,
+    /// Servers are named, and the client could not be made.
+    failed: bool,
     engine: Arc<Engine>,
     scratch: RefCell<Scratch>,
     random: RefCell<fastrand::Rng>,
@@ -79,6 +81,15 @@ pub unsafe fn start(main: &MainConf, engine: &Arc<Engine>, zone: &'static Zone, 
         );
     }
     let client = if main.servers.is_empty() { None } else { build_client(main, workers, zone, slot) };
+    let failed = client.is_none() && !main.servers.is_empty();
+    zone.set_client(
+        slot,
+        match (&client, failed) {
+            (Some(_), _) => ClientState::There,
+            (None, true) => ClientState::Failed,
+            (None, false) => ClientState::None,
+        },
+    );
     // SAFETY: plain C structures, for which all zero is a value.
     let timer = Box::into_raw(Box::new(unsafe { std::mem::zeroed::<Timer>() }));
     // SAFETY: it was just made, and is freed by [`stop`] only.
@@ -93,6 +104,7 @@ pub unsafe fn start(main: &MainConf, engine: &Arc<Engine>, zone: &'static Zone, 
     }
     let worker = Worker {
         client,
+        failed,
         engine: Arc::clone(engine),
         scratch: RefCell::default(),
         random: RefCell::new(fastrand::Rng::new()),
@@ -128,7 +140,7 @@ fn build_client(main: &MainConf, workers: usize, zone: &'static Zone, slot: Slot
     match builder.build() {
         Ok(client) => Some(client),
         Err(error) => {
-            nginx::log(Level::Error, &format!("wallarm: no connection to postanalytics: {error}; requests are not told of"));
+            nginx::log(Level::Error, &format!("wallarm: no connection to postanalytics: {error}; requests are served, and lost for it (tnt_errors)"));
             None
         }
     }
@@ -153,12 +165,14 @@ pub fn stop() {
         let counters = client.close(CLOSE_TIMEOUT);
         worker.tell(&counters);
     }
+    logging::write();
     worker.zone.release(worker.slot);
 }
 
 unsafe extern "C" fn tick(event: *mut ffi::ngx_event_t) {
     guard((), || {
         with(|worker| {
+            logging::write();
             let busy = worker.publish();
             worker.open_lanes();
             // SAFETY: `event` is that of the worker's timer, and has just gone off.
@@ -203,7 +217,10 @@ impl Worker {
 
     /// Hands a record to the client.
     pub fn send(&self, request: &Request<'_>) {
-        let Some(client) = &self.client else { return };
+        let Some(client) = &self.client else {
+            self.count(None, Counter::TntErrors, self.failed.into());
+            return;
+        };
         match client.try_send(request) {
             Ok(()) => {
                 self.zone.accepted(self.slot);

@@ -36,6 +36,8 @@ pub enum Counter {
     BytesBlockedOut,
     TntErrors,
     OverlimitsTime,
+    /// Requests of which a part was not looked at.
+    Incomplete,
     DetectUs,
     /// Workers that ended without saying so.
     Segfaults,
@@ -71,6 +73,9 @@ pub struct Totals {
     /// By application id, in the order in which they were first seen.
     pub applications: Vec<(i32, Counts)>,
     pub workers: u64,
+    /// Of them, those with a client, and those that were to have one and could not.
+    pub connected: u64,
+    pub failed: u64,
     pub start_id: u64,
 }
 
@@ -87,12 +92,24 @@ pub struct Zone {
 #[repr(C, align(64))]
 struct Slot {
     pid: AtomicU32,
+    /// A [`ClientState`].
+    client: AtomicU32,
     /// Records that the client took, those that the server has, and those that the client has given up. The rest it still holds.
     accepted: AtomicU64,
     acked: AtomicU64,
     given_up: AtomicU64,
     counts: [AtomicU64; Counter::COUNT],
     applications: [[AtomicU64; Counter::OF_APPLICATION]; APPLICATIONS],
+}
+
+/// Whether a worker tells postanalytics of its requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum ClientState {
+    /// It is not to: no server is named.
+    None,
+    There,
+    Failed,
 }
 
 /// A worker's place in the zone.
@@ -120,6 +137,10 @@ impl Zone {
         let own = &self.slots[..SlotNumber::SHARED.0];
         let claimed = own.iter().position(|slot| slot.pid.compare_exchange(0, pid, Acquire, Relaxed).is_ok());
         claimed.map_or(SlotNumber::SHARED, SlotNumber)
+    }
+
+    pub fn set_client(&self, slot: SlotNumber, state: ClientState) {
+        self.slots[slot.0].client.store(state as u32, Relaxed);
     }
 
     /// The worker ends as it should.
@@ -191,7 +212,12 @@ impl Zone {
         let known = self.application_ids.iter().map(|id| id.load(Relaxed)).take_while(|&id| id != 0);
         totals.applications = known.map(|id| ((id - 1) as u32 as i32, Counts::default())).collect();
         for slot in &self.slots {
-            totals.workers += u64::from(slot.pid.load(Relaxed) != 0);
+            if slot.pid.load(Relaxed) != 0 {
+                let client = slot.client.load(Relaxed);
+                totals.workers += 1;
+                totals.connected += u64::from(client == ClientState::There as u32);
+                totals.failed += u64::from(client == ClientState::Failed as u32);
+            }
             for (sum, count) in totals.counts.0.iter_mut().zip(&slot.counts) {
                 *sum += count.load(Relaxed);
             }
@@ -260,6 +286,20 @@ mod tests {
         zone.add(shared, none, Counter::Attacks, 4);
         zone.release(shared);
         assert_eq!(zone.totals().counts.of(Counter::Attacks), 4);
+    }
+
+    #[test]
+    fn workers_with_and_without_a_client() {
+        let zone = zone();
+        for (pid, state) in [(1, ClientState::None), (2, ClientState::There), (3, ClientState::Failed)] {
+            zone.set_client(zone.claim(pid, |_| true), state);
+        }
+        let totals = zone.totals();
+        assert_eq!((totals.workers, totals.connected, totals.failed), (3, 1, 1));
+        let next = zone.claim(4, |pid| pid != 3);
+        zone.set_client(next, ClientState::There);
+        let totals = zone.totals();
+        assert_eq!((totals.workers, totals.connected, totals.failed), (3, 2, 0), "the next one of a slot says it anew");
     }
 
     #[test]
