@@ -111,13 +111,12 @@ fn server_for(members: &[Member], item: &Item<'_>) -> Option<usize> {
 impl Core {
     pub(crate) fn new(config: Config, seed: u64, hook: AckHook, denylist: Arc<Denylist>) -> Self {
         let mut random = fastrand::Rng::with_seed(seed);
-        let session = random.u64(1..);
+        let servers = (0..config.servers.len()).map(|number| Server::new(number, random.u64(1..), &config)).collect();
         Self {
-            servers: (0..config.servers.len()).map(|number| Server::new(number, session, &config)).collect(),
+            servers,
             common: Common {
                 config,
                 random,
-                session,
                 ledger: Ledger::default(),
                 acks: Acks::new(hook),
                 lister: Lister::new(denylist),
@@ -159,6 +158,14 @@ impl Core {
         for item in bundle.items() {
             let number = server_for(&self.members, &item).unwrap_or(otherwise);
             self.servers[number].route(&item, &mut self.common, now);
+        }
+    }
+
+    /// The same for many. Each bundle's memory is freed when its records are placed, so that moving a full queue does not double
+    /// it.
+    fn place_all(&mut self, bundles: Vec<Bundle>, otherwise: usize, now: Now) {
+        for bundle in bundles {
+            self.place(&bundle, otherwise, now);
         }
     }
 
@@ -357,11 +364,11 @@ impl Core {
             self.moves_due = true;
         }
         self.choose_members();
-        displaced.iter().for_each(|bundle| self.place(bundle, number, now));
+        self.place_all(displaced, number, now);
     }
 
     /// Looks whether the servers that are there may take part together, now that one of them says who it is. If they
-    /// disagree, those that agree with most others may; of as many, those given first.
+    /// disagree, those that agree with most others may; of as many, those that work already, then those given first.
     fn judge(&mut self, number: usize, welcome: &Welcome, now: Now) {
         let Welcome { server_id, deployment_id, identity_key, .. } = *welcome;
         self.servers[number].claim = Some(Claim { server_id, deployment_id, identity_key });
@@ -370,12 +377,17 @@ impl Core {
         let there: Vec<(usize, Claim)> = there.filter_map(|(at, server)| Some((at, server.claim?))).collect();
         let agree =
             |one: &Claim, other: &Claim| (one.deployment_id, one.identity_key) == (other.deployment_id, other.identity_key);
-        let first_of = |claim: &Claim| there.iter().find(|(_, other)| other.server_id == claim.server_id).map(|(at, _)| *at);
-        let mut best: Option<(usize, usize, Claim)> = None;
+        let works: Vec<bool> = self.servers.iter().map(|server| server.takes_records && server.is_open()).collect();
+        let first_of = |claim: &Claim| {
+            let same = there.iter().filter(|(_, other)| other.server_id == claim.server_id);
+            same.map(|(at, _)| *at).min_by_key(|at| (!works[*at], *at))
+        };
+        let mut best: Option<((usize, bool), usize, Claim)> = None;
         for (at, claim) in &there {
             let count = there.iter().filter(|(other, of)| agree(of, claim) && first_of(of) == Some(*other)).count();
-            if best.is_none_or(|(most, ..)| count > most) {
-                best = Some((count, *at, *claim));
+            let rank = (count, there.iter().any(|(other, of)| agree(of, claim) && works[*other]));
+            if best.is_none_or(|(highest, ..)| rank > highest) {
+                best = Some((rank, *at, *claim));
             }
         }
         let Some((_, model, model_claim)) = best else { return };
@@ -384,7 +396,8 @@ impl Core {
             let why = if first != *at {
                 let other = self.servers[first].address();
                 Some(format!(
-                    "this is the same server as {other} (its id is {}): name each server once, by its own address",
+                    "this is the same server as {other} (its id is {}): name each server once, by its own address; if it is another \
+                     one, give it a --server-id of its own",
                     uuid(claim.server_id)
                 ))
             } else if agree(claim, &model_claim) {
@@ -479,7 +492,7 @@ impl Core {
             if !server.takes_records && server.has_records() {
                 let goes = |item: &Item<'_>| server_for(members, item).is_some();
                 let displaced = server.evacuate(goes, &mut self.common.ledger);
-                displaced.iter().for_each(|bundle| self.place(bundle, number, now));
+                self.place_all(displaced, number, now);
             }
         }
     }

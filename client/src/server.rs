@@ -34,7 +34,6 @@ pub(crate) const SILENT_US: u64 = 15_000_000;
 pub(crate) struct Common {
     pub(crate) config: Config,
     pub(crate) random: fastrand::Rng,
-    pub(crate) session: u64,
     pub(crate) ledger: Ledger,
     pub(crate) acks: Acks,
     pub(crate) lister: Lister,
@@ -96,6 +95,8 @@ pub(crate) enum Read {
 pub(crate) struct Server {
     /// Its place among the servers, as they were given.
     number: usize,
+    /// Its own: should two addresses lead to one server, it must not take their connections for the same.
+    session: u64,
     address: String,
     topology: Option<Topology>,
     slots: Vec<Slot>,
@@ -114,6 +115,7 @@ impl Server {
     pub(crate) fn new(number: usize, session: u64, config: &Config) -> Self {
         Self {
             number,
+            session,
             address: config.servers[number].text.clone(),
             topology: None,
             slots: vec![Slot { lane: Lane::new(session, config), connection: Connection::default() }],
@@ -641,7 +643,7 @@ impl Server {
         common: &mut Common,
         now: Now,
     ) -> (usize, Vec<Bundle>) {
-        let lane = |_| Slot { lane: Lane::new(common.session, &common.config), connection: Connection::default() };
+        let lane = |_| Slot { lane: Lane::new(self.session, &common.config), connection: Connection::default() };
         let mut old = std::mem::replace(&mut self.slots, (0..welcome.shard_count).map(lane).collect());
         let at = welcome.shard as usize;
         let session = old[from].lane.session();
@@ -652,8 +654,10 @@ impl Server {
         if former.is_some() {
             tracing::warn!(server = %self.address, lanes = welcome.shard_count, "{}: unacknowledged records are sent again", Break::TopologyChanged);
         }
-        // Of another server nobody knows what it has; this one is not it.
-        let elsewhere = former.is_some_and(|(_, server_id)| server_id != welcome.server_id);
+        // Of another server nobody knows what it has; this one is not it. A single one was restarted without an id to keep, and
+        // has nothing any more.
+        let several = common.config.servers.len() > 1;
+        let elsewhere = several && former.is_some_and(|(_, server_id)| server_id != welcome.server_id);
         let mut displaced = Vec::new();
         for (shard, slot) in old.iter_mut().enumerate() {
             common.ledger.disconnects += u64::from(slot.connection.is_open());

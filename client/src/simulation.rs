@@ -341,7 +341,8 @@ impl World {
         self.core.wrote(link, up);
         // The server closes the older connection of the same session and shard.
         let replaced = |(other, peer): (&u64, &Peer)| {
-            let older = *other < link && server_of(*other) == server_of(link);
+            let id = |link| self.servers[server_of(link)].server_id;
+            let older = *other < link && id(*other) == id(link);
             (older && (peer.session, peer.shard) == welcomed && welcomed.1.is_some()).then_some(*other)
         };
         let older: Vec<u64> = self.peers.iter().filter_map(replaced).collect();

@@ -235,7 +235,8 @@ impl Snapshot {
     fn is_restarted(&self, later: &Self) -> bool {
         // However long each answer took to come, so much time has passed at least.
         let elapsed_us = later.asked_ns.saturating_sub(self.at_ns).saturating_sub(UPTIME_SLACK_NS) / 1000;
-        let mut pairs = self.servers.iter().flatten().zip(later.servers.iter().flatten());
+        let pairs = self.servers.iter().zip(&later.servers);
+        let mut pairs = pairs.filter_map(|(before, after)| Some((before.as_ref()?, after.as_ref()?)));
         self.servers.len() == later.servers.len()
             && pairs.any(|(before, after)| after.uptime_us < before.uptime_us.saturating_add(elapsed_us))
     }

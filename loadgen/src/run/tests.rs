@@ -154,4 +154,13 @@ fn a_restart_shows_in_the_time_that_the_server_is_up() {
     assert!(!snapshot(1_000, 9_000, 13_000).is_restarted(&snapshot(11_000, 11_001, 15_000)));
     assert!(start.is_restarted(&snapshot(11_000, 11_001, 9_000)) && start.is_restarted(&snapshot(11_000, 11_001, 200)));
     assert!(!start.is_restarted(&Snapshot::default()));
+
+    // Of several, one is away at one of the times: the others are compared with themselves.
+    let all = |servers: &[Option<u64>], base: Snapshot| {
+        let up = |ms: &Option<u64>| ms.map(|ms| ServerStats { uptime_us: ms * 1000, ..ServerStats::default() });
+        Snapshot { servers: servers.iter().map(up).collect(), ..base }
+    };
+    let start = all(&[None, Some(90_000)], snapshot(1_000, 1_001, 0));
+    assert!(!start.is_restarted(&all(&[Some(5_000), Some(100_000)], snapshot(11_000, 11_001, 0))));
+    assert!(start.is_restarted(&all(&[Some(200_000), Some(3_000)], snapshot(11_000, 11_001, 0))));
 }
