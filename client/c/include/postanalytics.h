@@ -359,6 +359,10 @@ typedef struct pa_stats {
   uint64_t errors_received;
   // Verdicts not kept, for a server listed more than it may.
   uint64_t verdicts_skipped;
+  // How often a server was away for so long that its records went to the others.
+  uint64_t failovers;
+  // Records that were sent to another server after one that may have stored them went away.
+  uint64_t maybe_stored_elsewhere;
   // Panics that were caught at the border of this library since the process started. Not 0 is a defect; please report it.
   uint64_t panics_caught;
 } pa_stats;

@@ -14,8 +14,8 @@ pub mod types;
 use crate::errors::{Failure, PA_EFORK, PA_ESYSTEM, PA_OK, guard};
 use crate::sized::{read, read_extensions, read_hits, slice, text, write};
 use crate::types::{
-    PA_FEATURE_SESSION_VERDICTS, PA_LIST_DENYLIST, PA_LIST_GRAYLIST, PA_LIST_NONE, pa_bytes, pa_config, pa_request,
-    pa_server_status, pa_stats, pa_status,
+    PA_FEATURE_SESSION_VERDICTS, PA_FEATURE_SEVERAL_SERVERS, PA_LIST_DENYLIST, PA_LIST_GRAYLIST, PA_LIST_NONE, pa_bytes,
+    pa_config, pa_request, pa_server_status, pa_stats, pa_status,
 };
 use postanalytics_client::{Action, Client, ClientBuilder, Counters, Extension, Hit, Request, SERVERS_MAX, ServerStatus};
 use postanalytics_protocol::schema::v1::{EXTENSIONS_MAX, HITS_MAX, Method};
@@ -53,7 +53,7 @@ pub extern "C" fn pa_version() -> *const c_char {
 /// What this library can do beyond its first version: PA_FEATURE_..., added up.
 #[unsafe(no_mangle)]
 pub extern "C" fn pa_features() -> u64 {
-    PA_FEATURE_SESSION_VERDICTS
+    PA_FEATURE_SEVERAL_SERVERS | PA_FEATURE_SESSION_VERDICTS
 }
 
 /// What a code means, in a few words. Never NULL; lives for ever.
@@ -470,6 +470,8 @@ fn stats_of(counters: &Counters) -> pa_stats {
         disconnects: counters.disconnects,
         errors_received: counters.errors_received,
         verdicts_skipped: counters.verdicts_skipped,
+        failovers: counters.failovers,
+        maybe_stored_elsewhere: counters.maybe_stored_elsewhere,
         panics_caught: errors::panics_caught(),
     }
 }

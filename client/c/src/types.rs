@@ -196,6 +196,10 @@ pub struct pa_stats {
     pub errors_received: u64,
     /// Verdicts not kept, for a server listed more than it may.
     pub verdicts_skipped: u64,
+    /// How often a server was away for so long that its records went to the others.
+    pub failovers: u64,
+    /// Records that were sent to another server after one that may have stored them went away.
+    pub maybe_stored_elsewhere: u64,
     /// Panics that were caught at the border of this library since the process started. Not 0 is a defect; please report it.
     pub panics_caught: u64,
 }

@@ -63,7 +63,7 @@ static pa_client *client_of(const char *server) {
 
 static void small_calls(void) {
     CHECK(strcmp(pa_version(), PA_TEST_VERSION) == 0);
-    CHECK(pa_features() & PA_FEATURE_SESSION_VERDICTS);
+    CHECK(pa_features() & PA_FEATURE_SESSION_VERDICTS && pa_features() & PA_FEATURE_SEVERAL_SERVERS);
     for (int code = 1; code >= -20; code--)
         CHECK(strlen(pa_strerror(code)) > 0);
     CHECK(strcmp(pa_strerror(PA_EFORK), pa_strerror(PA_EFULL)) != 0);
@@ -112,6 +112,23 @@ static void wrong_arguments(pa_client *client) {
     SAYS("no port");
     servers[0] = NULL;
     CHECK(pa_client_new(&config, &none) == PA_EINVAL);
+    const char *many[100];
+    for (int i = 0; i < 100; i++)
+        many[i] = "127.0.0.1:1";
+    config.servers = many;
+    config.servers_length = 2;
+    CHECK(pa_client_new(&config, &none) == PA_EINVAL);
+    SAYS("twice");
+    config.servers_length = 100;
+    CHECK(pa_client_new(&config, &none) == PA_EINVAL);
+    SAYS("at most");
+    many[1] = "127.0.0.1:2";
+    config.servers_length = 2;
+    pa_client *two;
+    CHECK(pa_client_new(&config, &two) == PA_OK && pa_client_status(two, &status) == PA_OK && status.servers == 2);
+    CHECK(pa_client_server_status(two, 1, &server) == PA_OK && strcmp(server.address, "127.0.0.1:2") == 0);
+    pa_client_close(two, 0, NULL);
+    config.servers_length = 1;
     config.servers = NULL;
     CHECK(pa_client_new(&config, &none) == PA_EINVAL);
     config.servers_length = 0;
