@@ -51,6 +51,8 @@ pub struct LogLine<'a> {
     pub referer: &'a [u8],
     /// User agent.
     pub user_agent: &'a [u8],
+    /// What the log has behind the user agent, as written.
+    pub rest: &'a [u8],
     /// The text of a method without a number; kept here because a request borrows its extensions.
     extension: Option<Extension<'a>>,
 }
@@ -90,7 +92,7 @@ pub fn parse_line(line: &[u8]) -> Option<LogLine<'_>> {
     let (status, rest) = next_token(rest);
     let (response_bytes, rest) = next_token(rest);
     let (referer, rest) = quoted_field(rest);
-    let (user_agent, _) = quoted_field(rest);
+    let (user_agent, rest) = quoted_field(rest);
     let unknown_method = !request.method.is_empty() && method_number(request.method) == 0;
     Some(LogLine {
         host_field: head.host_field,
@@ -108,8 +110,15 @@ pub fn parse_line(line: &[u8]) -> Option<LogLine<'_>> {
         response_bytes: number(response_bytes).unwrap_or(0),
         referer: dash_is_empty(referer),
         user_agent: dash_is_empty(user_agent),
+        rest,
         extension: unknown_method.then_some(Extension { tag: TAG_METHOD, value: request.method }),
     })
+}
+
+/// Method, path, query and HTTP version times ten of a request line. One that is none is all path.
+pub fn request_parts(line: &[u8]) -> (&[u8], &[u8], &[u8], u8) {
+    let request = RequestLine::parse(line);
+    (request.method, request.path, request.query, request.http_version)
 }
 
 /// The address that stands for an address field, see the head of this file.
@@ -200,7 +209,8 @@ fn http_version(text: &[u8]) -> Option<u8> {
     }
 }
 
-fn method_number(text: &[u8]) -> u8 {
+/// The number of a method, 0 if it has none.
+pub fn method_number(text: &[u8]) -> u8 {
     Method::ALL.iter().find(|method| method.name().as_bytes() == text).map_or(0, |method| *method as u8)
 }
 
@@ -224,7 +234,7 @@ fn split_at_time(line: &[u8]) -> Option<(&[u8], Option<u64>, &[u8])> {
 }
 
 /// `17/May/2015:10:05:03 +0000`, or RFC 3339 with any number of decimals, in Unix µs.
-fn parse_time(text: &[u8]) -> Option<u64> {
+pub fn parse_time(text: &[u8]) -> Option<u64> {
     let two = |at: usize| Some(digit(*text.get(at)?)? * 10 + digit(*text.get(at + 1)?)?);
     let year_at = |at: usize| Some(two(at)? * 100 + two(at + 2)?);
     let is = |at: usize, byte: u8| text.get(at) == Some(&byte);

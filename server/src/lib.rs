@@ -2,6 +2,7 @@
 //!
 //! A library, so that a test binary can run the whole server with an allocator of its own: [`run`] is all of `main`.
 
+mod agent;
 pub mod analytics;
 pub mod arena;
 pub mod audit;
@@ -45,6 +46,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Some(Command::Serve(flags)) => run_with(*flags),
         Some(Command::Ask(command)) => commands::ask(&command).and_then(|text| print(text.as_bytes())),
         Some(Command::Replay(flags)) => replay::replay(&flags),
+        Some(Command::Agent(flags)) => agent::run(&flags),
         Some(Command::Audit(flags)) => audit::audit(&flags),
         Some(Command::Completions { shell }) => {
             let mut text = Vec::new();

@@ -61,19 +61,24 @@ fn append_to(path: &Path) -> std::io::Result<File> {
 
 /// Switches the log on. `RUST_LOG` may narrow or widen it; default is `info`. Returns the file, if it goes to one.
 pub fn start(config: &Config) -> anyhow::Result<Option<LogFile>> {
+    start_with(config.log_format, config.log_file.as_deref())
+}
+
+/// The same, to a file if one is given.
+pub(crate) fn start_with(format: LogFormat, file: Option<&Path>) -> anyhow::Result<Option<LogFile>> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let (layer, file): (Box<dyn Layer<Registry> + Send + Sync>, _) = match &config.log_file {
+    let (layer, file): (Box<dyn Layer<Registry> + Send + Sync>, _) = match file {
         Some(path) => {
             let file = LogFile::open(path).map_err(|error| {
                 anyhow::anyhow!("cannot open the log file {}: {error}; give a path that can be written to", path.display())
             })?;
-            (layer_of(config.log_format, file.clone(), false), Some(file))
+            (layer_of(format, file.clone(), false), Some(file))
         }
-        None if config.log_format == LogFormat::Text && stderr_is_journal() => {
+        None if format == LogFormat::Text && stderr_is_journal() => {
             let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).event_format(JournalFormat::new());
             (layer.boxed(), None)
         }
-        None => (layer_of(config.log_format, std::io::stderr, std::io::stderr().is_terminal()), None),
+        None => (layer_of(format, std::io::stderr, std::io::stderr().is_terminal()), None),
     };
     // A program that embeds the server may have set up a log of its own: then that one is used.
     let _ = tracing_subscriber::registry().with(layer.with_filter(filter)).try_init();

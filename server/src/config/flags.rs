@@ -73,6 +73,9 @@ pub enum Command {
     /// Say whom the detectors would have caught in logs, how fast, and what memory and shards such traffic needs
     #[command(after_help = AUDIT_EXAMPLES)]
     Audit(AuditFlags),
+    /// Follow access logs and send their requests to postanalytics: a filtering node without a module
+    #[command(after_help = AGENT_EXAMPLES)]
+    Agent(AgentFlags),
     /// Print the completions of a shell, for example: postanalytics completions bash > /etc/bash_completion.d/postanalytics
     Completions {
         /// The shell.
@@ -184,6 +187,58 @@ pub struct AuditFlags {
     /// Files, plain or gzip, read one after the other
     #[arg(value_name = "FILE", required = true)]
     pub files: Vec<std::path::PathBuf>,
+}
+
+const AGENT_EXAMPLES: &str = "\
+Examples:
+  postanalytics agent --tail /var/log/nginx/access.log --server 10.0.0.9
+  postanalytics agent --tail /var/log/nginx/shop.log --tail /var/log/nginx/blog.log --server 10.0.0.9 --server 10.0.0.10
+  postanalytics agent --tail access.log --from-start --once --state ./agent.json       all of a log, then end
+  postanalytics agent --tail access.jsonl --format jsonl --trusted-proxy 10.0.0.0/8
+
+Every line is stored once. A killed agent loses nothing: it goes on at its cursor, and the lines of its last second may come twice, with
+the same request ids. While the server is away nothing is read. Rotation by rename and by copytruncate is followed. Passwords, keys and
+card numbers are masked before they are sent. docs/agent.md has a unit for systemd.";
+
+/// Flags of `agent`.
+#[derive(Clone, Debug, Args)]
+pub struct AgentFlags {
+    /// A log to follow (repeatable)
+    #[arg(long, value_name = "FILE", required = true)]
+    pub tail: Vec<std::path::PathBuf>,
+    /// A postanalytics server; with several each visitor goes to one of them (repeatable) [default: 127.0.0.1:3313]
+    #[arg(long, value_name = "HOST[:PORT]")]
+    pub server: Vec<String>,
+    /// What the lines are. combined may have more fields behind the user agent; jsonl is an object a line with the names of NGINX's
+    /// variables, or of records
+    #[arg(long, value_enum, default_value = "combined")]
+    pub format: LineFormat,
+    /// Begin at the start of a log that has no cursor, not at its end
+    #[arg(long)]
+    pub from_start: bool,
+    /// Read to the end, wait until all is acknowledged, and end: for cron and tests. Begins at the start where there is no cursor
+    #[arg(long)]
+    pub once: bool,
+    /// Where the cursors are kept [default: agent.json in $STATE_DIRECTORY, for root in /var/lib/postanalytics, else in
+    /// ~/.local/state/postanalytics]
+    #[arg(long, value_name = "FILE", env = "POSTANALYTICS_AGENT_STATE")]
+    pub state: Option<std::path::PathBuf>,
+    /// A proxy or load balancer before the web server: for lines of its address, the last address of X-Forwarded-For that is none of
+    /// these is the visitor's (repeatable)
+    #[arg(long, value_name = "NET", value_parser = super::values::network)]
+    pub trusted_proxy: Vec<ipnet::IpNet>,
+    /// This node's name, for people [default: the host's name]
+    #[arg(long, value_name = "NAME")]
+    pub node_name: Option<String>,
+    /// Application id of the requests; -1 is the default application
+    #[arg(long, value_name = "ID", default_value_t = -1, allow_negative_numbers = true)]
+    pub application: i32,
+    /// What is masked in place of the built-in lists, TOML: headers, parameters, card_numbers
+    #[arg(long, value_name = "FILE")]
+    pub mask: Option<std::path::PathBuf>,
+    /// Log as text or json
+    #[arg(long, value_name = "FORMAT", default_value = "text", value_parser = ["text", "json"])]
+    pub log: String,
 }
 
 /// Flags of `serve`.
