@@ -103,7 +103,7 @@ const DROP_TIMEOUT: Duration = Duration::from_secs(1);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum FlushError {
     /// Time was over.
-    #[error("{left} records are not settled yet; is the server reachable? See Client::status")]
+    #[error("{left} records are not settled yet; is a server reachable? See Client::status")]
     Timeout {
         /// Records queued or in flight, those accepted since included.
         left: u64,
