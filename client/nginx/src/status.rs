@@ -203,7 +203,8 @@ mod tests {
         for (name, _, _) in &FIELDS {
             assert!(page.contains(&format!("\nwallarm_{name} ")), "{name} is not in {page}");
         }
-        for line in ["wallarm_tnt_errors 3", "wallarm_proton_instances_failed 1", "wallarm_application_requests{app_id=\"9\"} 4"] {
+        for line in ["wallarm_tnt_errors 3", "wallarm_proton_instances_failed 1", "wallarm_application_requests{app_id=\"9\"} 4"]
+        {
             assert!(page.lines().any(|other| other == line), "{line} is not in {page}");
         }
     }

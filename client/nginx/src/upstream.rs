@@ -170,8 +170,7 @@ fn judge(block: &Block<'_>) -> (Vec<String>, Result<Vec<String>, String>) {
         if has_port {
             let address = if numeric { server.address.clone() } else { written.to_ascii_lowercase() };
             if addresses.contains(&address) {
-                let error =
-                    format!("server {written} of upstream \"{name}\" is there twice, in {place}; take one of them away");
+                let error = format!("server {written} of upstream \"{name}\" is there twice, in {place}; take one of them away");
                 return (warnings, Err(error));
             }
             addresses.push(address);

@@ -140,7 +140,10 @@ fn build_client(main: &MainConf, workers: usize, zone: &'static Zone, slot: Slot
     match builder.build() {
         Ok(client) => Some(client),
         Err(error) => {
-            nginx::log(Level::Error, &format!("wallarm: no connection to postanalytics: {error}; requests are served, and lost for it (tnt_errors)"));
+            nginx::log(
+                Level::Error,
+                &format!("wallarm: no connection to postanalytics: {error}; requests are served, and lost for it (tnt_errors)"),
+            );
             None
         }
     }
