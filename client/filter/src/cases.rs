@@ -173,6 +173,67 @@ fn bounds_hold_and_are_told() {
 }
 
 #[test]
+fn points_too_many_are_told_and_hide_no_other_section() {
+    let engine = Engine::builtin();
+    let script = b"q=<script>f()</script>";
+    let form = [&b"a&".repeat(4100)[..], script].concat();
+    let array = format!("[{}\"<script>\"]", "\"a\",".repeat(4200));
+    let (query, cookies) = (format!("/?{}", "a&".repeat(4100)), b"a;".repeat(4100));
+    let kind = &b"application/x-www-form-urlencoded"[..];
+    for (uri, cookie, kind, body, expected) in [
+        (&b"/"[..], &b""[..], kind, &form[..], &["data_bomb"][..]),
+        (b"/", b"", b"application/json", array.as_bytes(), &["data_bomb"]),
+        (query.as_bytes(), &cookies, kind, script, &["data_bomb", "xss"]),
+    ] {
+        let request = RawRequest { uri, headers: &[(b"cookie", cookie), (b"content-type", kind)], body, ..RawRequest::default() };
+        let findings = engine.inspect(&request, Duration::from_secs(60), &mut Scratch::default());
+        let types: Vec<&str> = findings.found.iter().map(|hit| hit.attack_type.name()).collect();
+        assert_eq!(types, expected);
+        assert!(findings.incomplete && !findings.overlimit && findings.found[0].point == b"request");
+    }
+}
+
+#[test]
+fn a_body_that_can_be_read_in_two_ways_is() {
+    let form = "application/x-www-form-urlencoded";
+    let multipart = |boundary: &str| format!("multipart/form-data; boundary={boundary}");
+    let part = |value: &str, boundary: &str| {
+        format!("--{boundary}\r\nContent-Disposition: form-data; name=\"q\"\r\n\r\n{value}\r\n--{boundary}--\r\n")
+    };
+    for (types, body) in [
+        (vec![multipart("r")], part("<script>f()</script>", "r")),
+        (vec![multipart("etc")], part("/etc/passwd", "etc")),
+        (vec![multipart("n")], part("1 union select 1,2 from users", "n")),
+        (vec![multipart("i; boundary=zz")], part("x;id", "zz")),
+        (vec![multipart("zz; x=\"boundary=s\"")], part("<script>", "zz")),
+        (vec![form.to_owned(), multipart("o")], "q=1'+or+'a'='a".to_owned()),
+        (vec![multipart("o")], "q=1'+or+'a'='a".to_owned()),
+        (vec![form.to_owned()], "<?xml=1&q=1'+or+'a'='a".to_owned()),
+        (vec![form.to_owned()], "<?xml=1&q=x;id".to_owned()),
+        (vec![form.to_owned()], "{\"a\":1}&q=1'+or+'a'='a".to_owned()),
+        (vec![], "<?xml version=\"1.0\"?><a b = \"1' or '1'='1\"/>".to_owned()),
+        (vec![], "<?xml version=\"1.0\"?><a>1 uni<!-- -->on sel<!-- -->ect 1,2</a>".to_owned()),
+    ] {
+        let headers: Vec<(&[u8], &[u8])> = types.iter().map(|value| (&b"Content-Type"[..], value.as_bytes())).collect();
+        let found = points(&RawRequest { headers: &headers, body: body.as_bytes(), ..RawRequest::default() });
+        assert!(!found.is_empty(), "{types:?} {body}");
+    }
+}
+
+#[test]
+fn authorization_is_looked_at_unless_it_is_a_token() {
+    let found = |value: &'static str| {
+        let headers = [(&b"Authorization"[..], value.as_bytes())];
+        let request = RawRequest { headers: &headers, ..RawRequest::default() };
+        Engine::builtin().inspect(&request, Duration::from_secs(60), &mut Scratch::default()).found
+    };
+    for value in ["${jndi:ldap://x/a}", "Bearer ${jndi:ldap://x/a}"] {
+        assert_eq!(found(value).first().map(|hit| &hit.payload[..]), Some(&b"***"[..]), "{value}");
+    }
+    assert_eq!(found("Bearer aW5m.b~_-/+=="), []);
+}
+
+#[test]
 fn a_payload_is_found_across_the_pieces_that_patterns_are_tried_on() {
     for filler in [32 << 10, (32 << 10) - 12, (31 << 10) - 5, 100_000] {
         let body = format!("p={}<script>f()</script>", "a".repeat(filler));

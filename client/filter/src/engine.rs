@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 pub(crate) const BUILTIN_RULES: &str = include_str!("../rules.toml");
 /// Most bytes of a body that are looked at. Of what comes after them the findings say that they are incomplete.
 pub const BODY_BYTES_MAX: usize = 256 << 10;
-/// Most points of a request that are looked at.
+/// Most points of a query, of the cookies of a header or of a body that are looked at.
 const POINTS_MAX: usize = 4096;
 /// Most bytes that patterns are tried on at a time, and what two such pieces share: longer than any payload needs to be.
 const PIECE_BYTES: usize = 32 << 10;
@@ -36,6 +36,8 @@ const KEPT_BYTES: usize = 64 << 10;
 const CLOCK_BYTES: usize = 4 << 10;
 /// Header values that are remembered as harmless, a power of two.
 const HARMLESS_MAX: usize = 1024;
+/// Severity of a section with more points than are looked at: whatever lies behind them was not seen.
+const BOMB_SEVERITY: u8 = 100;
 
 /// A request as it came, borrowed. Leave empty what is not known: a log has no body.
 #[derive(Clone, Copy, Debug, Default)]
@@ -137,7 +139,8 @@ impl Engine {
         let begun = Instant::now();
         let deadline = begun.checked_add(limit);
         let findings = Findings { incomplete: request.body_truncated, ..Findings::default() };
-        let mut inspection = Inspection { engine: self, deadline, findings, points: 0, suspects: 0, until_clock: CLOCK_BYTES };
+        let mut inspection =
+            Inspection { engine: self, deadline, findings, points: 0, is_bomb: false, suspects: 0, until_clock: CLOCK_BYTES };
         let _ = inspection.request(request, scratch);
         scratch.shrink();
         let mut findings = inspection.findings;
@@ -155,7 +158,10 @@ struct Inspection<'e> {
     /// `None`: a limit so long that no clock reaches it.
     deadline: Option<Instant>,
     findings: Findings,
+    /// Points of the section so far.
     points: usize,
+    /// The section was given up, but not the request.
+    is_bomb: bool,
     /// Hits, and rules that were not tried for there was a hit like theirs.
     suspects: usize,
     until_clock: usize,
@@ -185,19 +191,29 @@ impl Inspection<'_> {
         };
         self.whole(path, Place::Uri, &Fixed("uri"), scratch)?;
         if !query.is_empty() {
-            self.pairs(query, b'&', Source { prefix: b"get_", place: Place::Get }, scratch)?;
+            let ended = self.pairs(query, b'&', Source { prefix: b"get_", place: Place::Get }, scratch);
+            self.next_section(ended)?;
         }
-        let mut content_type = &b""[..];
+        let (mut content_type, mut types) = (&b""[..], 0);
         for &(name, value) in request.headers {
             if name.eq_ignore_ascii_case(b"content-type") {
                 content_type = value;
+                types += 1;
             }
-            self.header(name, value, scratch)?;
+            let ended = self.header(name, value, scratch);
+            self.next_section(ended)?;
         }
         if !request.body.is_empty() {
-            self.body(content_type, request.body, scratch)?;
+            let ended = self.body(content_type, types > 1, request.body, scratch);
+            self.next_section(ended)?;
         }
         ControlFlow::Continue(())
+    }
+
+    /// Each section has points of its own: those of one must not hide another.
+    fn next_section(&mut self, ended: ControlFlow<()>) -> ControlFlow<()> {
+        self.points = 0;
+        if std::mem::take(&mut self.is_bomb) { ControlFlow::Continue(()) } else { ended }
     }
 
     fn header(&mut self, name: &[u8], value: &[u8], scratch: &mut Scratch) -> ControlFlow<()> {
@@ -205,8 +221,8 @@ impl Inspection<'_> {
             _ if name.eq_ignore_ascii_case(b"cookie") => Place::Cookie,
             _ if name.eq_ignore_ascii_case(b"user-agent") => Place::Agent,
             _ if name.eq_ignore_ascii_case(b"referer") => Place::Referer,
-            // Base64 and signatures: nothing in them can be read.
-            _ if name.eq_ignore_ascii_case(b"authorization") => return ControlFlow::Continue(()),
+            // Base64 and the like: nothing in it can be read.
+            _ if name.eq_ignore_ascii_case(b"authorization") && is_opaque(value) => return ControlFlow::Continue(()),
             _ => Place::Header,
         };
         // 0 is a free slot.
@@ -228,13 +244,20 @@ impl Inspection<'_> {
         ControlFlow::Continue(())
     }
 
-    fn body(&mut self, content_type: &[u8], body: &[u8], scratch: &mut Scratch) -> ControlFlow<()> {
+    fn body(&mut self, content_type: &[u8], has_types: bool, body: &[u8], scratch: &mut Scratch) -> ControlFlow<()> {
         self.findings.incomplete |= body.len() > BODY_BYTES_MAX;
         let body = &body[..body.len().min(BODY_BYTES_MAX)];
         let kind = BodyKind::of(content_type, body);
         let mut json = std::mem::take(&mut scratch.json);
-        let ended = self.body_of_kind(kind, body, &mut json, scratch);
+        let mut ended = self.body_of_kind(kind, body, &mut json, scratch);
         scratch.json = json;
+        // What another parser than ours might make of it.
+        if ended.is_continue() && (has_types || is_doubtful(content_type, body)) {
+            ended = self.pairs(body, b'&', Source { prefix: b"post_", place: Place::Post }, scratch);
+            if ended.is_continue() {
+                ended = self.whole(body, Place::Post, &Fixed("post"), scratch);
+            }
+        }
         ended
     }
 
@@ -249,6 +272,13 @@ impl Inspection<'_> {
                 let is_whole = json.values(body, &mut |part| self.part(part, source, false, scratch))?;
                 self.findings.incomplete |= !is_whole;
                 ControlFlow::Continue(())
+            }
+            BodyKind::JsonOrForm => {
+                let source = Source { prefix: b"post_json_", place: Place::Post };
+                if json.values(body, &mut |part| self.part(part, source, false, scratch))? {
+                    return ControlFlow::Continue(());
+                }
+                self.body_of_kind(BodyKind::Form, body, json, scratch)
             }
             BodyKind::Multipart(boundary) => {
                 if !self.is_suspect(body, QUOTING | JSON_QUOTING, scratch) {
@@ -313,6 +343,10 @@ impl Inspection<'_> {
         self.points += 1;
         if self.points > POINTS_MAX {
             self.findings.incomplete = true;
+            if !self.findings.found.iter().any(|hit| hit.attack_type == AttackType::DataBomb) {
+                self.hit(AttackType::DataBomb, BOMB_SEVERITY, 0, b"request", Vec::new());
+            }
+            self.is_bomb = self.findings.found.len() < HITS_MAX;
             return ControlFlow::Break(());
         }
         let Scratch { value, folded, unquoted, point, .. } = scratch;
@@ -491,11 +525,27 @@ impl PointName for Name<'_> {
     }
 }
 
+/// Whether what follows the scheme of an Authorization header is a token without words.
+fn is_opaque(value: &[u8]) -> bool {
+    let value = value.trim_ascii();
+    let token = value.iter().position(|byte| *byte == b' ').map_or(value, |at| value[at..].trim_ascii_start());
+    token.iter().all(|byte| byte.is_ascii_alphanumeric() || b"+/=._~-".contains(byte))
+}
+
+/// Whether servers may differ about where the parts of a multipart body lie.
+fn is_doubtful(content_type: &[u8], body: &[u8]) -> bool {
+    let count = |word: &[u8]| content_type.windows(word.len()).filter(|window| window.eq_ignore_ascii_case(word)).count();
+    let begins = |boundary| body.strip_prefix(b"--").is_some_and(|body| body.starts_with(boundary));
+    count(b"multipart/") > 0 && (count(b"boundary") != 1 || !points::boundary(content_type).is_some_and(begins))
+}
+
 /// What a body is.
 #[derive(Clone, Copy)]
 enum BodyKind<'a> {
     Form,
     Json,
+    /// Begins as JSON, but says that it is a form.
+    JsonOrForm,
     Multipart(&'a [u8]),
     Xml,
     /// Begins as XML, but does not say that it is.
@@ -514,9 +564,14 @@ impl<'a> BodyKind<'a> {
             return Self::Multipart(boundary);
         }
         match body.trim_ascii_start() {
-            [b'{' | b'[', ..] => Self::Json,
+            [b'{' | b'[', ..] => {
+                if is(b"urlencoded") {
+                    Self::JsonOrForm
+                } else {
+                    Self::Json
+                }
+            }
             [b'"', ..] if is(b"json") => Self::Json,
-            [b'<', b'?', b'x', b'm', b'l', ..] => Self::Xml,
             [b'<', ..] if is(b"xml") => Self::Xml,
             [b'<', ..] if !is(b"urlencoded") => Self::Markup,
             start => {

@@ -63,13 +63,16 @@ pub(crate) fn boundary(content_type: &[u8]) -> Option<&[u8]> {
 
 /// The parts of a multipart body.
 pub(crate) fn multipart(body: &[u8], boundary: &[u8], take: &mut Take<'_>) -> ControlFlow<()> {
-    let finder = memchr::memmem::Finder::new(boundary);
-    let mut rest = body;
-    while let Some(at) = finder.find(rest) {
-        rest = &rest[at + boundary.len()..];
-        let end = finder.find(rest).unwrap_or(rest.len());
-        let part = rest[..end].trim_ascii_start();
-        let part = part.strip_suffix(b"--").unwrap_or(part);
+    // Within a line a boundary is text: who sends the body chooses it, and might cut his payload by it.
+    let delimiter = [b"\n--", boundary].concat();
+    let finder = memchr::memmem::Finder::new(&delimiter);
+    let first = if body.starts_with(&delimiter[1..]) { Some(delimiter.len() - 1) } else { None };
+    let first = first.or_else(|| finder.find(body).map(|at| at + delimiter.len()));
+    let mut next = first.map(|start| &body[start..]);
+    while let Some(rest) = next {
+        let end = finder.find(rest);
+        next = end.map(|end| &rest[end + delimiter.len()..]);
+        let part = rest[..end.map_or(rest.len(), |end| end + 1)].trim_ascii_start();
         let part = part.strip_suffix(b"\r\n").or_else(|| part.strip_suffix(b"\n")).unwrap_or(part);
         let (headers, value) = match memchr::memmem::find(part, b"\r\n\r\n") {
             Some(at) => (&part[..at], &part[at + 4..]),
@@ -120,18 +123,31 @@ fn find_ignoring_case(text: &[u8], word: &[u8]) -> Option<usize> {
 pub(crate) fn xml(text: &[u8], take: &mut Take<'_>) -> ControlFlow<()> {
     let until = |text: &[u8], end: &[u8]| memchr::memmem::find(text, end).map_or(text.len(), |at| at + end.len());
     let (mut rest, mut element) = (text, &b""[..]);
+    // The text of an element without the comments and sections that cut it, and its pieces so far.
+    let (mut joined, mut pieces) = (Vec::new(), 0);
     while !rest.is_empty() {
         let tag = memchr::memchr(b'<', rest).unwrap_or(rest.len());
         let value = rest[..tag].trim_ascii();
         if !value.is_empty() {
             take(Part { role: Role::Value, name: element, value })?;
+            joined.extend_from_slice(&rest[..tag]);
+            pieces += 1;
         }
         rest = &rest[tag..];
+        if !matches!(rest, [b'<', b'!' | b'?', ..]) {
+            if pieces > 1 {
+                take(Part { role: Role::Value, name: element, value: &joined })?;
+            }
+            joined.clear();
+            pieces = 0;
+        }
         let taken = match rest {
             [] => 0,
             [b'<', b'!', b'[', b'C', b'D', b'A', b'T', b'A', b'[', data @ ..] => {
                 let end = memchr::memmem::find(data, b"]]>").unwrap_or(data.len());
                 take(Part { role: Role::Value, name: element, value: &data[..end] })?;
+                joined.extend_from_slice(&data[..end]);
+                pieces += 1;
                 9 + end + 3
             }
             [b'<', b'!', b'-', b'-', ..] => until(rest, b"-->"),
@@ -143,6 +159,9 @@ pub(crate) fn xml(text: &[u8], take: &mut Take<'_>) -> ControlFlow<()> {
             }
         };
         rest = &rest[taken.min(rest.len())..];
+    }
+    if pieces > 1 {
+        take(Part { role: Role::Value, name: element, value: &joined })?;
     }
     ControlFlow::Continue(())
 }
@@ -161,7 +180,14 @@ fn attributes(text: &[u8], take: &mut Take<'_>) -> ControlFlow<(), usize> {
             continue;
         }
         at += name.len();
-        if let [b'=', quote @ (b'"' | b'\''), value @ ..] = &text[at..] {
+        let blanks = |at: usize| at + text[at..].iter().take_while(|byte| byte.is_ascii_whitespace()).count();
+        let equals = blanks(at);
+        if text.get(equals) == Some(&b'=') {
+            at = blanks(equals + 1) - 1;
+        }
+        if let [_, quote @ (b'"' | b'\''), value @ ..] = &text[at..]
+            && text.get(equals) == Some(&b'=')
+        {
             let end = memchr::memchr(*quote, value).unwrap_or(value.len());
             take(Part { role: Role::Value, name, value: &value[..end] })?;
             at += 2 + end;
@@ -375,8 +401,13 @@ mod tests {
     #[test]
     fn xml_bodies() {
         let text = b"<?xml version='1.0'?><!-- <x>no</x> --><a b=\"1\" c = 'x'><d> t </d><e><![CDATA[<f>]]></e>u</a><g h='cut";
-        assert_eq!(values(|take| xml(text, take)), ["b=1", "d=t", "e=<f>", "e=u", "h=cut"]);
+        assert_eq!(values(|take| xml(text, take)), ["b=1", "c=x", "d=t", "e=<f>", "e=u", "h=cut"]);
         assert_eq!(values(|take| xml(b"<<<>>", take)), ["<<=>"]);
+        let cut = b"<a>1 uni<!-- -->on<![CDATA[ sel]]><?x?>ect</a><b>t<!-- --><![CDATA[u]]>";
+        assert_eq!(
+            values(|take| xml(cut, take)),
+            ["a=1 uni", "a=on", "a= sel", "a=ect", "a=1 union select", "b=t", "b=u", "b=tu"]
+        );
     }
 
     #[test]
@@ -386,5 +417,7 @@ mod tests {
         assert_eq!(boundary, b"xx");
         let found = values(|take| multipart(body, boundary, take));
         assert_eq!(found, ["name a=a", "a=1\r\n2", "name f=f", "file f=p.php", "f=<?php"]);
+        let body = b"--r\r\nContent-Disposition: form-data; name=\"q\"\r\n\r\n<script>--r\r\n--r--\r\n";
+        assert_eq!(values(|take| multipart(body, b"r", take)), ["name q=q", "q=<script>--r"]);
     }
 }
