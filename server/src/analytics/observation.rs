@@ -139,6 +139,9 @@ type Address<'a> = (&'a [u8], &'a [u8]);
 /// The template of a path, and its object id.
 type Template<'a> = (&'a [u8], Option<&'a [u8]>);
 
+/// What a path is, and what came of it on the way, if it had to be worked out.
+type WorkedOut<'a> = (Target, Option<Object>, Option<Address<'a>>, Option<Template<'a>>);
+
 /// See the module.
 #[derive(Clone, Debug)]
 pub struct Observation<'a> {
@@ -225,11 +228,11 @@ impl<'a> Observation<'a> {
         let source_fingerprint = prints.pair(source.key(), application as u32 as u64);
         let host_fingerprint = prints.bytes(record.host());
         // The whole line of what is no request is another path than the same text in a request.
-        let mut known = known.filter(|_| !method.is_empty());
+        let known = known.filter(|_| !method.is_empty());
         let found = known.as_ref().and_then(|known| known.find(path_fingerprint));
-        let ((target, object), (address, template)) = match found {
-            Some(found) => (found, (None, None)),
-            None => work_out((record, method), path_fingerprint, settings, prints, known.as_deref_mut(), scratch),
+        let (target, object, address, template) = match found {
+            Some((target, object)) => (target, object, None, None),
+            None => work_out((record, method), path_fingerprint, settings, prints, known, scratch),
         };
         Self {
             record: *record,
@@ -373,7 +376,7 @@ fn work_out<'a>(
     prints: &Fingerprints,
     known: Option<&mut Paths>,
     scratch: &'a Bump,
-) -> ((Target, Option<Object>), (Option<Address<'a>>, Option<Template<'a>>)) {
+) -> WorkedOut<'a> {
     let address = address(record, method, scratch);
     let template = path::template(address.0, scratch);
     let target = Target::of(address.0, template.0, settings, prints);
@@ -381,7 +384,7 @@ fn work_out<'a>(
     if let Some(known) = known {
         known.put(path_fingerprint, target, object);
     }
-    ((target, object), (Some(address), Some(template)))
+    (target, object, Some(address), Some(template))
 }
 
 impl Timing {
