@@ -7,7 +7,7 @@
 //!   the same servers sends it to the same one.
 //! - At first none takes records, and they wait in the queue: until all servers are welcome, or [`Config::connect_timeout_us`]
 //!   after the first is. Those that are healthy then take records.
-//! - One that is not healthy for [`AWAY_US`] while another is takes no more. Its records go to the others; those that were
+//! - One that is not healthy for [`AWAY_US`] while another is takes no more; when the client closes, at once if it has records. Its records go to the others; those that were
 //!   written and not acknowledged are marked, for it may have stored them.
 //! - It takes records again when it was healthy for [`BACK_US`]; at once if no other is to be reached.
 //! - When none is to be reached, records wait in their lanes. So do those that were written to every other server before: no
@@ -441,7 +441,12 @@ impl Core {
         let now_us = now.clock_us;
         self.servers.iter_mut().for_each(|server| server.look(now_us));
         let mut next_us = self.servers.iter().map(|server| server.look_us(now_us)).min().unwrap_or(u64::MAX);
-        let is_away = |server: &Server| server.away_us().is_some_and(|away_us| away_us <= now_us);
+        // When the client closes, there is no time to wait for one that has records and is not there.
+        let closing = self.common.closing;
+        let away_us = |server: &Server| {
+            server.away_us().map(|away_us| if closing && server.has_records() { away_us.min(now_us) } else { away_us })
+        };
+        let is_away = |server: &Server| away_us(server).is_some_and(|away_us| away_us <= now_us);
         if self.servers.iter().any(Server::is_up) && self.servers.iter().all(|server| !server.takes_records || is_away(server)) {
             let until_us = *self.settle_us.get_or_insert(now_us + self.common.config.connect_timeout_us);
             let all = self.servers.iter().all(|server| server.is_up() || server.clash.is_some());
@@ -457,7 +462,7 @@ impl Core {
         for server in &mut self.servers {
             match server.health {
                 Health::Down { .. } if server.takes_records => {
-                    let away_us = server.away_us().unwrap_or(u64::MAX);
+                    let away_us = away_us(server).unwrap_or(u64::MAX);
                     if away_us > now_us {
                         next_us = next_us.min(away_us);
                     } else if is_served {

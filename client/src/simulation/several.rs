@@ -448,6 +448,21 @@ fn a_single_server_that_restarts_under_another_id_doubts_nothing() {
 }
 
 #[test]
+fn on_close_a_server_that_is_away_gives_its_records_up_at_once() {
+    let mut world = connected(24, 2);
+    traffic(&mut world, SECOND);
+    down(&mut world, 0);
+    world.send(100, 50);
+    world.core.flush(Some(u64::MAX));
+    world.run(20, 1000);
+    assert!(!world.core.is_settled());
+    world.core.close();
+    world.run(100, 1000);
+    assert!(world.core.is_settled(), "{:?}", world.core.ledger());
+    assert_eq!(world.core.ledger().acked, world.sent);
+}
+
+#[test]
 fn two_servers_behind_one_address_are_an_error_and_the_first_is_kept() {
     for count in [1, 2] {
         let mut world = world(17, count);
