@@ -295,3 +295,14 @@ fn a_value_that_was_seen_twice_in_one_request_is_not_taken_for_harmless() {
         assert!(!engine.inspect(&request, Duration::from_secs(60), &mut scratch).hits().is_empty());
     }
 }
+
+#[test]
+fn a_name_that_is_encoded_hides_its_value_in_samples_as_well() {
+    let uri = b"/?p%61ssword=hunter2'+union+select+1,2--";
+    let request = RawRequest { method: b"GET", uri, ..RawRequest::default() };
+    let findings = Engine::builtin().inspect(&request, Duration::from_secs(60), &mut Scratch::default());
+    assert!(!findings.hits().is_empty());
+    for hit in findings.hits() {
+        assert_eq!((hit.point, hit.payload), (&b"get_password"[..], &b"***"[..]));
+    }
+}

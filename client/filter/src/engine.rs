@@ -521,7 +521,9 @@ impl PointName for Name<'_> {
 
     fn is_hidden(&self, masker: &Masker) -> bool {
         let is_cookie = self.source.place == Place::Cookie && masker.hides_header(b"cookie");
-        is_cookie || self.part.role == Role::Value && masker.hides_parameter(self.part.name)
+        let is_secret =
+            |name: &[u8]| masker.hides_parameter(name) || masker.hides_parameter(Decoder::default().decode(name, true));
+        is_cookie || self.part.role == Role::Value && is_secret(self.part.name)
     }
 }
 

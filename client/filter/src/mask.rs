@@ -79,8 +79,9 @@ impl Default for MaskConfig {
                 "privatekey",
                 "private_key",
                 "credential",
-                "sessionid",
+                "session",
                 "sessid",
+                "sid",
                 "authorization",
                 "auth",
                 "jwt",
@@ -157,9 +158,10 @@ impl Masker {
         if self.hides_header(name) && !value.is_empty() { Cow::Borrowed(MASK) } else { self.text(value) }
     }
 
-    /// Whether values of this header are masked whole.
+    /// Whether values of this header are masked whole: those that are named, and those whose name is that of a secret parameter
+    /// (`X-Auth-Key`, `X-Secret`).
     pub(crate) fn hides_header(&self, name: &[u8]) -> bool {
-        self.headers.iter().any(|header| name.eq_ignore_ascii_case(header.as_bytes()))
+        self.headers.iter().any(|header| name.eq_ignore_ascii_case(header.as_bytes())) || self.hides_parameter(name)
     }
 
     /// Whether values of a parameter of this name are masked whole.
@@ -462,7 +464,7 @@ mod tests {
     #[test]
     fn headers() {
         let masker = masker();
-        for name in ["Authorization", "COOKIE", "set-cookie", "X-Api-Key", "Proxy-Authorization"] {
+        for name in ["Authorization", "COOKIE", "set-cookie", "X-Api-Key", "Proxy-Authorization", "X-Auth-Key", "X-Secret"] {
             assert_eq!(&*masker.header(name.as_bytes(), b"Basic dTpw"), b"***", "{name}");
         }
         assert_eq!(&*masker.header(b"Accept", b"text/html"), b"text/html");
@@ -480,6 +482,7 @@ mod tests {
         check("next=%2Flogin%3Fpwd%3Dhunter2%26a%3D1&z=1", "next=%2Flogin%3Fpwd%3D***%26a%3D1&z=1");
         check("next=%252Flogin%253Fpwd%253Dhunter2%2526a&z=1", "next=%252Flogin%253Fpwd%253D***%2526a&z=1");
         check("oldPin=1234&pin=5678&shipping=post&pinned=1", "oldPin=***&pin=***&shipping=post&pinned=1");
+        check("sid=7f&PHPSESSID=7f&session_id=7f&side=left", "sid=***&PHPSESSID=***&session_id=***&side=left");
         check("password=&a=1", "password=&a=1");
         check("the password is lost", "the password is lost");
         check("/author/authority?author=x&bypass=1&passage=2", "/author/authority?author=x&bypass=1&passage=2");
