@@ -43,6 +43,19 @@ fn is_there(program: &str) -> bool {
     Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success())
 }
 
+/// Whether a C program can use the library here; says so if not.
+fn can_link() -> bool {
+    if std::env::var("RUSTFLAGS").is_ok_and(|flags| flags.contains("sanitizer")) {
+        skipped("c_abi", "the library is built with a sanitizer, which the C program is not");
+        return false;
+    }
+    if !is_there("cc") {
+        skipped("c_abi", "no C compiler (Debian: apt-get install gcc libc6-dev)");
+        return false;
+    }
+    true
+}
+
 /// What a compiler needs to find the library: from pkg-config, if it is there.
 fn flags() -> Vec<String> {
     let (lib, include) = (installed().join("lib"), installed().join("include"));
@@ -102,8 +115,8 @@ fn program(name: &str) -> PathBuf {
 
 #[test]
 fn a_c_program_uses_every_call() {
-    if !is_there("cc") {
-        return skipped("c_abi", "no C compiler (Debian: apt-get install gcc libc6-dev)");
+    if !can_link() {
+        return;
     }
     let (server, abi) = (server(), program("abi"));
     compile("tests/c/abi.c", &abi);
@@ -163,8 +176,8 @@ fn a_c_program_uses_every_call() {
 
 #[test]
 fn the_example_is_short_and_works() {
-    if !is_there("cc") {
-        return skipped("c_abi", "no C compiler (Debian: apt-get install gcc libc6-dev)");
+    if !can_link() {
+        return;
     }
     let (server, send) = (server(), program("send"));
     let source = std::fs::read_to_string(Path::new(CRATE).join("examples/send.c")).unwrap();
@@ -185,6 +198,9 @@ fn the_example_is_short_and_works() {
 
 #[test]
 fn lua_finds_the_structures_where_the_library_has_them() {
+    if !can_link() {
+        return;
+    }
     if !Command::new("luajit").arg("-v").output().is_ok_and(|output| output.status.success()) {
         return skipped("lua in c_abi", "luajit is missing (Debian: apt-get install luajit)");
     }

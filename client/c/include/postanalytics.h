@@ -375,7 +375,7 @@ typedef struct pa_status {
   uint32_t connected;
   // Lanes that are open now, of all servers together.
   uint32_t lanes_open;
-  // Servers, each of which pa_client_server_status tells of.
+  // Servers, each of which pa_client_server_status tells of. 0 until the client's thread has begun.
   uint32_t servers;
   // Entries of the denylist.
   uint32_t listed;

@@ -157,12 +157,14 @@ pub(crate) unsafe fn read_hits(hits: *const pa_hit, length: usize) -> Result<Vec
     let size = unsafe { size_of_caller(hits) }?;
     let mut read_hits = Vec::with_capacity(length);
     for number in 0..length {
-        // SAFETY: all have the size of the first, so this one begins there.
-        let hit = unsafe { read(hits.byte_add(number * size)) }?;
-        if hit.struct_size != size {
-            return Err(Failure::invalid("the hits of a request differ in struct_size"));
-        }
-        read_hits.push(hit);
+        // SAFETY: all have the size of the first, so this one begins there; what it says of itself is looked at first.
+        read_hits.push(unsafe {
+            let hit = hits.byte_add(number * size);
+            if size_of_caller(hit)? != size {
+                return Err(Failure::invalid("the hits of a request differ in struct_size"));
+            }
+            read(hit)?
+        });
     }
     Ok(read_hits)
 }

@@ -214,7 +214,7 @@ pub struct pa_status {
     pub connected: u32,
     /// Lanes that are open now, of all servers together.
     pub lanes_open: u32,
-    /// Servers, each of which pa_client_server_status tells of.
+    /// Servers, each of which pa_client_server_status tells of. 0 until the client's thread has begun.
     pub servers: u32,
     /// Entries of the denylist.
     pub listed: u32,
