@@ -90,8 +90,6 @@ fn a_peer_that_never_reads_is_closed_as_too_slow_within_bounded_memory() {
     let witness = Witness::start(server.ingest);
     let before = server.resident_bytes();
     let mut connection = RawConnection::open(server.ingest, 1, 7);
-    // A small window, so that the kernel keeps little of what this peer does not read.
-    SockRef::from(&connection.stream).set_recv_buffer_size(4096).expect("a socket option");
     let mut frames = Vec::new();
     for token in 0..512 {
         Ping { token }.encode(7, 0, &mut frames);
@@ -102,7 +100,8 @@ fn a_peer_that_never_reads_is_closed_as_too_slow_within_bounded_memory() {
     eventually("it is closed as too slow", PATIENCE, closed);
     eventually("the connection is gone", PATIENCE, || server.metric("postanalytics_connections") == 1.0);
     let grown = server.resident_bytes().saturating_sub(before);
-    assert!(grown < 8 << 20, "{grown} bytes more after {sent} bytes of frames whose answers were not read");
+    // Twice the limit for what waits and what is being sent, each grown by doubling and rounded up to huge pages.
+    assert!(grown < 16 << 20, "{grown} bytes more after {sent} bytes of frames whose answers were not read");
     witness.assert_served();
     witness.stop();
     server.assert_laws();

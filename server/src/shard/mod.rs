@@ -622,7 +622,10 @@ impl Shard {
         match ControlFrame::decode(header, &connection.control_body)? {
             ControlFrame::Ping(ping) => {
                 Pong { token: ping.token }.encode(header.session, now.wall_us, &mut connection.outbox);
-                self.dirty.push(link);
+                // A turn may bring a hundred thousand of them.
+                if self.dirty.last() != Some(&link) {
+                    self.dirty.push(link);
+                }
                 self.check_unsent(connection)
             }
             ControlFrame::StatsRequest(request) => {
