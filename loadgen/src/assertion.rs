@@ -57,6 +57,10 @@ const METRICS: &[Metric] = &[
     Metric { name: "records_generated", is_time: false, of: |report| report.records_generated as f64 },
     Metric { name: "records_acked", is_time: false, of: |report| report.records_acked as f64 },
     Metric { name: "tnt_errors", is_time: false, of: |report| report.tnt_errors as f64 },
+    Metric { name: "records_in_doubt", is_time: false, of: |report| report.records_in_doubt as f64 },
+    Metric { name: "records_maybe_stored_elsewhere", is_time: false, of: |report| report.records_maybe_stored_elsewhere as f64 },
+    Metric { name: "records_unsent", is_time: false, of: |report| report.records_unsent as f64 },
+    Metric { name: "records_held_back", is_time: false, of: |report| report.records_held_back as f64 },
     Metric { name: "in_doubt", is_time: false, of: |report| report.records_in_doubt as f64 },
     Metric { name: "records_per_second", is_time: false, of: |report| report.records_per_second },
     Metric { name: "records_per_server_cpu_second", is_time: false, of: |report| report.records_per_server_cpu_second },
@@ -192,9 +196,15 @@ mod tests {
         report.records_per_second = 50_000.0;
         report.reconciled = true;
         let broken = |text: &str| Assertion::parse(text).expect("a condition").broken(&report);
-        for good in
-            ["p99<5ms", "p99 <= 4999", "p99<0.005s", "tnt_errors=2", "records_per_second>=50k", "reconciled=true", "in_doubt==0"]
-        {
+        for good in [
+            "p99<5ms",
+            "p99 <= 4999",
+            "p99<0.005s",
+            "tnt_errors=2",
+            "records_per_second>=50k",
+            "reconciled=true",
+            "records_in_doubt==0",
+        ] {
             assert_eq!(broken(good), None, "{good}");
         }
         assert_eq!(broken("p99<4ms").as_deref(), Some("4999"));

@@ -19,6 +19,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 const EXIT_BROKEN: u8 = 1;
 const EXIT_COULD_NOT_RUN: u8 = 3;
+/// An interrupted run is reported if it measured for so long.
+const WINDOW_SECONDS_MIN: f64 = 0.1;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -76,6 +78,9 @@ fn load(arguments: &RunArguments) -> Result<ExitCode> {
         return find_max(arguments, &plan, &stop, files);
     }
     let outcome = one_run(&plan, &stop)?;
+    if stop.load(Ordering::Relaxed) && outcome.window_seconds < WINDOW_SECONDS_MIN {
+        bail!("interrupted before the measured window began, or as it did: nothing was measured");
+    }
     let (report, broken) = Report::new(&plan.target, &outcome);
     files.write(&report, Some(&outcome))?;
     let mut notes = outcome.notes;
@@ -231,6 +236,9 @@ impl Files {
 }
 
 fn create(file: &Path) -> Result<File> {
+    if file.as_os_str() == "-" {
+        bail!("'-', standard output, is for --json alone; give the name of a file");
+    }
     File::create(file).with_context(|| format!("cannot write {}; does its folder exist, for this user?", file.display()))
 }
 

@@ -14,6 +14,8 @@ pub const RATE_DEFAULT: u64 = 10_000;
 const CONNECTIONS_MAX: usize = 4096;
 /// Most sending threads.
 const THREADS_MAX: usize = 256;
+/// Fewest distinct sources of `--raw`, which shows what a server does with many.
+const RAW_SOURCES_MIN: u32 = 100_000;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -264,7 +266,8 @@ impl Plan {
             ));
         }
         check(arguments.record_bytes, RECORD_BYTES_MIN, RECORD_BYTES_MAX, "--record-bytes")?;
-        check(arguments.sources as usize, 1, SOURCES_MAX as usize, "--sources")?;
+        let (sources_min, sources) = if arguments.raw { (RAW_SOURCES_MIN, "--sources (with --raw)") } else { (1, "--sources") };
+        check(arguments.sources as usize, sources_min as usize, SOURCES_MAX as usize, sources)?;
         if let Some(batch) = arguments.batch {
             check(batch, 1, 65_536, "--batch")?;
         }
@@ -434,6 +437,7 @@ mod tests {
             (&["--attack", "bola:sources=60k", "--attack", "bola:sources=60k"][..], "120000 attackers"),
             (&["--attack", "bola", "--raw"][..], "cannot be used"),
             (&["--truth", "t.jsonl"][..], "--attack"),
+            (&["--raw", "--sources", "5"][..], "--sources (with --raw) is 5"),
             (&["--raw", "--target", "a:1", "--target", "b:1"][..], "leave --raw out"),
         ] {
             let error = plan(arguments).expect_err("it cannot work");

@@ -59,14 +59,18 @@ fn append_to(path: &Path) -> std::io::Result<File> {
     File::options().create(true).append(true).open(path)
 }
 
-/// Switches the log on. `RUST_LOG` may narrow or widen it; default is `info`. Returns the file, if it goes to one.
+/// What may narrow or widen the log. Not `RUST_LOG`: one inherited from a shell would silence the lines that say where the
+/// server listens and where its values come from.
+const FILTER_VARIABLE: &str = "POSTANALYTICS_LOG_FILTER";
+
+/// Switches the log on, for `info` unless [`FILTER_VARIABLE`] says otherwise. Returns the file, if it goes to one.
 pub fn start(config: &Config) -> anyhow::Result<Option<LogFile>> {
     start_with(config.log_format, config.log_file.as_deref())
 }
 
 /// The same, to a file if one is given.
 pub(crate) fn start_with(format: LogFormat, file: Option<&Path>) -> anyhow::Result<Option<LogFile>> {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_env(FILTER_VARIABLE).unwrap_or_else(|_| EnvFilter::new("info"));
     let (layer, file): (Box<dyn Layer<Registry> + Send + Sync>, _) = match file {
         Some(path) => {
             let file = LogFile::open(path).map_err(|error| {

@@ -9,11 +9,14 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
+/// The folder with the binaries, if they are built already: a build here would be given other features than one together with
+/// the tests.
+const BINARIES: &str = "POSTANALYTICS_BINARIES";
+
 /// The path of a binary of this workspace, built in the profile of the tests.
 pub fn binary(name: &str) -> PathBuf {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    // The same selection as `tests/run` builds: another one would choose other features and build everything again.
-    BUILT.get_or_init(|| built(&["--workspace", "--bins"])).join(name)
+    BUILT.get_or_init(|| std::env::var_os(BINARIES).map_or_else(|| built(&["--workspace", "--bins"]), PathBuf::from)).join(name)
 }
 
 /// Builds in the profile of the tests, and tells where.

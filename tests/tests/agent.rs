@@ -48,7 +48,7 @@ impl Site {
         let mut command = Command::new(binary("postanalytics"));
         command.arg("agent").arg("--tail").arg(self.path("access.log")).arg("--state").arg(self.path("state/agent.json"));
         command.args(["--server", server, "--log", "json"]).args(more);
-        let child = command.env_remove("RUST_LOG").stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
         Agent { child }
     }
 

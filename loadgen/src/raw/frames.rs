@@ -8,8 +8,6 @@ use postanalytics_protocol::frames::Welcome;
 use postanalytics_protocol::{BatchBuilder, FrameHeader, HEADER_BYTES, Source, shard_of};
 use std::sync::Arc;
 
-/// Distinct sources that the frames hold at least, whatever `--sources` says.
-pub(super) const SOURCES_MIN: u32 = 100_000;
 /// Most memory of all bodies together.
 const POOL_BYTES_MAX: usize = 2 << 30;
 
@@ -38,7 +36,7 @@ pub(super) struct FramePool {
 impl FramePool {
     /// Builds frames of `batch` records each until every source has a record and every shard has frames.
     pub(super) fn build(plan: &Plan, batch: usize, welcome: &Welcome) -> Result<Self> {
-        let sources = plan.sources.max(SOURCES_MIN);
+        let sources = plan.sources;
         let pool_bytes = sources as usize * plan.record_bytes;
         if pool_bytes > POOL_BYTES_MAX {
             bail!(
@@ -139,7 +137,7 @@ mod tests {
                 }
             }
         }
-        assert!(sources.len() >= SOURCES_MIN as usize, "{}", sources.len());
+        assert!(sources.len() >= plan.sources as usize, "{}", sources.len());
         let error = FramePool::build(&plan, 10_000, &welcome).expect_err("3 MB are more than a frame may have");
         assert!(error.to_string().contains("--batch 10000"), "{error}");
     }

@@ -328,7 +328,7 @@ fn listen_address(flags: &ServeFlags, layers: &mut Layers<'_>, node: Option<&Nod
 fn receive_buffers(text: &str) -> Result<u16, String> {
     let count: u16 = values::count(text)?;
     // The kernel takes rings of 2^n entries, at most 32,768.
-    if count.is_power_of_two() { Ok(count) } else { Err("it must be a power of two, such as 128".to_owned()) }
+    if count.is_power_of_two() { Ok(count) } else { Err("it must be a power of two, such as 16".to_owned()) }
 }
 
 fn buffer_bytes(text: &str) -> Result<u32, String> {

@@ -8,6 +8,8 @@ use super::{Config, ConfigError};
 const MEMORY_PART_WARN: f64 = 0.75;
 /// Part of the memory above which it is refused.
 const MEMORY_PART_MAX: f64 = 0.95;
+/// Part of the memory above which receive buffers are refused.
+const BUFFERS_PART_MAX: f64 = 0.25;
 
 /// See the module.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,6 +79,18 @@ impl Plan {
                 (slab_bytes * slabs_min) >> 20
             ));
         }
+        let buffer_bytes = u64::from(config.receive_buffers) * u64::from(config.receive_buffer_bytes);
+        let buffers_bytes = buffer_bytes.saturating_mul(shards as u64);
+        if buffers_bytes as f64 > memory as f64 * BUFFERS_PART_MAX {
+            return Err(ConfigError::start(format!(
+                "the receive buffers of {shards} shards, {} of {} bytes for each, take {}: {limit_name} is {}, of which they may \
+                 have a quarter; give smaller ones or fewer (--receive-buffers, --receive-buffer-bytes), or fewer --shards",
+                config.receive_buffers,
+                config.receive_buffer_bytes,
+                in_gigabytes(buffers_bytes),
+                in_gigabytes(memory)
+            )));
+        }
         // The last CPUs are the shards': the first also serve interrupts, and what is left is the control plane's.
         let first = machine.cpus.len().saturating_sub(shards);
         let (control_cpus, shard_cpus) = machine.cpus.split_at(first);
@@ -100,6 +114,24 @@ mod tests {
     use super::*;
 
     const SLAB: u64 = 2 << 20;
+
+    #[test]
+    fn receive_buffers_must_fit_into_memory() {
+        let of = |count: &str| {
+            let flags = ServeFlags {
+                receive_buffers: Some(count.to_owned()),
+                receive_buffer_bytes: Some((16 << 20).to_string()),
+                env_file: Some("/dev/null".to_owned()),
+                node_yaml: Some("/dev/null".to_owned()),
+                ..ServeFlags::default()
+            };
+            let config = Config::resolve(&flags, &|_| None).expect("a good config");
+            Plan::make(&config, &machine(3, None), SLAB, 20)
+        };
+        assert_eq!(of("64").expect("2 of 8 GB").shard_count(), 2);
+        let error = of("128").expect_err("4 of 8 GB");
+        assert!(error.text.contains("take 4.00 GB") && error.text.contains("--receive-buffers"), "{error}");
+    }
 
     fn plan(shards: Option<u32>, arena: &str, no_pin: bool, machine: &Machine) -> Result<Plan, ConfigError> {
         let flags = ServeFlags {

@@ -46,7 +46,9 @@ pub enum RingError {
          Remedy: raise it to 8 MiB or more (`ulimit -l 8192`, LimitMEMLOCK=8M in a systemd unit)"
     )]
     Memory { error: io::Error, memlock: String },
-    #[error("io_uring cannot be set up on Linux {kernel}: {error}. Remedy: `ulimit -n` may be too low; see dmesg")]
+    #[error(
+        "io_uring cannot be set up on Linux {kernel}: {error}. Remedy: `ulimit -n` may be too low, or a sandbox may not know the set-up flags of 6.1; see dmesg"
+    )]
     Setup { kernel: String, error: io::Error },
     #[error("the io_uring self-test failed on Linux {kernel}: {what}. Remedy: update the kernel, and report this line")]
     SelfTest { kernel: String, what: String },
@@ -77,7 +79,7 @@ fn explain_with(error: io::Error, kernel: &str, disabled: &str) -> RingError {
         Some(Errno::PERM | Errno::ACCESS) => RingError::Seccomp { error, value: disabled.to_owned() },
         Some(Errno::NOSYS) if is_old(&kernel) => RingError::KernelTooOld { kernel, what: "no io_uring", error },
         Some(Errno::NOSYS) => RingError::Seccomp { error, value: disabled.to_owned() },
-        Some(Errno::INVAL) => RingError::KernelTooOld { kernel, what: "set-up flags unknown", error },
+        Some(Errno::INVAL) if is_old(&kernel) => RingError::KernelTooOld { kernel, what: "set-up flags unknown", error },
         Some(Errno::NOMEM) => RingError::Memory { error, memlock: memlock() },
         _ => RingError::Setup { kernel, error },
     }
@@ -188,6 +190,8 @@ mod tests {
         assert!(text(rustix::io::Errno::NOSYS, "5.4.0", "(absent)").contains("5.4.0 is too old"));
         assert!(text(rustix::io::Errno::NOSYS, "6.8.0", "(absent)").contains("seccomp"));
         assert!(text(rustix::io::Errno::INVAL, "5.15.0-91", "0").contains("5.15.0-91 is too old"));
+        let unknown = text(rustix::io::Errno::INVAL, "6.18.0", "0");
+        assert!(unknown.contains("6.18.0") && !unknown.contains("too old"), "{unknown}");
         assert!(text(rustix::io::Errno::NOMEM, "6.8.0", "0").contains("locked memory is"));
     }
 }

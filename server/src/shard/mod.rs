@@ -607,7 +607,7 @@ impl Shard {
                 Ok(())
             }
             Incoming::Duplicate(header) => {
-                let records = u64::from(header.record_count);
+                let records = u64::from(store::believable_count(&header));
                 self.stats.records_received += records;
                 self.stats.records_duplicate += records;
                 self.sessions.at(connection.session).records_duplicate += records;

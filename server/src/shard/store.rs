@@ -13,17 +13,16 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 /// A frame that is not whole after this long yields when others need its memory.
 const OPEN_PATIENCE_US: u64 = 1_000_000;
 
+/// Records that a frame counts for before it is read: what its header states, as far as its body has room for so many. The
+/// number itself is the peer's to invent.
+pub(super) fn believable_count(header: &FrameHeader) -> u32 {
+    header.record_count.min(header.body_bytes / RECORD_BYTES as u32)
+}
+
 impl Shard {
     /// The header of a batch came: decide by it, and reserve a place.
     pub(super) fn batch_begins(&mut self, connection: &mut Connection, header: FrameHeader, now: Now) -> Result<(), Refusal> {
         let highest = self.sessions.at(connection.session).highest;
-        let most = header.body_bytes / RECORD_BYTES as u32;
-        if header.record_count > most {
-            // Counted as far as there can be records: the number itself is the peer's to invent.
-            self.count_rejected(connection, most);
-            let text = format!("the header states {} records, its body has room for {most}", header.record_count);
-            return Err(Refusal::of_batch(ErrorCode::RecordCountMismatch, header.sequence, text));
-        }
         if (1..=highest).contains(&header.sequence) && !seeded::is(Bug::LostDedup) {
             connection.incoming = Incoming::Duplicate(header);
             return Ok(());
@@ -40,7 +39,7 @@ impl Shard {
                 Ok(())
             }
             Err(refusal) => {
-                self.count_rejected(connection, header.record_count);
+                self.count_rejected(connection, believable_count(&header));
                 Err(refusal)
             }
         }
@@ -55,6 +54,11 @@ impl Shard {
         if header.schema != SCHEMA {
             let text = format!("schema {} is not spoken here, only schema {SCHEMA}: upgrade this server first", header.schema);
             return Err(Refusal::of_batch(ErrorCode::UnsupportedSchema, sequence, text));
+        }
+        let most = believable_count(header);
+        if header.record_count > most {
+            let text = format!("the header states {} records, its body has room for {most}", header.record_count);
+            return Err(Refusal::of_batch(ErrorCode::RecordCountMismatch, sequence, text));
         }
         loop {
             match self.requests.reserve(header.body_bytes) {

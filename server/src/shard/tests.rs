@@ -171,6 +171,14 @@ fn duplicates_are_acknowledged_and_not_stored() {
     assert_eq!(acks_of(&world.turn(1)), [2]);
     let stats = world.shard.stats();
     assert_eq!((stats.records_stored, stats.records_duplicate, stats.records_received), (2, 1, 3));
+    // A duplicate is not read, so what its header states counts as far as its body has room.
+    let mut inflated = frame(1, &["/a"]);
+    inflated[12..16].fill(0xff);
+    let header_crc = crc32fast::hash(&inflated[..44]);
+    inflated[44..48].copy_from_slice(&header_crc.to_le_bytes());
+    world.send(1, &inflated);
+    assert_eq!(acks_of(&world.turn(1)), [2], "a duplicate is acknowledged whatever its header states");
+    assert_eq!(world.shard.stats().records_duplicate, 2);
 }
 
 #[test]
@@ -250,6 +258,14 @@ fn every_refusal_is_named_and_harms_nobody_else() {
         (ErrorCode::BodyTooLong, repaired(&|bytes| bytes[10] = 0xff)),
         (ErrorCode::BadBodyCrc, damaged(&|bytes| bytes[70] ^= 1)),
         (ErrorCode::UnsupportedSchema, repaired(&|bytes| bytes[6] = 2)),
+        // The order of PROTOCOL.md: how long a record is depends on the schema.
+        (
+            ErrorCode::UnsupportedSchema,
+            repaired(&|bytes| {
+                bytes[6] = 2;
+                bytes[12..16].fill(0xff);
+            }),
+        ),
         (ErrorCode::WrongSession, repaired(&|bytes| bytes[16] ^= 1)),
         (ErrorCode::SequenceGap, repaired(&|bytes| bytes[24] = 5)),
         (ErrorCode::RecordCountMismatch, repaired(&|bytes| bytes[12] = 1)),

@@ -140,7 +140,7 @@ fn arena_bytes_per_second(stats: &ShardStats) -> Option<f64> {
     let timeframe = seconds(stats.timeframe_us());
     if stats.records_evicted > 0 {
         // The arena as it is holds this timeframe.
-        return (timeframe >= 1.0).then(|| stats.arena_bytes_total as f64 / timeframe);
+        return (timeframe > 0.0).then(|| stats.arena_bytes_total as f64 / timeframe);
     }
     // Nothing was recycled: what was ever stored is live. Not the slabs in use, of which each shard has one from the start.
     let (request_slabs, attack_slabs) = crate::arena::split_slabs(stats.arena_bytes_total);
@@ -202,6 +202,8 @@ mod tests {
     fn the_arena_for_900_s_follows_the_fullest_shard() {
         assert_eq!(arena_gigabytes_for_fine(&[shard(450, 1, 9 * GIGABYTE)]), 2.0);
         assert_eq!(arena_gigabytes_for_fine(&[shard(450, 1, 9 * GIGABYTE), shard(900, 1, 9 * GIGABYTE)]), 4.0);
+        let flooded = ShardStats { newest_arrival_us: 1_100_000, ..shard(0, 1, GIGABYTE) };
+        assert_eq!(arena_gigabytes_for_fine(&[flooded, shard(450, 1, GIGABYTE)]), 18_000.0, "0.1 s of timeframe counts too");
         assert_eq!(arena_gigabytes_for_fine(&[shard(0, 1, GIGABYTE)]), 0.0);
     }
 
