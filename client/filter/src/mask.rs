@@ -1,9 +1,10 @@
-//! Masks what may not leave the node: values of headers, values of parameters with telling names, numbers of payment cards.
+//! Masks what may not leave the node: values of headers, values of parameters with telling names, passwords of addresses,
+//! numbers of payment cards.
 //!
 //! Names of parameters are found in any text by what follows them: `name=value`, `"name": "value"`, `name="x"` of a multipart
-//! body, `<name>value</name>`, each also percent-encoded. So no text needs to be parsed, and one that is broken or cut is masked
-//! as well. Masking a little too much is better here than too little. Names that are themselves encoded (`p%61ssword`) are
-//! not found: no form sends them.
+//! body, `<name>value</name>`, each also percent-encoded or with escapes of JSON, in the name as well (`p%61ssword`,
+//! `"pass\u0077ord"`). So no text needs to be parsed, and one that is broken or cut is masked as well. Masking a little too much
+//! is better here than too little.
 
 use aho_corasick::{AhoCorasick, AhoCorasickKind};
 use serde::Deserialize;
@@ -17,6 +18,10 @@ const MASK: &[u8] = b"***";
 const CARD_DIGITS: Range<usize> = 13..20;
 /// Shortest name that is found anywhere in the name of a parameter.
 const ANYWHERE_BYTES_MIN: usize = 5;
+/// Shortest user of an address that is taken for a key: `https://3f0c…@host/`.
+const KEY_BYTES_MIN: usize = 20;
+/// Longest host of an address with user and password.
+const AUTHORITY_LETTERS_MAX: usize = 1024;
 
 /// What is masked. In TOML, any part may be left out:
 ///
@@ -177,21 +182,30 @@ impl Masker {
     /// Where secrets lie in a text, in order, without overlap.
     pub(crate) fn secrets(&self, text: &[u8]) -> Vec<Range<usize>> {
         let mut secrets: Vec<Range<usize>> = Vec::new();
+        match Readable::of(text) {
+            Some(Readable { letters, begins }) => self.named(&letters, |at| begins[at], text, &mut secrets),
+            None => self.named(text, |at| at, text, &mut secrets),
+        }
+        passwords(text, &mut secrets);
+        if self.card_numbers {
+            cards(text, &mut secrets);
+        }
+        merge(&mut secrets);
+        secrets
+    }
+
+    /// Adds where values lie in `text` whose names are in `letters`; `begins` says where a letter of these begins in the text.
+    fn named(&self, letters: &[u8], begins: impl Fn(usize) -> usize, text: &[u8], secrets: &mut Vec<Range<usize>>) {
         let mut from = 0;
-        for found in self.names.find_overlapping_iter(text) {
-            if found.start() < from || !self.is_telling(text, found.range(), found.pattern().as_usize()) {
+        for found in self.names.find_overlapping_iter(letters) {
+            if begins(found.start()) < from || !self.is_telling(letters, found.range(), found.pattern().as_usize()) {
                 continue;
             }
-            if let Some(value) = value_after(text, found.end()) {
+            if let Some(value) = value_after(text, begins(found.end())) {
                 from = value.end;
                 secrets.push(value);
             }
         }
-        if self.card_numbers {
-            cards(text, &mut secrets);
-            merge(&mut secrets);
-        }
-        secrets
     }
 }
 
@@ -225,14 +239,15 @@ fn begins_word(text: &[u8], at: usize) -> bool {
     !before.is_ascii_alphanumeric() || ends_encoded(&text[..at]) || before.is_ascii_lowercase() && text[at].is_ascii_uppercase()
 }
 
-/// Whether a text ends in `%3F`, `%253F` and so on.
+/// Whether a text ends in `%3F`, `%253F` and so on, or in `\u0022` or `\x22`.
 fn ends_encoded(text: &[u8]) -> bool {
     let [before @ .., high, low] = text else { return false };
+    let is_escape = before.ends_with(b"\\u00") || before.ends_with(b"\\x");
     let mut before = before;
     while let Some(shorter) = before.strip_suffix(b"25") {
         before = shorter;
     }
-    before.ends_with(b"%") && high.is_ascii_hexdigit() && low.is_ascii_hexdigit()
+    (is_escape || before.ends_with(b"%")) && high.is_ascii_hexdigit() && low.is_ascii_hexdigit()
 }
 
 fn ends_word(text: &[u8], at: usize) -> bool {
@@ -240,21 +255,109 @@ fn ends_word(text: &[u8], at: usize) -> bool {
         .is_none_or(|after| !after.is_ascii_alphabetic() || after.is_ascii_uppercase() && text[at - 1].is_ascii_lowercase())
 }
 
-/// A letter, or what stands for it percent-encoded any number of times; and where the next begins.
+/// A text in which the letters of names are as they would be read.
+struct Readable {
+    letters: Vec<u8>,
+    /// Where each letter begins in the text, and where the text ends.
+    begins: Vec<usize>,
+}
+
+impl Readable {
+    /// `None`, as nearly always: it can be read as it is.
+    fn of(text: &[u8]) -> Option<Self> {
+        let encoded = |at: usize| letter(text, at).filter(|&(byte, next)| next > at + 1 && is_of_name(byte));
+        memchr::memchr2_iter(b'%', b'\\', text).find(|&at| encoded(at).is_some())?;
+        let (mut letters, mut begins) = (Vec::with_capacity(text.len()), Vec::with_capacity(text.len() + 1));
+        let mut at = 0;
+        while at < text.len() {
+            let (byte, next) = encoded(at).unwrap_or((text[at], at + 1));
+            letters.push(byte);
+            begins.push(at);
+            at = next;
+        }
+        begins.push(text.len());
+        Some(Self { letters, begins })
+    }
+}
+
+fn is_of_name(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.')
+}
+
+/// A letter, or what stands for it percent-encoded any number of times or as an escape of JSON (`\u0070`) or JavaScript
+/// (`\x70`); and where the next begins.
 fn letter(text: &[u8], at: usize) -> Option<(u8, usize)> {
     let first = *text.get(at)?;
-    if first != b'%' {
-        return Some((first, at + 1));
-    }
-    let mut digits = at + 1;
-    while text.get(digits..digits + 2) == Some(b"25") && text.len() > digits + 3 && digits < at + 9 {
-        digits += 2;
-    }
+    let digits = match first {
+        b'%' => {
+            let mut digits = at + 1;
+            while text.get(digits..digits + 2) == Some(b"25") && text.len() > digits + 3 && digits < at + 9 {
+                digits += 2;
+            }
+            digits
+        }
+        b'\\' => {
+            let kind = at + text[at..].iter().take(4).take_while(|byte| **byte == b'\\').count();
+            match &text[kind..] {
+                [b'u', b'0', b'0', ..] => kind + 3,
+                [b'x' | b'X', ..] => kind + 1,
+                _ => return Some((first, at + 1)),
+            }
+        }
+        _ => return Some((first, at + 1)),
+    };
     let digit = |at: usize| text.get(at).and_then(|digit| (*digit as char).to_digit(16));
     match (digit(digits), digit(digits + 1)) {
         (Some(high), Some(low)) => Some(((high << 4 | low) as u8, digits + 2)),
         _ => Some((first, at + 1)),
     }
+}
+
+/// Adds where passwords lie in addresses (`scheme://user:password@host`), and users that are so long that they are keys.
+fn passwords(text: &[u8], secrets: &mut Vec<Range<usize>>) {
+    // An encoded `@` ends in these digits.
+    if memchr::memchr(b'@', text).is_none() && memchr::memmem::find(text, b"40").is_none() {
+        return;
+    }
+    let (mut at, mut slashes) = (0, 0);
+    while let Some((byte, next)) = letter(text, at) {
+        match byte {
+            b'/' => slashes += 1,
+            // JSON may escape a slash.
+            b'\\' => {}
+            _ if slashes >= 2 => {
+                slashes = 0;
+                let (secret, end) = password(text, at);
+                secrets.extend(secret);
+                at = end.max(next);
+                continue;
+            }
+            _ => slashes = 0,
+        }
+        at = next;
+    }
+}
+
+/// The password in an address whose user would begin here, and where its host ends.
+fn password(text: &[u8], start: usize) -> (Option<Range<usize>>, usize) {
+    let (mut end, mut colon, mut host) = (start, None, None);
+    for _ in 0..AUTHORITY_LETTERS_MAX {
+        let Some((byte, next)) = letter(text, end) else { break };
+        match byte {
+            b'/' | b'?' | b'#' | b'"' | b'\'' | b'<' | b'>' | b'\\' => break,
+            byte if byte.is_ascii_whitespace() => break,
+            // The last one counts: passwords may have them.
+            b'@' => host = Some(end),
+            b':' if colon.is_none() && host.is_none() => colon = Some(next),
+            _ => {}
+        }
+        end = next;
+    }
+    let secret = host.and_then(|host| match colon {
+        Some(colon) => Some(colon..host),
+        None => (host - start >= KEY_BYTES_MIN).then_some(start..host),
+    });
+    (secret.filter(|secret| !secret.is_empty()), end)
 }
 
 /// Goes over at most `most` letters of a kind.
@@ -497,6 +600,43 @@ mod tests {
         check(r#"{"body":"{\"password\":\"abc\",\"x\":1}"}"#, r#"{"body":"{\"password\":\"***\",\"x\":1}"}"#);
         check(r#"{"password":"cut of"#, r#"{"password":"***"#);
         check("d=%7B%22password%22%3A%22abc%22%2C%22x%22%3A1%7D", "d=%7B%22password%22%3A%22***%22%2C%22x%22%3A1%7D");
+    }
+
+    #[test]
+    fn names_that_are_encoded() {
+        check("/a?p%61ssword=hunter2&a=1", "/a?p%61ssword=***&a=1");
+        check("%70%61%73%73%77%6Frd%32=hunter2&a=%41", "%70%61%73%73%77%6Frd%32=***&a=%41");
+        check("next=%2Flogin%3Fp%2577d%3Dhunter2%26a%3D1&z=1", "next=%2Flogin%3Fp%2577d%3D***%26a%3D1&z=1");
+        check(r#"{"pass\u0077ord":"hunter2","x":1}"#, r#"{"pass\u0077ord":"***","x":1}"#);
+        check(r#"{"\u0074oken\u005fid" : 7, "x":1}"#, r#"{"\u0074oken\u005fid" : ***, "x":1}"#);
+        check(r#"{"b":"{\"p\\u0061ss\":\"abc\",\"x\":1}"}"#, r#"{"b":"{\"p\\u0061ss\":\"***\",\"x\":1}"}"#);
+        check(r#"{\u0022password\u0022:\u0022abc\u0022,"x":1}"#, r#"{\u0022password\u0022:\u0022***\u0022,"x":1}"#);
+        check(r#"{\u0022pin\u0022:\u0022abc\u0022,"x":1}"#, r#"{\u0022pin\u0022:\u0022***\u0022,"x":1}"#);
+        check(r#"{"password":"a\u0022b","x":1}"#, r#"{"password":"***","x":1}"#);
+        check(r"{pass\x77ord:'abc',x:1}", r"{pass\x77ord:'***',x:1}");
+        // A blank before a name is none of its letters, and other letters are no name.
+        check("a%20pinned=1&b=%41uthor%3D2&c=100%&d=\\u00zz", "a%20pinned=1&b=%41uthor%3D2&c=100%&d=\\u00zz");
+    }
+
+    #[test]
+    fn addresses_with_passwords() {
+        check("get http://bob:hunter2@shop.example/a?b=c", "get http://bob:***@shop.example/a?b=c");
+        check("u=http%3A%2F%2Fbob%3Ahun%40ter2%40shop.example%2F&a=1", "u=http%3A%2F%2Fbob%3A***%40shop.example%2F&a=1");
+        check("u=http%253A%252F%252Fbob%253Ahunter2%2540shop.example", "u=http%253A%252F%252Fbob%253A***%2540shop.example");
+        check(r#"{"u":"ftp:\/\/bob:hun@ter2@a.example\/"}"#, r#"{"u":"ftp:\/\/bob:***@a.example\/"}"#);
+        check("//:hunter2@a.example", "//:***@a.example");
+        check("git clone https://0123456789abcdef0123@git.example/x", "git clone https://***@git.example/x");
+        for plain in [
+            "http://a.example:8080/x:y@z",
+            "http://a.example/?mail=b:c@d.example",
+            "http://shop.example@a.example/",
+            "http://bob:@a.example/",
+            "mail bob@a.example // see: b:c",
+            "a//b c:d@e",
+            "https://a.example/40%2F",
+        ] {
+            check(plain, plain);
+        }
     }
 
     #[test]
