@@ -41,6 +41,7 @@ fn inspect(engine: &Engine, case: &str) -> Findings {
         "referer" => (name, header) = ("referer", value.as_bytes().to_vec()),
         "cookie" => (name, header) = ("cookie", [b"p=".to_vec(), encoded(value)].concat()),
         "header" => (name, header) = ("x-any", value.as_bytes().to_vec()),
+        "address" => (name, header) = ("x-forwarded-for", value.as_bytes().to_vec()),
         _ => panic!("no such place: {case}"),
     }
     let request =
@@ -143,6 +144,78 @@ fn samples_are_masked() {
         let payload = String::from_utf8_lossy(&hit.payload).into_owned();
         assert!(!["hunter", "kQ9x", "4111"].iter().any(|secret| payload.contains(secret)), "{hit:?}: {payload}");
     }
+}
+
+#[test]
+fn headers_of_addresses_are_looked_at_as_parameters_are() {
+    for name in
+        ["X-Forwarded-For", "x-forwarded-host", "Forwarded", "X-Real-IP", "True-Client-IP", "X-Remote-Addr", "Host", "Via"]
+    {
+        for (value, expected) in [("1' or '1'='1", "sqli"), ("192.0.2.1'--", "sqli"), ("\"><svg/onload=f()>", "xss")] {
+            let headers = [(name.as_bytes(), value.as_bytes())];
+            let found = points(&RawRequest { headers: &headers, ..RawRequest::default() });
+            assert_eq!(found, [format!("{expected} header_{}", name.to_ascii_lowercase())], "{name}: {value}");
+        }
+    }
+}
+
+#[test]
+fn ordinary_headers_are_harmless() {
+    let engine = Engine::builtin();
+    for (name, value) in [
+        (
+            "Accept",
+            "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;q=0.8,application/signed-exchange;v=b3;q=0.7",
+        ),
+        ("Accept-Language", "de-CH,de;q=0.9,en;q=0.8,*;q=0.5"),
+        ("Sec-CH-UA", "\"Chromium\";v=\"130\", \"Not?A_Brand\";v=\"99\", \"Not)A;Brand\";v=\"8\""),
+        ("Sec-CH-UA-Platform", "\"Windows\""),
+        ("If-None-Match", "W/\"5e1-18f2a--gzip\", \"a1;b2\", *"),
+        ("If-Modified-Since", "Sat, 17 May 2015 10:05:03 GMT"),
+        ("Range", "bytes=0-499, -500"),
+        ("Content-Disposition", "attachment; filename=\"a (1).txt\"; filename*=UTF-8''a%20(1).txt"),
+        ("Content-Security-Policy-Report-Only", "default-src 'self'; script-src 'nonce-x' 'strict-dynamic' https:"),
+        ("Link", "<https://a.example/x?page=2>; rel=\"next\", </style.css>; rel=preload; as=style"),
+        ("X-Forwarded-For", "203.0.113.7, 10.0.0.1, [2001:db8::1]:4711, unknown"),
+        ("Forwarded", "for=192.0.2.43;proto=https;host=\"a.example:8080\";by=\"[2001:db8:cafe::17]:47011\", for=_hidden"),
+        ("X-Forwarded-Host", "shop.example:8080"),
+        ("Via", "1.1 vegur, 1.0 fred (Squid/3.1), HTTP/2 p.example.net (Apache/2.4)"),
+        ("Host", "xn--caf-dma.example:8080"),
+        ("Origin", "https://shop.example"),
+        ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+        ("X-Amzn-Trace-Id", "Root=1-67891233-abcdef012345678912345678;Parent=463ac35c9f6413ad;Sampled=1"),
+        ("DPoP", "eyJ0eXAiOiJkcG9wK2p3dCIsImFsZyI6IkVTMjU2In0.eyJqdGkiOiItQndDM0VTYzZhY2MybFRjIn0.c2lnbmF0dXJl"),
+        ("Baggage", "userId=Am%C3%A9lie,serverNode=DF:28,isProduction=false"),
+        ("Priority", "u=1, i"),
+        ("Prefer", "return=minimal; wait=10, respond-async"),
+        ("X-Requested-With", "XMLHttpRequest"),
+        ("From", "Bob & Sons <bob@shop.example>"),
+        ("Stripe-Signature", "t=1492774577,v1=5257a869e7ecebeda32affa62cdca3fa51cad7e77a0e56ff536d0ce8e108d8bd"),
+        ("Cookie", "a=1; prefs={\"size\":\"L\",\"and\":\"more\"}; _ga=GA1.2.3; consent=analytics:yes|ads:no; t=O'Neil"),
+    ] {
+        let headers = [(name.as_bytes(), value.as_bytes())];
+        let request = RawRequest { uri: b"/", headers: &headers, ..RawRequest::default() };
+        let found = engine.inspect(&request, Duration::from_secs(60), &mut Scratch::default()).found;
+        assert!(found.is_empty(), "{name}: {value}: {found:?}");
+    }
+}
+
+#[test]
+fn a_value_in_base64_is_unpacked() {
+    // `<script>f()</script>`, `1' or '1'='1`, `../../etc/passwd`.
+    for (value, expected) in [
+        ("PHNjcmlwdD5mKCk8L3NjcmlwdD4=", "xss get_p"),
+        ("PHNjcmlwdD5mKCk8L3NjcmlwdD4%3D", "xss get_p"),
+        ("MScgb3IgJzEnPScx", "sqli get_p"),
+        ("Li4vLi4vZXRjL3Bhc3N3ZA", "ptrav get_p"),
+    ] {
+        let uri = format!("/?p={value}&q=1");
+        assert_eq!(points(&RawRequest { uri: uri.as_bytes(), ..RawRequest::default() }), [expected], "{value}");
+    }
+    let secret = "/?password=MScgb3IgJzEnPScx";
+    let request = RawRequest { uri: secret.as_bytes(), ..RawRequest::default() };
+    let found = Engine::builtin().inspect(&request, Duration::from_secs(60), &mut Scratch::default()).found;
+    assert_eq!(found.iter().map(|hit| &hit.payload[..]).collect::<Vec<_>>(), [b"***"]);
 }
 
 #[test]

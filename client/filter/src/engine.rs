@@ -3,7 +3,7 @@
 //! ```text
 //! request ─▶ sections (path, query, each header, body) ─▶ decoded ─▶ any literal of any rule?  no: done, as nearly always
 //!                                                                                │ yes
-//!                                              points ─▶ decoded, folded, unquoted ─▶ literals ─▶ patterns of those rules
+//!                                    points ─▶ decoded, folded, unquoted, unpacked ─▶ literals ─▶ patterns of those rules
 //! ```
 //!
 //! A section is searched whole first: a literal that lies in a point lies in its section too. Only where one does is the
@@ -11,8 +11,9 @@
 //! are the same in most requests of a visitor.
 
 use crate::findings::{Findings, FoundHit, HITS_MAX, SAMPLE_BYTES_MAX};
+use crate::markup::is_formatting;
 use crate::mask::{MaskConfig, Masker, masked};
-use crate::normalise::{Decoder, ENCODED, FOLDABLE, JSON_QUOTING, PLUS, QUOTING, fold, unquote};
+use crate::normalise::{Decoder, ENCODED, FOLDABLE, JSON_QUOTING, PLUS, QUOTING, UNPACKED, fold, unpack, unquote};
 use crate::points::{self, Json, Part, Role};
 use crate::rules::{Place, RuleSet, Rules, RulesError, Seen};
 use foldhash::quality::RandomState;
@@ -223,6 +224,7 @@ impl Inspection<'_> {
             _ if name.eq_ignore_ascii_case(b"referer") => Place::Referer,
             // Base64 and the like: nothing in it can be read.
             _ if name.eq_ignore_ascii_case(b"authorization") && is_opaque(value) => return ControlFlow::Continue(()),
+            _ if says_address(name) => Place::Address,
             _ => Place::Header,
         };
         // 0 is a free slot.
@@ -377,12 +379,16 @@ impl Inspection<'_> {
                 self.text(buffers.folded, &rules.scan(buffers.folded, asked).rules, name, buffers.point)?;
             }
         }
-        if seen.classes & (QUOTING | JSON_QUOTING) != 0 {
+        // A plus that is left was encoded: a blank for whoever decodes twice.
+        if seen.classes & (QUOTING | JSON_QUOTING) != 0 || plus && seen.classes & PLUS != 0 {
             unquote(text, buffers.unquoted);
             if buffers.unquoted != text {
                 let seen = rules.scan(buffers.unquoted, &asked.and(rules.of_shell()));
                 self.text(buffers.unquoted, &seen.rules, name, buffers.point)?;
             }
+        }
+        if seen.classes & UNPACKED == 0 && unpack(text, buffers.unquoted) {
+            self.text(buffers.unquoted, &rules.scan(buffers.unquoted, asked).rules, name, buffers.point)?;
         }
         ControlFlow::Continue(())
     }
@@ -409,6 +415,9 @@ impl Inspection<'_> {
                 let piece = &text[start..text.len().min(start + PIECE_BYTES)];
                 self.clock(piece.len())?;
                 if let Some(found) = rule.find(piece) {
+                    if rule.unless_formatting && is_formatting(text) {
+                        break;
+                    }
                     let found = start + found.start..start + found.end;
                     self.hit(rule.attack_type, rule.severity, rule.id, point, self.sample(text, found, name));
                     if self.findings.found.len() >= HITS_MAX {
@@ -525,6 +534,18 @@ impl PointName for Name<'_> {
             |name: &[u8]| masker.hides_parameter(name) || masker.hides_parameter(Decoder::default().decode(name, true));
         is_cookie || self.part.role == Role::Value && is_secret(self.part.name)
     }
+}
+
+/// Whether a header says where a request comes from or whom it is for: none of them has room for more than addresses and hosts.
+fn says_address(name: &[u8]) -> bool {
+    let starts = |start: &[u8]| name.get(..start.len()).is_some_and(|name| name.eq_ignore_ascii_case(start));
+    let ends = |end: &[u8]| name.len() >= end.len() && name[name.len() - end.len()..].eq_ignore_ascii_case(end);
+    starts(b"x-forwarded")
+        || starts(b"forwarded")
+        || ends(b"host")
+        || ends(b"-ip")
+        || ends(b"-addr")
+        || starts(b"via") && name.len() == 3
 }
 
 /// Whether what follows the scheme of an Authorization header is a token without words.

@@ -18,6 +18,7 @@ mod cases;
 mod engine;
 mod findings;
 mod line;
+mod markup;
 mod mask;
 mod normalise;
 mod points;

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! as it came ──decode──▶ decoded ──fold──▶ folded      (comments, blanks, dots and slashes of paths)
-//!                           └────unquote──▶ unquoted    (what a shell takes away before it runs a command)
+//!                           ├────unquote──▶ unquoted    (what a shell takes away before it runs a command)
+//!                           └────unpack───▶ unpacked    (base64 of a text)
 //! ```
 //!
 //! Every function takes time in proportion to its input, and makes no more of it than there was.
@@ -21,15 +22,33 @@ pub(crate) const JSON_QUOTING: u8 = 8;
 /// See ENCODED.
 pub(crate) const PLUS: u8 = 16;
 
+/// No letter of base64: a text without such bytes may be one that [`unpack`] unpacks.
+pub(crate) const UNPACKED: u8 = 32;
+/// Shortest text in base64 that is unpacked.
+const PACKED_BYTES_MIN: usize = 12;
+
 /// The classes of each byte.
 pub(crate) const CLASSES: [u8; 256] = {
     let mut classes = [0; 256];
-    // Overlong and full-width forms begin with one of these; other letters beyond ASCII are left alone.
-    mark(&mut classes, b"\xc0\xc1\xe0\xe2\xef\xf0\xf8\xfc\0%&\\", ENCODED);
+    // Overlong and full-width forms, quotes of typography begin with one of these; other letters beyond ASCII are left alone.
+    mark(&mut classes, b"\xc0\xc1\xca\xe0\xe2\xef\xf0\xf8\xfc%&\\", ENCODED);
+    // No text has these.
+    mark(
+        &mut classes,
+        b"\0\x01\x02\x03\x04\x05\x06\x07\x0e\x0f\x10\x11\x12\x13\x14\x15\x16\x17\x18\x19\x1a\x1c\x1d\x1e\x1f",
+        ENCODED,
+    );
     mark(&mut classes, b"\\\t\n\x0b\x0c\r*\xa0", FOLDABLE);
     mark(&mut classes, b"\\'^$`", QUOTING);
     mark(&mut classes, b"\"{", JSON_QUOTING);
     mark(&mut classes, b"+", PLUS);
+    let mut byte = 0;
+    while byte < 256 {
+        if sextet(byte as u8).is_none() && byte != b'=' as usize {
+            classes[byte] |= UNPACKED;
+        }
+        byte += 1;
+    }
     classes
 };
 
@@ -55,8 +74,9 @@ pub(crate) struct Decoder {
 
 impl Decoder {
     /// Undoes percent-encoding (`%27`, `%u0027`, layer upon layer), overlong UTF-8 (`%c0%ae`), full-width letters, escapes of
-    /// JavaScript and of logs (`\x27`, `\u0027`) and character references (`&#39;`), and leaves out NUL. With `plus`, `+` is
-    /// a blank. What is no valid encoding stays as it is.
+    /// JavaScript and of logs (`\x27`, `\u0027`), character references (`&#39;`) and the quotes of typography, which databases
+    /// take for plain ones, and leaves out control characters. With `plus`, `+` is a blank. What is no valid encoding stays as it
+    /// is.
     pub(crate) fn decode<'a>(&'a mut self, text: &'a [u8], plus: bool) -> &'a [u8] {
         let has_plus = plus && memchr::memchr(b'+', text).is_some();
         if classes(text) & ENCODED == 0 && !has_plus {
@@ -103,7 +123,7 @@ fn decode_layer(text: &[u8], plus: bool, out: &mut Vec<u8>) -> bool {
                 replaced = true;
                 1
             }
-            0 => 1,
+            0..=0x1f => 1,
             b'%' => percent(rest, out),
             b'\\' => escape(rest, out),
             b'&' => reference(rest, out),
@@ -257,9 +277,16 @@ fn overlong(text: &[u8], out: &mut Vec<u8>) -> usize {
             _ => 0,
         },
         [0xc0, low, ..] if low < 0x80 && low != b'%' && low != 0 => {
-            out.push(if low.is_ascii_alphabetic() { low & 0x3f } else { low });
+            out.push(match low {
+                b'^' => b'.',
+                low if low.is_ascii_alphabetic() => low & 0x3f,
+                low => low,
+            });
             2
         }
+        // What converters of paths to UTF-8 make of dots and slashes, by mistake.
+        [0xc0, 0xfe, ..] => push_byte(b'.', 2, out),
+        [0xc1, 0xaf, ..] => push_byte(b'/', 2, out),
         [lead @ (0xc0 | 0xc1), low, ..] if low != b'%' => {
             out.push((lead & 1) << 6 | low & 0x3f);
             2
@@ -271,6 +298,9 @@ fn overlong(text: &[u8], out: &mut Vec<u8>) -> usize {
         [0xf0, 0x80, 0x80, low @ 0x80..=0xbf, ..] => push_byte(low & 0x3f, 4, out),
         [0xf8, 0x80, 0x80, 0x80, low @ 0x80..=0xbf, ..] => push_byte(low & 0x3f, 5, out),
         [0xfc, 0x80, 0x80, 0x80, 0x80, low @ 0x80..=0xbf, ..] => push_byte(low & 0x3f, 6, out),
+        [0xca, 0xb9 | 0xbc, ..] => push_byte(b'\'', 2, out),
+        [0xe2, 0x80, 0x98..=0x9b | 0xb2, ..] => push_byte(b'\'', 3, out),
+        [0xe2, 0x80, 0x9c..=0x9f | 0xb3, ..] => push_byte(b'"', 3, out),
         // U+2215, U+2216 and U+2044 look like slashes, and some file systems take them for one.
         [0xe2, 0x88, 0x95, ..] | [0xe2, 0x81, 0x84, ..] => push_byte(b'/', 3, out),
         [0xe2, 0x88, 0x96, ..] => push_byte(b'\\', 3, out),
@@ -310,7 +340,7 @@ fn push_char(code: u32, taken: usize, out: &mut Vec<u8>) -> usize {
         code => code,
     };
     match char::from_u32(code) {
-        // NUL is left out here as everywhere.
+        // Left out here as everywhere.
         Some('\0') => taken,
         Some(letter) => {
             out.extend_from_slice(letter.encode_utf8(&mut [0; 4]).as_bytes());
@@ -373,7 +403,7 @@ fn blank(out: &mut Vec<u8>) {
 }
 
 /// The text without what a shell takes away before it runs a command: quotes, backslashes and carets, empty expansions; with
-/// blanks for `$IFS`, braces and commas.
+/// blanks for `$IFS`, braces, commas and pluses.
 pub(crate) fn unquote(text: &[u8], out: &mut Vec<u8>) {
     out.clear();
     let mut rest = text;
@@ -398,7 +428,7 @@ pub(crate) fn unquote(text: &[u8], out: &mut Vec<u8>) {
             [b'`', b'`', ..] => 2,
             // A backslash before a letter is an evasion; in a path of Windows it is a slash, which `fold` makes of it.
             [b'\\', ..] => 1,
-            [b'{' | b'}' | b',' | b' ', ..] => {
+            [b'{' | b'}' | b',' | b'+' | b' ', ..] => {
                 blank(out);
                 1
             }
@@ -409,6 +439,41 @@ pub(crate) fn unquote(text: &[u8], out: &mut Vec<u8>) {
         };
         rest = &rest[taken..];
     }
+}
+
+/// The text that a text in base64 holds, of either alphabet. `false`: it is none, or holds what is no text in ASCII, as the
+/// random bytes of a token.
+pub(crate) fn unpack(text: &[u8], out: &mut Vec<u8>) -> bool {
+    out.clear();
+    if text.len() < PACKED_BYTES_MIN {
+        return false;
+    }
+    let (mut bits, mut count) = (0u32, 0);
+    for &byte in text {
+        let Some(sextet) = sextet(byte) else { return byte == b'=' };
+        bits = bits << 6 | sextet as u32;
+        count += 6;
+        if count >= 8 {
+            count -= 8;
+            let letter = (bits >> count) as u8;
+            if !matches!(letter, b' '..=b'~' | b'\t' | b'\r' | b'\n') {
+                return false;
+            }
+            out.push(letter);
+        }
+    }
+    true
+}
+
+const fn sextet(byte: u8) -> Option<u8> {
+    Some(match byte {
+        b'A'..=b'Z' => byte - b'A',
+        b'a'..=b'z' => byte - b'a' + 26,
+        b'0'..=b'9' => byte - b'0' + 52,
+        b'+' | b'-' => 62,
+        b'/' | b'_' => 63,
+        _ => return None,
+    })
 }
 
 #[cfg(test)]
@@ -451,6 +516,9 @@ mod tests {
             "..%%32%%66etc",
             "..%uEFC8etc",
             "%ef%bc%8e./etc",
+            "..%c1%afetc",
+            "%c0%fe%c0%5e/etc",
+            "%01..%1f/etc",
         ] {
             assert_eq!(String::from_utf8_lossy(&decoded(hidden.as_bytes())), "../etc", "{hidden}");
         }
@@ -464,6 +532,7 @@ mod tests {
             assert_eq!(String::from_utf8_lossy(&decoded(plain.as_bytes())), plain);
         }
         assert_eq!(decoded(b"a+b%2B"), b"a b+");
+        assert_eq!(decoded("‘a’ “b” ʼc′ \t\r\n\x0b\x0c\x1b".as_bytes()), b"'a' \"b\" 'c' \t\r\n\x0b\x0c\x1b");
         assert_eq!(Decoder::default().decode(b"a+b", false), b"a+b");
         assert_eq!(decoded(b"\xc0"), b"\xc0");
     }
@@ -493,7 +562,23 @@ mod tests {
             String::from_utf8_lossy(&out).into_owned()
         };
         assert_eq!(unquoted(r#";c'a't /e"t"c/pa\sswd"#), ";cat /etc/passwd");
-        assert_eq!(unquoted("cat${IFS}x cat$IFS$9x {cat,x} ca$@t w``ho^ami"), "cat x cat x cat x cat whoami");
+        assert_eq!(unquoted("cat${IFS}x cat$IFS$9x {cat,x} ca$@t w``ho^ami cat+x"), "cat x cat x cat x cat whoami cat x");
+    }
+
+    #[test]
+    fn unpacking() {
+        let unpacked = |text: &str| {
+            let mut out = Vec::new();
+            unpack(text.as_bytes(), &mut out).then(|| String::from_utf8_lossy(&out).into_owned())
+        };
+        assert_eq!(unpacked("PHNjcmlwdD5mKCk8L3NjcmlwdD4=").as_deref(), Some("<script>f()</script>"));
+        assert_eq!(unpacked("Pz8_Pj4-Pz8-Pg==").as_deref(), Some("???>>>??>>"));
+        assert_eq!(unpacked("Pz8/Pj4+Pz8+Pg").as_deref(), Some("???>>>??>>"));
+        for none in
+            ["aWQ=", "running-shoes", "0123456789abcdef0123456789abcdef", "a sentence of words", "PHNjcmlwdD5mKCk8L3\u{e9}"]
+        {
+            assert_eq!(unpacked(none), None, "{none}");
+        }
     }
 
     #[test]

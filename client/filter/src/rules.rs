@@ -8,6 +8,7 @@
 //! title = "File of the operating system"
 //! where = ["uri", "get", "post"]     # default: everywhere but in headers
 //! shell = true                       # looks at what a shell would make of the value, too
+//! unless_formatting = true           # not in HTML that only formats, as editors of rich text make it
 //! literals = ["passwd", "win.ini"]   # one of these must be there, in any case, before the pattern is tried
 //! pattern = '(?:^|/)etc/passwd\b'    # case-insensitive, on bytes
 //! yes = ["uri /etc/passwd"]          # cases of its own: found in these,
@@ -78,6 +79,9 @@ pub(crate) struct RuleText {
     /// Whether it looks at texts too from which the quotes of a shell were taken.
     #[serde(default)]
     pub(crate) shell: bool,
+    /// Whether what it finds means nothing in HTML that only formats.
+    #[serde(default)]
+    pub(crate) unless_formatting: bool,
     pub(crate) pattern: Option<String>,
     pub(crate) detector: Option<String>,
     #[serde(default)]
@@ -110,12 +114,14 @@ pub(crate) enum Place {
     Agent,
     /// The Referer header.
     Referer,
-    /// Any other header.
+    /// Any other header. A rule for these looks at those of addresses as well.
     Header,
+    /// A header that says addresses or hosts, such as X-Forwarded-For.
+    Address,
 }
 
 impl Place {
-    pub(crate) const ALL: [(&'static str, Self); 10] = [
+    pub(crate) const ALL: [(&'static str, Self); 11] = [
         ("uri", Self::Uri),
         ("get", Self::Get),
         ("post", Self::Post),
@@ -126,6 +132,7 @@ impl Place {
         ("agent", Self::Agent),
         ("referer", Self::Referer),
         ("header", Self::Header),
+        ("address", Self::Address),
     ];
     /// Where a rule looks that does not say where: a referer is often a foreign address with a query that is none of ours.
     const USUAL: [Self; 6] = [Self::Uri, Self::Get, Self::Post, Self::Name, Self::File, Self::Cookie];
@@ -182,6 +189,7 @@ pub(crate) struct Rule {
     pub(crate) id: u32,
     pub(crate) attack_type: AttackType,
     pub(crate) severity: u8,
+    pub(crate) unless_formatting: bool,
     test: Test,
 }
 
@@ -249,6 +257,9 @@ impl Rules {
             }
             for place in text.places().map_err(wrong)? {
                 of_place[place as usize].insert(index);
+                if place == Place::Header {
+                    of_place[Place::Address as usize].insert(index);
+                }
             }
             let rule = text.compile().map_err(wrong)?;
             if text.shell {
@@ -329,7 +340,7 @@ impl RuleText {
             (None, Some("xss")) => Test::Xss,
             _ => return Err("give either a `pattern`, or as `detector` one of sqli, xss".to_owned()),
         };
-        Ok(Rule { id: self.id, attack_type, severity: self.severity, test })
+        Ok(Rule { id: self.id, attack_type, severity: self.severity, unless_formatting: self.unless_formatting, test })
     }
 
     fn regex(&self, pattern: &str) -> Result<Regex, String> {
