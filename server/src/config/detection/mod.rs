@@ -368,6 +368,19 @@ mod tests {
     }
 
     #[test]
+    fn the_filter_knows_every_tool_by_its_user_agent_as_well() {
+        let mut filter = postanalytics_filter::LineFilter::default();
+        let mut is_scanner = |agent: &str| {
+            let found = filter.inspect(b"GET / HTTP/1.1", agent.as_bytes()).found;
+            found.iter().any(|hit| hit.attack_type.name() == "scanner")
+        };
+        for tool in DetectionConfig::default().attack_tools {
+            assert!(is_scanner(&format!("Mozilla/5.0 {}", tool.to_uppercase())), "{tool}");
+        }
+        assert!(!is_scanner("Mozilla/5.0 (X11; Linux x86_64; rv:133.0) Gecko/20100101 Firefox/133.0"));
+    }
+
+    #[test]
     fn errors_name_line_and_column() {
         for (text, expected) in [
             ("a = 1", "line 1, column 1: unknown field `a`"),
