@@ -32,8 +32,6 @@ pub(crate) struct Meta {
     pub(crate) written_to: u16,
 }
 
-const _: () = assert!(crate::config::SERVERS_MAX <= u16::BITS as usize);
-
 impl Meta {
     /// Of a record whose strings are the first.
     pub(crate) const fn new(request: &Request<'_>, accepted_us: u64, urgent: bool, blob_bytes: usize) -> Self {

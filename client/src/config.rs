@@ -52,6 +52,8 @@ pub enum BuildError {
 
 /// Most servers of a client.
 pub const SERVERS_MAX: usize = 16;
+/// A record notes with a bit for each of them where it was written to.
+const _: () = assert!(SERVERS_MAX <= u16::BITS as usize);
 /// The server of a client that was given none.
 const SERVER_DEFAULT: &str = "127.0.0.1:3313";
 

@@ -1,11 +1,15 @@
-//! The names under which [`crate::front`] knows what it builds its sharing between threads on.
+//! The names under which [`crate::front`] and [`crate::verdict_table`] know what they build their sharing between threads on.
 //!
-//! `tests/loom` compiles that file with loom's atomics and a stand-in for the rings under the same names, and goes through the
-//! orders in which a site's thread and the holder of the queue's lock can meet there. So what it shares between threads it
-//! takes from here.
+//! `tests/loom` compiles those files with loom's atomics and a stand-in for the rings under the same names, and goes through the
+//! orders in which threads can meet there. So what they share between threads they take from here.
 
-pub(crate) use std::sync::atomic::{Ordering, fence};
+pub(crate) use foldhash::fast::RandomState;
+pub(crate) use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
+pub(crate) use std::sync::{Mutex, OnceLock};
 pub(crate) use std::thread_local;
+
+/// Lines of the smallest table of verdicts, as a power of two.
+pub(crate) const LINES_BITS_MIN: u32 = 6;
 
 /// The rings of a thread.
 pub(crate) mod rtrb {

@@ -12,13 +12,10 @@
 //! of an older table may be in use again. A writer that is stopped midway stops none of them. Writers take a lock among themselves.
 //! Memory of a table is kept for the next of its size; no more than two of each size ever are.
 
-use foldhash::fast::RandomState;
+use crate::sync::{AtomicU64, AtomicUsize, LINES_BITS_MIN, Mutex, OnceLock, Ordering, RandomState, fence};
 use std::hash::BuildHasher;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::PoisonError;
 
-/// Lines of the smallest table, as a power of two.
-const LINES_BITS_MIN: u32 = 6;
 /// Two memories for each power of two.
 const MEMORIES: usize = 2 * 32;
 /// Bits of the table's number that say which memory it is in.
@@ -128,8 +125,6 @@ impl Place {
 #[derive(Debug, Default)]
 #[repr(align(64))]
 struct Line([Place; 2]);
-
-const _: () = assert!(size_of::<Line>() == 64);
 
 /// What writers know.
 #[derive(Debug, Default)]
@@ -300,6 +295,8 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::HashMap;
     use std::sync::atomic::AtomicBool;
+
+    const _: () = assert!(size_of::<Line>() == 64);
 
     fn until(denylist_us: u64, graylist_us: u64) -> Until {
         Until { denylist_us, graylist_us }

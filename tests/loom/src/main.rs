@@ -1,5 +1,5 @@
 //! Every order in which two threads can meet in the files of server and client that share memory between threads without a
-//! lock: the statistics page, the wake-up of the queues, and the rings of a site's thread.
+//! lock: the statistics page, the wake-up of the queues, the rings of a site's thread, and the denylist's table.
 //!
 //! The files are those of server and client, compiled here once more; what they take from `crate::sync` is loom's here, or a
 //! stand-in with no more guarantees than the original gives. A model that fails panics with the order that it found.
@@ -7,6 +7,9 @@
 #[path = "../../../client/src/bundle.rs"]
 #[allow(dead_code)]
 mod bundle;
+#[path = "../../../client/src/counters.rs"]
+#[allow(dead_code)]
+mod counters;
 #[path = "../../../client/src/front.rs"]
 #[allow(dead_code)]
 mod front;
@@ -25,13 +28,17 @@ mod request;
 #[allow(dead_code)]
 mod server_queue;
 mod sync;
+#[path = "../../../client/src/verdict_table.rs"]
+#[allow(dead_code)]
+mod verdict_table;
+mod verdicts;
 
 use loom::sync::Arc;
 use page::SequenceLock;
 use std::io::Read;
 
 fn main() {
-    let models: [(&str, fn()); 9] = [
+    let models: [(&str, fn()); 12] = [
         ("statistics page: a reading is of one instant", page_is_of_one_instant),
         ("statistics page: no reading is older than the one before", page_never_goes_back),
         ("statistics page: what was published before is in a reading", page_keeps_what_was_announced),
@@ -41,6 +48,9 @@ fn main() {
         ("rings of a thread: with a record come its strings, in order and whole", fronts::strings_come_with_their_record),
         ("rings of a thread: full rings give no part of a record", fronts::full_rings_refuse_whole_records),
         ("rings of a thread: a count has the strings of all its records", fronts::counts_have_all_strings),
+        ("denylist: who is listed is found while tables are built", verdicts::listed_is_found),
+        ("denylist: who is not listed is not found, in memory that others were in", verdicts::others_are_not_found),
+        ("denylist: who moves from one list to the other is on one of them", verdicts::moved_is_on_one_list),
     ];
     for (what, model) in models {
         let mut builder = loom::model::Builder::new();

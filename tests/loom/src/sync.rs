@@ -5,9 +5,13 @@
 //! is the kernel's: bytes under a lock, a buffer that may be full (here after one byte, so that it often is), and somebody who
 //! waits for it to be readable.
 
-pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+pub(crate) use loom::sync::Mutex;
+pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
+/// Orders nothing for loom, which lets one thread run at a time: less than the real one does.
+pub(crate) use std::sync::OnceLock;
 
-use loom::sync::{Arc, Condvar, Mutex};
+use loom::sync::{Arc, Condvar};
+use std::hash::{BuildHasherDefault, Hasher};
 use std::io::{self, ErrorKind, Read, Write};
 
 /// loom's own takes no `const` block.
@@ -18,6 +22,29 @@ macro_rules! thread_local_of_loom {
 }
 
 pub(crate) use thread_local_of_loom as thread_local;
+
+/// So small that a table is soon built anew.
+pub(crate) const LINES_BITS_MIN: u32 = 1;
+
+/// The same hash in each order that is tried, and one that a model can choose.
+pub(crate) type RandomState = BuildHasherDefault<Identity>;
+
+#[derive(Default)]
+pub(crate) struct Identity(u64);
+
+impl Hasher for Identity {
+    fn write(&mut self, _bytes: &[u8]) {
+        unreachable!("only numbers are hashed");
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        self.0 = number;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
 
 /// A thread that spins lets others run.
 pub(crate) fn spin_loop() {
