@@ -12,6 +12,8 @@ use std::sync::Arc;
 
 /// Progress, in thousandths, above which a key that yields is alarmed about.
 const HOT: i64 = 500;
+/// Keys with lists among which one must yield for room for lists.
+const RIVALS: usize = 16;
 
 /// What happened, counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -26,6 +28,8 @@ pub struct Counters {
     pub keys_evicted: u64,
     /// Of them, those over half of a threshold.
     pub keys_evicted_hot: u64,
+    /// Of all that yielded, those that did for the room of their lists.
+    pub keys_evicted_for_lists: u64,
 }
 
 /// See the module.
@@ -38,12 +42,14 @@ pub struct Engine {
     pub alerts: Alerts,
     /// What happened.
     pub counters: Counters,
+    /// Where the search for a key that yields its lists goes on.
+    hand: usize,
 }
 
 impl Engine {
     /// An engine for `keys` keys.
     pub fn new(settings: Arc<Settings>, keys: usize, alerts: Alerts) -> Self {
-        Self { settings, table: KeyTable::new(keys), alerts, counters: Counters::default() }
+        Self { settings, table: KeyTable::new(keys), alerts, counters: Counters::default(), hand: 0 }
     }
 
     /// Goes on with other settings. Keys of detectors that changed are forgotten, their alerts final: what they hold was counted
@@ -116,6 +122,9 @@ impl Engine {
                 self.enter(detector, &event)?
             }
         };
+        if self.table.pool.is_short() {
+            self.make_room(position, event.time_us);
+        }
         let (cell, pool) = self.table.cell_and_pool(position);
         let numbers = self.settings.numbers(event.plan);
         if starts_anew(detector, numbers, cell, pool, event) {
@@ -207,13 +216,48 @@ impl Engine {
             let progress = progress(rival, settings, table, alerts, now_us);
             least = least.min((progress, rival.clock_us, position));
         }
-        let (progress, _, position) = least;
+        self.evict(least);
+        self.table.insert(cell).unwrap_or(least.2)
+    }
+
+    /// Makes room for lists, so that what the key at a position needs for an event is there: a step, and more if there is no
+    /// reserve. Lists move together as long as that frees a page; then the least of sixteen keys with lists yields.
+    #[cold]
+    #[inline(never)]
+    fn make_room(&mut self, position: usize, now_us: u64) {
+        while (self.table.move_lists_together() || self.evict_for_lists(position, now_us)) && !self.table.pool.has_reserve() {}
+    }
+
+    /// `false`: none but the key at a position has lists.
+    fn evict_for_lists(&mut self, kept: usize, now_us: u64) -> bool {
+        let (mut least, mut rivals) = (None, 0);
+        for _ in 0..self.table.capacity() {
+            self.hand = (self.hand + 1) % self.table.capacity();
+            let rival = self.table.cell(self.hand);
+            if self.hand == kept || !rival.has_lists() {
+                continue;
+            }
+            let progress = progress(rival, &self.settings, &self.table, &mut self.alerts, now_us);
+            let found = (progress, rival.clock_us, self.hand);
+            least = Some(least.map_or(found, |least| found.min(least)));
+            rivals += 1;
+            if rivals == RIVALS {
+                break;
+            }
+        }
+        let Some(least) = least else { return false };
+        self.counters.keys_evicted_for_lists += 1;
+        self.evict(least);
+        true
+    }
+
+    /// Removes the key at a position, of which is known how near it is to firing.
+    fn evict(&mut self, (progress, _, position): (i64, u64, usize)) {
         self.counters.keys_evicted += 1;
         self.counters.keys_evicted_hot += u64::from(progress > HOT);
         let yielding = self.table.cell(position);
         self.alerts.finish(yielding.alert(), yielding.key);
         self.table.remove(position);
-        self.table.insert(cell).unwrap_or(position)
     }
 }
 

@@ -121,14 +121,14 @@ impl State<'_> {
         Firing { first_us: self.cell.first_us, first_seq: self.cell.first_seq, distinct }
     }
 
-    /// Puts a value into the set of the last `distinct_max` values. `false`: it is in there already.
+    /// Puts a value into the set of the last `distinct_max` values. `false`: it is in there already, or there is no room for it: what
+    /// is not known is not counted, for it would be counted again and again.
     #[inline]
     pub fn is_new(&mut self, value: u64, distinct_max: i64) -> bool {
         if self.pool.get(self.cell.list(SET)).contains(&value) {
             return false;
         }
-        self.with_list(SET, |pool, list| pool.push(list, [value], distinct_max as usize));
-        true
+        self.with_list(SET, |pool, list| pool.push(list, [value], distinct_max as usize))
     }
 
     /// Drops what left a window.
@@ -140,20 +140,17 @@ impl State<'_> {
         }
     }
 
-    /// Counts an event in a window that keeps `events_max`.
-    pub fn count(&mut self, place: usize, event: Counted, events_max: i64) {
+    /// Counts an event in a window that keeps `events_max`. `false`: there is no room for it.
+    pub fn count(&mut self, place: usize, event: Counted, events_max: i64) -> bool {
         let seq = u64::from(self.cell.seq) | if event.is_number { IS_NUMBER } else { 0 };
         let entry = [event.time_us, event.value, seq, event.number];
-        self.with_list(place, |pool, list| pool.push(list, entry, events_max as usize));
+        self.with_list(place, |pool, list| pool.push(list, entry, events_max as usize))
     }
 
     /// Counts an event in a window unless its value is in there.
     pub fn count_distinct(&mut self, place: usize, event: Counted, events_max: i64) -> bool {
         let known = self.pool.entries::<4>(self.cell.list(place)).iter().any(|entry| entry[VALUE] == event.value);
-        if !known {
-            self.count(place, event, events_max);
-        }
-        !known
+        !known && self.count(place, event, events_max)
     }
 
     /// Whether `events` were counted within `window_us`, of those after event number `after_seq`.

@@ -83,6 +83,104 @@ fn a_flood_of_keys_that_come_back_is_never_silent() {
     assert!(subject.engine.counters.keys_evicted_hot > 1000, "{:?}", subject.engine.counters);
 }
 
+const MINUTE_US: u64 = 60_000_000;
+
+fn login(client_ip: [u8; 16], event_us: u64, path: &str) -> RecordFields<'_> {
+    RecordFields { method: 3, request_id: [event_us as u8 | 1; 16], ..request(client_ip, event_us, path, 401) }
+}
+
+/// One source fails nine times, once a minute, at each of `paths` login endpoints: two keys of nine entries each, which is one
+/// failure too few for both detectors.
+fn flood_with_long_lists(subject: &mut Analytics, paths: u32) {
+    let mut scratch = Bump::new();
+    for path in 0..paths {
+        let path = format!("/p{path}x/login");
+        let records: Vec<_> = (0..9).map(|step| login(v4(9), 1_000_000_000 + step * MINUTE_US, &path)).collect();
+        observe(subject, &mut scratch, &records);
+    }
+}
+
+/// Twenty attackers fail ten times each, once in 59 s, one after the other in each round. Returns how many were found.
+fn found_by_windows(subject: &mut Analytics, from_us: u64) -> usize {
+    let mut scratch = Bump::new();
+    for step in 0..10 {
+        let attempt = |attacker: u32| login(v4(0x0a00_0000 + attacker), from_us + step * 59_000_000, "/login");
+        let records: Vec<_> = (0..20).map(attempt).collect();
+        observe(subject, &mut scratch, &records);
+    }
+    let alerts = subject.engine.alerts.take_all();
+    alerts.iter().filter(|alert| alert.detector() == Detector::BruteForce && alert.source as u32 >> 24 == 0x0a).count()
+}
+
+/// What lists need is part of how full a table is: a source whose few keys have long lists blinds no detector that needs lists.
+#[test]
+fn a_flood_of_long_lists_hides_no_attacker_and_is_counted() {
+    let mut subject = analytics("");
+    flood_with_long_lists(&mut subject, 4_000);
+    let table = &subject.engine.table;
+    assert!(table.live() * 2 < table.capacity(), "there is room for keys: {} of {}", table.live(), table.capacity());
+    let counters = subject.engine.counters;
+    assert!(counters.keys_evicted_for_lists > 1000, "{counters:?}");
+    assert!(counters.keys_evicted_hot > 100, "one failure away for one of the two detectors: {counters:?}");
+    assert_eq!(found_by_windows(&mut subject, 1_000_000_000 + 20 * 60 * MINUTE_US), 20);
+    assert_eq!(subject.engine.table.pool.shortages(), 0);
+}
+
+/// The same if the pool was used up by lists of the smallest size: what one that grows needs is made of them.
+#[test]
+fn a_flood_of_short_lists_hides_no_attacker() {
+    let mut subject = Analytics::new(Arc::default(), Room { keys: 1 << 17, ..ROOM }, 7);
+    let mut scratch = Bump::new();
+    // Two log-ins each: a set and a list of attempts for credential stuffing, windows for the others.
+    for source in 0..40_000 {
+        let records = [0, 1].map(|step| login(v4(0x2000_0000 + source), 1_000_000_000 + step * MINUTE_US, "/login"));
+        observe(&mut subject, &mut scratch, &records);
+    }
+    assert!(subject.engine.counters.keys_evicted_for_lists > 1000, "{:?}", subject.engine.counters);
+    assert_eq!(found_by_windows(&mut subject, 1_000_000_000 + 2 * MINUTE_US), 20);
+    assert_eq!(subject.engine.table.pool.shortages(), 0);
+}
+
+/// A value that could not be kept would be new each time that it comes.
+#[test]
+fn a_flood_of_long_lists_makes_no_attacker_of_a_visitor() {
+    let mut subject = analytics("");
+    flood_with_long_lists(&mut subject, 4_000);
+    let mut scratch = Bump::new();
+    for step in 0..8 {
+        for visitor in 0..3_000 {
+            let time_us = 1_000_000_000 + 40 * 60 * MINUTE_US + step * 20_000_000;
+            observe(&mut subject, &mut scratch, &[request(v4(0x3000_0000 + visitor), time_us, "/logo-old.png", 404)]);
+        }
+    }
+    assert_eq!(subject.engine.counters.fired.iter().sum::<u64>(), 0);
+}
+
+/// Whatever sizes of lists came and went before.
+#[test]
+fn below_four_fifths_of_the_room_for_lists_no_key_yields() {
+    let mut subject = analytics("");
+    let bytes = subject.engine.table.pool.bytes();
+    let mut time_us = 1_000_000_000;
+    let mut scratch = Bump::new();
+    for round in 0..6u32 {
+        // Of each visitor as many failures as the round says; a day later they are forgotten when they come again.
+        let mut source = 0;
+        while subject.engine.table.pool.used_bytes() * 5 < bytes * 4 - 5 * 64 * 1024 && source < 1_500 {
+            let of_this = 1 + (round + source) % 8;
+            for step in 0..of_this {
+                let record = login(v4(0x2000_0000 + source), time_us + u64::from(step) * MINUTE_US, "/login");
+                observe(&mut subject, &mut scratch, &[record]);
+            }
+            source += 1;
+        }
+        assert!(source > 100, "round {round} has room for {source}");
+        time_us += 24 * 60 * MINUTE_US;
+    }
+    let counters = subject.engine.counters;
+    assert_eq!((counters.keys_evicted, subject.engine.table.pool.shortages()), (0, 0), "{counters:?}");
+}
+
 #[test]
 fn one_ipv6_network_takes_no_more_than_its_share_and_is_then_one_key() {
     let (mut subject, mut scratch) = (analytics(""), Bump::new());

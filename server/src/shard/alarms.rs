@@ -10,7 +10,7 @@ const HOT_PERMILLE: u64 = 200;
 /// A counter that should stand still, and what is said when it does not.
 type Kind = (fn(&ShardStats) -> u64, &'static str);
 
-const KINDS: [Kind; 4] = [
+const KINDS: [Kind; 5] = [
     (
         |stats| stats.derived_lost,
         "events for the correlator were dropped: attacks and alerts are shown incompletely, detection is not touched. The CPU of \
@@ -25,6 +25,11 @@ const KINDS: [Kind; 4] = [
         |stats| stats.keys_evicted_hot,
         "keys over half of a threshold yielded to others: attackers may be missed. A flood of keys, or the arena, which the number of \
          keys follows, is too small: raise --arena",
+    ),
+    (
+        |stats| stats.keys_evicted_for_lists,
+        "keys yielded for the room of their lists: the least near to firing are forgotten. A flood of keys that come again and again, \
+         or the arena, which that room follows, is too small: raise --arena",
     ),
     (
         |stats| stats.verdicts_displaced,

@@ -91,6 +91,12 @@ shard_stats! {
     keys_evicted,
     /// Of them, those that were over half of a threshold.
     keys_evicted_hot,
+    /// Of all that yielded, those that did for the room of their lists.
+    keys_evicted_for_lists,
+    /// Bytes of lists of keys in use.
+    key_lists_bytes,
+    /// Bytes that there are for them.
+    key_lists_bytes_max,
     /// New keys lost before their second event, because the table was full.
     keys_overwritten,
     /// Hits that were counted and not kept whole, for there were five like them in the hour.

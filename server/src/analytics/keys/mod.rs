@@ -12,7 +12,7 @@ pub mod cell;
 pub mod pool;
 
 pub use cell::{Cell, EVIDENCE};
-pub use pool::{List, Pool};
+pub use pool::{List, PAGE_BYTES, Pool};
 
 use super::detectors::{Detector, Event};
 use super::fingerprint::mix;
@@ -27,6 +27,8 @@ const FIRST_CHOICE: usize = 24;
 const RIVALS: usize = 16;
 /// Cells of a probation bucket.
 const PROBATION_BUCKET: usize = 8;
+/// Least room for lists: with fewer pages, those of which each size leaves one unfilled would be too large a part.
+const POOL_BYTES_MIN: usize = 128 * PAGE_BYTES;
 /// Slots in which the keys of IPv6 networks are counted. Two networks may share one: the bound holds for both together.
 const NETWORK_SLOTS: usize = 1 << 15;
 
@@ -50,13 +52,14 @@ pub struct KeyTable {
 }
 
 impl KeyTable {
-    /// A table for `keys` keys (at least 1024), with 64 bytes of lists for each, and room for a quarter as many in probation.
+    /// A table for `keys` keys (at least 1024), with 64 bytes of lists for each and 2 MiB at least, and room for a quarter as many in
+    /// probation.
     pub fn new(keys: usize) -> Self {
         let buckets = keys.max(1024).div_ceil(BUCKET);
         Self {
             tags: on_huge_pages(buckets, Tags::default()),
             cells: on_huge_pages(buckets * BUCKET, Cell::default()),
-            pool: Pool::new(buckets * BUCKET * 64),
+            pool: Pool::new((buckets * BUCKET * 64).max(POOL_BYTES_MIN)),
             probation: on_huge_pages(buckets, [Event::default(); PROBATION_BUCKET]),
             networks: vec![0; NETWORK_SLOTS + 1],
             live: 0,
@@ -156,9 +159,10 @@ impl KeyTable {
         &self.cells[position]
     }
 
-    /// A cell and the pool.
+    /// A cell and the pool, which serves it from now on.
     #[inline]
     pub fn cell_and_pool(&mut self, position: usize) -> (&mut Cell, &mut Pool) {
+        self.pool.owner = position as u32;
         (&mut self.cells[position], &mut self.pool)
     }
 
@@ -204,6 +208,24 @@ impl KeyTable {
         *cell = Cell::default();
         self.tags[position / BUCKET].0[position % BUCKET] = 0;
         self.live -= 1;
+    }
+
+    /// Makes a page of the pool free by moving lists closer together, if that can be done.
+    pub fn move_lists_together(&mut self) -> bool {
+        let Some(page) = self.pool.page_to_empty() else { return false };
+        for at in 0.. {
+            let Some((block, position)) = self.pool.block(page, at) else { break };
+            let (cell, pool) = self.cell_and_pool(position);
+            let place = list_places(cell).find(|&place| cell.list(place).block == block);
+            // A block that is free has the cell that it belonged to.
+            if let Some(place) = place {
+                let mut list = cell.list(place);
+                pool.move_away(&mut list);
+                cell.put(place, list);
+            }
+        }
+        self.pool.emptied(page);
+        true
     }
 
     /// Takes a key's first event out of probation, or puts this one there as its first.
@@ -268,20 +290,25 @@ impl KeyTable {
     }
 }
 
-/// Gives all lists of a cell back. Detectors may keep a plain number in the third place: it has no block.
+/// Gives all lists of a cell back.
 pub fn clear_lists(cell: &mut Cell, pool: &mut Pool) {
     if cell.is_single() || cell.alert() != 0 {
         return;
     }
-    for place in 0..=EVIDENCE {
-        if place == super::rules::COUNTER && Detector::of_plan(cell.plan).keeps_counter() {
-            cell.set_counter(0);
-            continue;
-        }
+    for place in list_places(cell) {
         let mut list = cell.list(place);
         pool.clear(&mut list);
         cell.put(place, list);
     }
+    if Detector::of_plan(cell.plan).keeps_counter() {
+        cell.set_counter(0);
+    }
+}
+
+/// Where a cell has lists: none if it has none, and detectors may keep a plain number in the third place, which has no block.
+fn list_places(cell: &Cell) -> impl Iterator<Item = usize> + use<> {
+    let (has_lists, keeps_counter) = (cell.has_lists(), Detector::of_plan(cell.plan).keeps_counter());
+    (0..=EVIDENCE).filter(move |&place| has_lists && !(keeps_counter && place == super::rules::COUNTER))
 }
 
 /// Never 0, which is a free cell.

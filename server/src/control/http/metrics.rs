@@ -71,7 +71,7 @@ impl Collector for Snapshot {
 /// A value of a shard: metric, help, and how to get it from the page.
 type ShardFamily = (&'static str, &'static str, fn(&ShardStats) -> f64);
 
-const SHARD_FAMILIES: [ShardFamily; 49] = [
+const SHARD_FAMILIES: [ShardFamily; 52] = [
     ("postanalytics_connections", "Connections open now", |s| s.connections as f64),
     ("postanalytics_connections_adopted_total", "Connections that shards took over", |s| s.connections_adopted as f64),
     ("postanalytics_connections_shed_total", "Connections closed for frames that stayed unfinished", |s| {
@@ -108,6 +108,11 @@ const SHARD_FAMILIES: [ShardFamily; 49] = [
     ("postanalytics_keys_max", "Keys that detectors have room for", |s| s.keys_max as f64),
     ("postanalytics_keys_evicted_total", "Keys that yielded to others", |s| s.keys_evicted as f64),
     ("postanalytics_keys_evicted_hot_total", "Keys over half of a threshold that yielded", |s| s.keys_evicted_hot as f64),
+    ("postanalytics_keys_evicted_for_lists_total", "Keys that yielded for the room of their lists", |s| {
+        s.keys_evicted_for_lists as f64
+    }),
+    ("postanalytics_key_lists_bytes", "Bytes of the lists of keys in use", |s| s.key_lists_bytes as f64),
+    ("postanalytics_key_lists_max_bytes", "Bytes that there are for lists of keys", |s| s.key_lists_bytes_max as f64),
     ("postanalytics_keys_overwritten_total", "New keys lost before their second event", |s| s.keys_overwritten as f64),
     ("postanalytics_hits_suppressed_total", "Hits like five others of the hour, counted and not kept whole", |s| {
         s.hits_suppressed as f64
