@@ -16,7 +16,7 @@
 use crate::Request;
 use postanalytics_protocol::Extension;
 use postanalytics_protocol::schema::v1::{FLAG_CREDENTIALS, Method, TAG_METHOD};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// One line, its fields borrowed from it. A field that the log writes as `-` is empty or 0.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -156,8 +156,8 @@ impl<'a> Head<'a> {
         if first.is_empty() {
             return None;
         }
-        let fields = head.split(|&byte| byte == b' ').filter(|field| !field.trim_ascii().is_empty()).count();
-        let has_virtual_host = fields >= 4 && parse_ip(first).is_none() && second != b"-";
+        let fields = || head.split(|&byte| byte == b' ').filter(|field| !field.trim_ascii().is_empty()).count();
+        let has_virtual_host = second != b"-" && fields() >= 4 && parse_ip(first).is_none();
         let (virtual_host, address, rest) =
             if has_virtual_host { (first, second, after_second) } else { (&b""[..], first, after_first) };
         let (_ident, user) = next_token(rest);
@@ -211,7 +211,11 @@ fn http_version(text: &[u8]) -> Option<u8> {
 
 /// The number of a method, 0 if it has none.
 pub fn method_number(text: &[u8]) -> u8 {
-    Method::ALL.iter().find(|method| method.name().as_bytes() == text).map_or(0, |method| *method as u8)
+    match text {
+        b"GET" => Method::Get as u8,
+        b"POST" => Method::Post as u8,
+        _ => Method::ALL.iter().find(|method| method.name().as_bytes() == text).map_or(0, |method| *method as u8),
+    }
 }
 
 /// Finds the bracketed time. A bracket that holds a time wins over one that does not, for a syslog tag such as
@@ -300,8 +304,23 @@ fn offset_minutes(text: &[u8]) -> Option<i64> {
 }
 
 fn month_number(text: &[u8]) -> Option<i64> {
-    const MONTHS: [&[u8]; 12] = [b"Jan", b"Feb", b"Mar", b"Apr", b"May", b"Jun", b"Jul", b"Aug", b"Sep", b"Oct", b"Nov", b"Dec"];
-    MONTHS.iter().position(|month| month.eq_ignore_ascii_case(text)).map(|index| index as i64 + 1)
+    let &[first, second, third] = text else { return None };
+    let number = match [first, second, third].map(|letter| letter.to_ascii_lowercase()) {
+        [b'j', b'a', b'n'] => 1,
+        [b'f', b'e', b'b'] => 2,
+        [b'm', b'a', b'r'] => 3,
+        [b'a', b'p', b'r'] => 4,
+        [b'm', b'a', b'y'] => 5,
+        [b'j', b'u', b'n'] => 6,
+        [b'j', b'u', b'l'] => 7,
+        [b'a', b'u', b'g'] => 8,
+        [b's', b'e', b'p'] => 9,
+        [b'o', b'c', b't'] => 10,
+        [b'n', b'o', b'v'] => 11,
+        [b'd', b'e', b'c'] => 12,
+        _ => return None,
+    };
+    Some(number)
 }
 
 const fn digit(byte: u8) -> Option<i64> {
@@ -324,6 +343,9 @@ fn after_syslog_prefix(head: &[u8]) -> &[u8] {
         return rest.strip_prefix(b"\xef\xbb\xbf").unwrap_or(rest);
     }
     // The tag ends in a colon, and no address does that is followed by its two fields.
+    if memchr::memchr(b':', head).is_none() {
+        return head;
+    }
     let mut rest = head;
     while !rest.is_empty() {
         let (field, after) = next_token(rest);
@@ -398,14 +420,32 @@ fn split_port(host: &[u8]) -> (&[u8], u16) {
 
 /// The address that an address field is.
 pub fn parse_ip(text: &[u8]) -> Option<IpAddr> {
-    std::str::from_utf8(text).ok()?.parse().ok()
+    let other = || std::str::from_utf8(text).ok()?.parse().ok();
+    parse_ipv4(text).map(IpAddr::V4).or_else(other)
+}
+
+/// Four numbers without needless zeros: most addresses of most logs, and a few times faster than what can be any address.
+fn parse_ipv4(text: &[u8]) -> Option<Ipv4Addr> {
+    let mut octets = [0; 4];
+    let (mut octet, mut digits) = (0, 0);
+    for &byte in text {
+        let value: &mut u16 = octets.get_mut(octet)?;
+        match byte {
+            b'.' if digits > 0 => (octet, digits) = (octet + 1, 0),
+            b'0'..=b'9' if digits < 3 && !(digits > 0 && *value == 0) => {
+                *value = *value * 10 + u16::from(byte - b'0');
+                digits += 1;
+            }
+            _ => return None,
+        }
+    }
+    let [a, b, c, d] = octets.map(|octet| u8::try_from(octet).ok());
+    if octet == 3 && digits > 0 { Some(Ipv4Addr::new(a?, b?, c?, d?)) } else { None }
 }
 
 fn number(text: &[u8]) -> Option<u64> {
-    if text.is_empty() || !text.iter().all(u8::is_ascii_digit) {
-        return None;
-    }
-    std::str::from_utf8(text).ok()?.parse().ok()
+    let add = |number: u64, &byte: &u8| number.checked_mul(10)?.checked_add(digit(byte)? as u64);
+    if text.is_empty() { None } else { text.iter().try_fold(0, add) }
 }
 
 fn dash_is_empty(text: &[u8]) -> &[u8] {

@@ -139,7 +139,38 @@ fn every_line_of_a_real_log() {
     assert_eq!((lines, requests), (5000, 5000));
 }
 
+#[test]
+fn addresses_are_read_as_the_standard_library_does() {
+    for text in [
+        "192.0.2.9",
+        "0.0.0.0",
+        "255.255.255.255",
+        "256.0.0.1",
+        "01.2.3.4",
+        "1.2.3",
+        "1.2.3.4.5",
+        "1..2.3",
+        "1.2.3.",
+        ".1.2.3",
+        "1.2.3.0000",
+        "1.2.3.4 ",
+        "",
+        "::1",
+        "::ffff:1.2.3.4",
+        "+1.2.3.4",
+        "a.b.c.d",
+    ] {
+        assert_eq!(parse_ip(text.as_bytes()), text.parse().ok(), "{text}");
+    }
+    assert_eq!(parse_ip(b"1.2.3.\xff"), None);
+}
+
 proptest! {
+    #[test]
+    fn addresses_of_any_digits_are_as_well(text in "[0-9]{0,4}(\\.[0-9]{1,4}){0,4}") {
+        prop_assert_eq!(parse_ip(text.as_bytes()), text.parse().ok());
+    }
+
     #[test]
     fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
         if let Some(line) = parse_line(&bytes) {

@@ -13,6 +13,9 @@ const BUFFER_BYTES: usize = 256 << 10;
 /// The lines of one file.
 pub(crate) struct Lines {
     reader: Box<dyn BufRead>,
+    /// Bytes of the reader's buffer that were handed out.
+    taken: usize,
+    /// A line that its buffer does not hold whole.
     line: Vec<u8>,
     name: String,
 }
@@ -29,13 +32,18 @@ impl Lines {
         } else {
             Box::new(reader)
         };
-        Ok(Self { reader, line: Vec::new(), name })
+        Ok(Self { reader, taken: 0, line: Vec::new(), name })
     }
 
     /// The next line without its end; `None` at the end of the file. One that is too long comes as an empty text marked so.
     pub(crate) fn next(&mut self) -> Result<Option<(&[u8], bool)>> {
-        self.line.clear();
         let context = || format!("cannot read {}; is the file damaged?", self.name);
+        self.reader.consume(std::mem::take(&mut self.taken));
+        if let Some(end) = memchr::memchr(b'\n', self.reader.fill_buf().with_context(context)?) {
+            self.taken = end + 1;
+            return Ok(Some((without_end(&self.reader.fill_buf().with_context(context)?[..end]), false)));
+        }
+        self.line.clear();
         let read = (&mut self.reader).take(LINE_BYTES_MAX as u64).read_until(b'\n', &mut self.line).with_context(context)?;
         if read == 0 {
             return Ok(None);
@@ -44,11 +52,15 @@ impl Lines {
             self.reader.skip_until(b'\n').with_context(context)?;
             return Ok(Some((b"", true)));
         }
-        while matches!(self.line.last(), Some(b'\n' | b'\r')) {
-            self.line.pop();
-        }
-        Ok(Some((&self.line, false)))
+        Ok(Some((without_end(&self.line), false)))
     }
+}
+
+fn without_end(mut line: &[u8]) -> &[u8] {
+    while let [start @ .., b'\n' | b'\r'] = line {
+        line = start;
+    }
+    line
 }
 
 #[cfg(test)]

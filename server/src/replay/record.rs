@@ -3,12 +3,12 @@
 use crate::analytics::observation::TAG_SOURCE_TEXT;
 use crate::config::flags::LineFormat;
 use crate::escape::unescape;
-use postanalytics_client::access_log::{client_ip, parse_ip, parse_line};
+use postanalytics_client::access_log::{client_ip, method_number, parse_ip, parse_line};
 use postanalytics_filter::LineFilter;
 use postanalytics_protocol::routing::address_bytes;
 use postanalytics_protocol::schema::v1::{
     AttackType, FLAG_AUTH_FAILED, FLAG_AUTH_SUCCEEDED, FLAG_BLOCKED, FLAG_CREDENTIALS, FLAG_DENYLIST, FLAG_GRAYLIST, HITS_MAX,
-    Method, TAG_METHOD,
+    TAG_METHOD,
 };
 use postanalytics_protocol::{Extension, Hit, RecordFields};
 use serde::Deserialize;
@@ -200,7 +200,7 @@ fn request_id(text: &str) -> Option<[u8; 16]> {
 }
 
 fn set_method<'a>(fields: &mut RecordFields<'a>, method: &'a [u8]) {
-    fields.method = Method::ALL.iter().find(|known| known.name().as_bytes() == method).map_or(0, |known| *known as u8);
+    fields.method = method_number(method);
     if fields.method == 0 && !method.is_empty() {
         fields.extensions.push(Extension { tag: TAG_METHOD, value: method });
     }
