@@ -564,7 +564,7 @@ fn is_doubtful(content_type: &[u8], body: &[u8]) -> bool {
 
 /// What a body is.
 #[derive(Clone, Copy)]
-enum BodyKind<'a> {
+pub(crate) enum BodyKind<'a> {
     Form,
     Json,
     /// Begins as JSON, but says that it is a form.
@@ -578,7 +578,7 @@ enum BodyKind<'a> {
 
 impl<'a> BodyKind<'a> {
     /// By its type, and where that says nothing, or is not to be believed, by how it begins.
-    fn of(content_type: &'a [u8], body: &[u8]) -> Self {
+    pub(crate) fn of(content_type: &'a [u8], body: &[u8]) -> Self {
         let is = |word: &[u8]| content_type.windows(word.len()).any(|window| window.eq_ignore_ascii_case(word));
         if is(b"multipart/")
             && let Some(boundary) = points::boundary(content_type)

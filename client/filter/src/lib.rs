@@ -18,6 +18,7 @@ mod cases;
 mod engine;
 mod findings;
 mod line;
+mod login;
 mod markup;
 mod mask;
 mod normalise;
@@ -27,6 +28,7 @@ mod rules;
 pub use engine::{BODY_BYTES_MAX, Engine, RawRequest, Scratch};
 pub use findings::{Findings, FoundHit};
 pub use line::LineFilter;
+pub use login::login_user;
 pub use mask::{MaskConfig, MaskError, Masker};
 pub use rules::RulesError;
 

@@ -301,6 +301,8 @@ unsafe fn record(worker: &Worker, r: *mut ffi::ngx_http_request_t) {
 
         let (source, application) = refused.unwrap_or_else(|| (client_ip(r, conf), conf.application()));
         let user = if (*r).headers_in.authorization.is_null() { b"" } else { basic_user(r) };
+        let form_user = if user.is_empty() { login_user(r, context.as_deref()) } else { None };
+        let user = form_user.as_deref().unwrap_or(user);
         let r = &*r;
         let connection = &*r.connection;
         let (method_text, target) = request_line(r);
@@ -446,6 +448,18 @@ unsafe fn headers<'a>(r: *const ffi::ngx_http_request_t) -> Vec<(&'a [u8], &'a [
 unsafe fn header<'a>(header: *const ffi::ngx_table_elt_t) -> &'a [u8] {
     // SAFETY: the caller's word.
     unsafe { header.as_ref() }.map_or(b"", |header| bytes(&header.value))
+}
+
+/// The user whom a body names beside a password, if it was sent to be taken.
+///
+/// # Safety
+/// `r` is a request.
+unsafe fn login_user(r: *const ffi::ngx_http_request_t, context: Option<&Context>) -> Option<Vec<u8>> {
+    let context = context.filter(|context| !context.body.is_empty())?;
+    // SAFETY: the caller's word.
+    let (sent, content_type) = unsafe { (request_line(r).0, header((*r).headers_in.content_type)) };
+    let takes = matches!(sent, b"POST" | b"PUT");
+    if takes { postanalytics_filter::login_user(content_type, &context.body) } else { None }
 }
 
 /// The user of HTTP Basic, empty if there is none.

@@ -1,0 +1,136 @@
+//! Who tries to log in: the name of the user in a body that has a password too.
+//!
+//! Stuffed credentials are told from a forgotten password by how many users one source tries, so a node has to know whom. The
+//! client sends a keyed hash of the name, never the name.
+
+use crate::engine::BodyKind;
+use crate::normalise::Decoder;
+use crate::points::{self, Json, Part, Role};
+use std::ops::ControlFlow;
+
+/// Longer bodies are not read: no form to log in is that long.
+const BODY_BYTES_MAX: usize = 16 << 10;
+/// What of a longer name tells it from others.
+const USER_BYTES_MAX: usize = 256;
+/// Fields for the name of a user, by themselves or as the last part of a name (`user[email]`, `session_login`, `j_username`): those of
+/// WordPress (`log`), Joomla, Drupal (`name` beside `pass`), Rails, Django, Spring, Keycloak, phpMyAdmin, and of APIs in JSON.
+const USER_FIELDS: [&str; 14] = [
+    "username",
+    "user",
+    "login",
+    "email",
+    "mail",
+    "log",
+    "userid",
+    "uid",
+    "uname",
+    "account",
+    "identifier",
+    "loginname",
+    "usr",
+    "name",
+];
+/// What the names of fields for passwords contain.
+const PASSWORD_WORDS: [&str; 5] = ["pass", "pwd", "kennwort", "senha", "contrase"];
+
+/// The user whom a request tries to log in, lower-case; `None` unless its body (a form, in parts or not, or JSON) has both a name and a
+/// password. For requests that change something (POST, PUT): in others a body means nothing.
+///
+/// ```
+/// let user = postanalytics_filter::login_user(b"application/x-www-form-urlencoded", b"log=Anna%40example.org&pwd=1234");
+/// assert_eq!(user.as_deref(), Some(&b"anna@example.org"[..]));
+/// ```
+pub fn login_user(content_type: &[u8], body: &[u8]) -> Option<Vec<u8>> {
+    if body.is_empty() || body.len() > BODY_BYTES_MAX {
+        return None;
+    }
+    let kind = BodyKind::of(content_type, body);
+    let plus = matches!(kind, BodyKind::Form);
+    // The place of its field in the list, and the name.
+    let mut user: Option<(usize, Vec<u8>)> = None;
+    let mut has_password = false;
+    let mut decoder = Decoder::default();
+    let mut take = |part: Part<'_>| {
+        let field = decoder.decode(part.name, true).to_ascii_lowercase();
+        let has = |word: &&str| memchr::memmem::find(&field, word.as_bytes()).is_some();
+        if PASSWORD_WORDS.iter().any(|word| has(&word)) {
+            // An empty one is tried too.
+            has_password = true;
+        } else if part.role == Role::Value
+            && let Some(rank) = rank_of(&field)
+            && user.as_ref().is_none_or(|(known, _)| rank < *known)
+        {
+            let name = decoder.decode(part.value, plus).trim_ascii();
+            let name = &name[..name.len().min(USER_BYTES_MAX)];
+            if !name.is_empty() {
+                user = Some((rank, name.to_ascii_lowercase()));
+            }
+        }
+        ControlFlow::Continue(())
+    };
+    let _ = match kind {
+        BodyKind::Form => points::pairs(body, b'&', &mut take),
+        BodyKind::Multipart(boundary) => points::multipart(body, boundary, &mut take),
+        BodyKind::Json | BodyKind::JsonOrForm => Json::default().values(body, &mut take).map_continue(|_| ()),
+        BodyKind::Xml | BodyKind::Markup | BodyKind::Other => return None,
+    };
+    user.filter(|_| has_password).map(|(_, name)| name)
+}
+
+/// The place of a field in the list, if it is for the name of a user.
+fn rank_of(field: &[u8]) -> Option<usize> {
+    let field = field.strip_suffix(b"]").unwrap_or(field);
+    let last = field.rsplit(|byte| matches!(byte, b'[' | b'.' | b':' | b'_' | b'-')).next().unwrap_or(field);
+    USER_FIELDS.iter().position(|name| last == name.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FORM: &[u8] = b"application/x-www-form-urlencoded";
+
+    fn of(content_type: &[u8], body: &[u8]) -> Option<String> {
+        login_user(content_type, body).map(|user| String::from_utf8(user).expect("text"))
+    }
+
+    #[test]
+    fn forms_of_common_software() {
+        for (body, user) in [
+            ("log=admin&pwd=hunter2&wp-submit=Log+In&testcookie=1", "admin"),
+            ("username=Anna+B&passwd=x&option=com_login&task=login&return=aW5kZXgucGhw", "anna b"),
+            ("utf8=%E2%9C%93&authenticity_token=abc&user%5Bemail%5D=a%40b.org&user%5Bpassword%5D=x&commit=Log+in", "a@b.org"),
+            ("user[login]=anna&user[password]=x", "anna"),
+            ("j_username=anna&j_password=x", "anna"),
+            ("name=anna&pass=x&form_id=user_login_form&op=Log+in", "anna"),
+            ("pma_username=root&pma_password=&server=1&token=x", "root"),
+            ("password=x&username=after", "after"),
+            ("name=Full+Name&email=a%40b.org&password=x", "a@b.org"),
+        ] {
+            assert_eq!(of(FORM, body.as_bytes()).as_deref(), Some(user), "{body}");
+        }
+    }
+
+    #[test]
+    fn json_and_parts() {
+        assert_eq!(of(b"application/json", br#"{"email":"A@b.org","password":"x"}"#).as_deref(), Some("a@b.org"));
+        assert_eq!(of(b"application/json", br#"{"user":{"name":"anna","password":"x"}}"#).as_deref(), Some("anna"));
+        let parts =
+            b"--b\r\nContent-Disposition: form-data; name=\"login\"\r\n\r\nanna\r\n--b\r\nContent-Disposition: form-data; \
+                      name=\"password\"\r\n\r\nx\r\n--b--\r\n";
+        assert_eq!(of(b"multipart/form-data; boundary=b", parts).as_deref(), Some("anna"));
+    }
+
+    #[test]
+    fn what_is_no_attempt_names_nobody() {
+        for body in
+            ["", "email=a%40b.org&newsletter=1", "password=x", "user=&password=x", "catalogue=a&compass=b", "a", "<user>x</user>"]
+        {
+            assert_eq!(of(FORM, body.as_bytes()), None, "{body}");
+        }
+        let long = [b"user=anna&password=x&rest=".as_slice(), &[b'x'; BODY_BYTES_MAX]].concat();
+        assert_eq!(of(FORM, &long), None);
+        let name = format!("user={}&password=x", "ü".repeat(1000));
+        assert_eq!(login_user(FORM, name.as_bytes()).map(|user| user.len()), Some(USER_BYTES_MAX));
+    }
+}
