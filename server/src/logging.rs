@@ -70,7 +70,12 @@ pub fn start(config: &Config) -> anyhow::Result<Option<LogFile>> {
 
 /// The same, to a file if one is given.
 pub(crate) fn start_with(format: LogFormat, file: Option<&Path>) -> anyhow::Result<Option<LogFile>> {
-    let filter = EnvFilter::try_from_env(FILTER_VARIABLE).unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = match std::env::var(FILTER_VARIABLE) {
+        Ok(text) => EnvFilter::try_new(&text).map_err(|error| {
+            anyhow::anyhow!("{FILTER_VARIABLE} is '{text}', which is no filter: {error}; give one such as warn, info or debug")
+        })?,
+        Err(_) => EnvFilter::new("info"),
+    };
     let (layer, file): (Box<dyn Layer<Registry> + Send + Sync>, _) = match file {
         Some(path) => {
             let file = LogFile::open(path).map_err(|error| {

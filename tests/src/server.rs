@@ -9,21 +9,29 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-/// The folder with the binaries, if they are built already: a build here would be given other features than one together with
-/// the tests.
+/// The folder with the binaries, if they are built already, in the profile of these tests: a build here would be given other
+/// features than one together with the tests.
 const BINARIES: &str = "POSTANALYTICS_BINARIES";
 
 /// The path of a binary of this workspace, built in the profile of the tests.
 pub fn binary(name: &str) -> PathBuf {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    BUILT.get_or_init(|| std::env::var_os(BINARIES).map_or_else(|| built(&["--workspace", "--bins"]), PathBuf::from)).join(name)
+    let folder = || match std::env::var_os(BINARIES).map(PathBuf::from) {
+        Some(folder) if folder == folder_of_tests() => folder,
+        _ => built(&["--workspace", "--bins"]),
+    };
+    BUILT.get_or_init(folder).join(name)
+}
+
+/// Where binaries of the profile of this test lie: it is in `target[/TRIPLE]/PROFILE/deps`.
+fn folder_of_tests() -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    test.parent().unwrap().parent().unwrap().to_path_buf()
 }
 
 /// Builds in the profile of the tests, and tells where.
 fn built(selection: &[&str]) -> PathBuf {
-    // .../target[/TRIPLE]/PROFILE/deps/test-0123
-    let test = std::env::current_exe().unwrap();
-    let folder = test.parent().unwrap().parent().unwrap().to_path_buf();
+    let folder = folder_of_tests();
     let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     build.args(["build", "--quiet", "--locked"]).args(selection).current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
     let mut target = folder.parent().unwrap();

@@ -303,7 +303,8 @@ impl Inspection<'_> {
     }
 
     /// Whether a literal of any rule for bodies and their names lies in a section, or might once it is folded or unquoted (by
-    /// what `quoting` says). One that is not suspect has no point with a hit.
+    /// what `quoting` says). One that is not suspect has no point with a hit, but for what
+    /// is packed in base64.
     fn is_suspect(&self, section: &[u8], quoting: u8, scratch: &mut Scratch) -> bool {
         let rules = &self.engine.rules;
         let asked = rules.at(Place::Post).or(rules.at(Place::Name)).or(rules.at(Place::File));
@@ -536,16 +537,25 @@ impl PointName for Name<'_> {
     }
 }
 
-/// Whether a header says where a request comes from or whom it is for: none of them has room for more than addresses and hosts.
+/// Headers that say where a request comes from or whom it is for, by whole names. Not all that begin so: `X-Forwarded-Uri` is a path.
+const ADDRESS_HEADERS: [&[u8]; 10] = [
+    b"x-forwarded",
+    b"x-forwarded-for",
+    b"x-forwarded-host",
+    b"x-forwarded-server",
+    b"x-forwarded-by",
+    b"x-forwarded-proto",
+    b"x-forwarded-port",
+    b"forwarded",
+    b"forwarded-for",
+    b"via",
+];
+
+/// Whether a header is one of those, or one of their kind: none of them has room for more than addresses and hosts.
 fn says_address(name: &[u8]) -> bool {
-    let starts = |start: &[u8]| name.get(..start.len()).is_some_and(|name| name.eq_ignore_ascii_case(start));
     let ends = |end: &[u8]| name.len() >= end.len() && name[name.len() - end.len()..].eq_ignore_ascii_case(end);
-    starts(b"x-forwarded")
-        || starts(b"forwarded")
-        || ends(b"host")
-        || ends(b"-ip")
-        || ends(b"-addr")
-        || starts(b"via") && name.len() == 3
+    let is_one = ADDRESS_HEADERS.iter().any(|one| name.eq_ignore_ascii_case(one));
+    is_one || ends(b"host") || ends(b"-ip") || ends(b"-addr")
 }
 
 /// Whether what follows the scheme of an Authorization header is a token without words.

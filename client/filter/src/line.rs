@@ -49,8 +49,8 @@ impl LineFilter {
     }
 }
 
-/// Texts in which nothing was found, by a fingerprint of 128 bits under seeds of the process: two texts have the same with
-/// probability 2⁻¹²⁸, and nobody can choose them so.
+/// Texts in which nothing was found, by a fingerprint of 128 bits under seeds of the process: two texts have the same with a
+/// probability of some 2⁻⁶⁴ (the two halves are the same function), and who does not know the seeds cannot choose them so.
 #[derive(Debug)]
 struct Harmless {
     seeds: [RandomState; 2],

@@ -10,6 +10,8 @@ use std::ops::ControlFlow;
 
 /// Longer bodies are not read: no form to log in is that long.
 const BODY_BYTES_MAX: usize = 16 << 10;
+/// Names and values that are looked at, for the same reason.
+const PARTS_MAX: usize = 128;
 /// What of a longer name tells it from others.
 const USER_BYTES_MAX: usize = 256;
 /// Fields for the name of a user, by themselves or as the last part of a name (`user[email]`, `session_login`, `j_username`): those of
@@ -48,9 +50,13 @@ pub fn login_user(content_type: &[u8], body: &[u8]) -> Option<Vec<u8>> {
     let plus = matches!(kind, BodyKind::Form);
     // The place of its field in the list, and the name.
     let mut user: Option<(usize, Vec<u8>)> = None;
-    let mut has_password = false;
+    let (mut has_password, mut parts) = (false, 0);
     let mut decoder = Decoder::default();
     let mut take = |part: Part<'_>| {
+        parts += 1;
+        if parts > PARTS_MAX {
+            return ControlFlow::Break(());
+        }
         let field = decoder.decode(part.name, true).to_ascii_lowercase();
         let has = |word: &&str| memchr::memmem::find(&field, word.as_bytes()).is_some();
         if PASSWORD_WORDS.iter().any(|word| has(&word)) {
@@ -128,6 +134,8 @@ mod tests {
         {
             assert_eq!(of(FORM, body.as_bytes()), None, "{body}");
         }
+        let deep = [b"a=b&".repeat(PARTS_MAX), b"user=anna&password=x".to_vec()].concat();
+        assert_eq!(of(FORM, &deep), None);
         let long = [b"user=anna&password=x&rest=".as_slice(), &[b'x'; BODY_BYTES_MAX]].concat();
         assert_eq!(of(FORM, &long), None);
         let name = format!("user={}&password=x", "ü".repeat(1000));

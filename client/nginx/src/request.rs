@@ -324,7 +324,7 @@ unsafe fn record(worker: &Worker, r: *mut ffi::ngx_http_request_t) {
             (listed == Some(Action::Denylist), FLAG_DENYLIST),
             (listed == Some(Action::Graylist), FLAG_GRAYLIST),
             (findings.overlimit, FLAG_OVERLIMIT),
-            (!r.headers_in.authorization.is_null(), FLAG_CREDENTIALS),
+            (!r.headers_in.authorization.is_null() || form_user.is_some(), FLAG_CREDENTIALS),
         ];
         let (event_us, response_us) = times(r);
         let hits = findings.hits();

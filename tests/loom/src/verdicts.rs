@@ -38,7 +38,7 @@ pub(crate) fn listed_is_found() {
     meet(|table| assert_eq!(table.find(Listed::Source(1), 5), Some(DENIED)), |table| list_others(table, 9));
 }
 
-/// Source 9 has the home of source 1 in the smaller tables, and is listed in the place that others had.
+/// Source 17 has the home of source 1 in the smaller tables, and is listed in the place that others had.
 pub(crate) fn others_are_not_found() {
     meet(|table| assert_eq!(table.find(Listed::Source(17), 5), None), |table| list_others(table, 9));
 }
