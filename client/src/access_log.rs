@@ -181,12 +181,13 @@ impl<'a> RequestLine<'a> {
 
     /// `METHOD target HTTP/x.y`; a target may hold spaces; without a version it is HTTP/0.9.
     fn parse_request(line: &'a [u8]) -> Option<Self> {
-        let space = memchr::memchr(b' ', line)?;
+        // Both are near the ends: plain loops are there before a vector is loaded.
+        let space = line.iter().position(|&byte| byte == b' ')?;
         let (method, rest) = (&line[..space], line[space + 1..].trim_ascii());
         if method.is_empty() || !method.iter().all(|byte| byte.is_ascii_uppercase() || matches!(byte, b'-' | b'_')) {
             return None;
         }
-        let (target, http_version) = match memchr::memrchr(b' ', rest) {
+        let (target, http_version) = match rest.iter().rposition(|&byte| byte == b' ') {
             Some(at) => (rest[..at].trim_ascii_end(), http_version(&rest[at + 1..])?),
             None => (rest, 9),
         };
@@ -343,7 +344,7 @@ fn after_syslog_prefix(head: &[u8]) -> &[u8] {
         return rest.strip_prefix(b"\xef\xbb\xbf").unwrap_or(rest);
     }
     // The tag ends in a colon, and no address does that is followed by its two fields.
-    if memchr::memchr(b':', head).is_none() {
+    if !head.iter().any(|&byte| byte == b':') {
         return head;
     }
     let mut rest = head;

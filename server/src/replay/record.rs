@@ -57,9 +57,9 @@ fn read_log_line<T>(line: &[u8], filter: Option<&mut LineFilter>, take: impl FnO
 
 /// `METHOD target HTTP/x[.y]`; all else is no request.
 fn request(line: &[u8]) -> Option<(&[u8], &[u8])> {
-    let blank = memchr::memchr(b' ', line)?;
+    let blank = line.iter().position(|&byte| byte == b' ')?;
     let (method, rest) = (&line[..blank], &line[blank + 1..]);
-    let last = memchr::memrchr(b' ', rest)?;
+    let last = rest.iter().rposition(|&byte| byte == b' ')?;
     let (target, version) = (&rest[..last], &rest[last + 1..]);
     let is_token = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
     let is_version = match version.strip_prefix(b"HTTP/")? {
