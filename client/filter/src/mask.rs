@@ -120,7 +120,7 @@ pub enum MaskError {
     Names(String),
 }
 
-/// Masks texts. What it gives may leave the node. Allocates only where something is masked.
+/// Masks texts. What it gives may leave the node. Allocates only where something is encoded or masked.
 #[derive(Clone, Debug)]
 pub struct Masker {
     headers: Vec<String>,
@@ -346,6 +346,8 @@ fn password(text: &[u8], start: usize) -> (Option<Range<usize>>, usize) {
         match byte {
             b'/' | b'?' | b'#' | b'"' | b'\'' | b'<' | b'>' | b'\\' => break,
             byte if byte.is_ascii_whitespace() => break,
+            // A password may have one, but not before what looks like the next parameter.
+            b'&' if text[end] == b'&' && begins_parameter(&text[next..]) => break,
             // The last one counts: passwords may have them.
             b'@' => host = Some(end),
             b':' if colon.is_none() && host.is_none() => colon = Some(next),
@@ -358,6 +360,12 @@ fn password(text: &[u8], start: usize) -> (Option<Range<usize>>, usize) {
         None => (host - start >= KEY_BYTES_MIN).then_some(start..host),
     });
     (secret.filter(|secret| !secret.is_empty()), end)
+}
+
+/// Whether a text begins with a name and `=`.
+fn begins_parameter(text: &[u8]) -> bool {
+    let name = text.iter().take(64).take_while(|byte| byte.is_ascii_alphanumeric() || b"_-.[]%".contains(byte)).count();
+    name > 0 && text.get(name) == Some(&b'=')
 }
 
 /// Goes over at most `most` letters of a kind.
@@ -625,6 +633,12 @@ mod tests {
         check("u=http%253A%252F%252Fbob%253Ahunter2%2540shop.example", "u=http%253A%252F%252Fbob%253A***%2540shop.example");
         check(r#"{"u":"ftp:\/\/bob:hun@ter2@a.example\/"}"#, r#"{"u":"ftp:\/\/bob:***@a.example\/"}"#);
         check("//:hunter2@a.example", "//:***@a.example");
+        check("u=http://bob:hun&ter2@a.example", "u=http://bob:***@a.example");
+        for neighbour in
+            ["return=https://www.shop-example.com&email=anna@example.org", "url=http://shop.example:8080&mail=bob@x.example&a=b"]
+        {
+            check(neighbour, neighbour);
+        }
         check("git clone https://0123456789abcdef0123@git.example/x", "git clone https://***@git.example/x");
         for plain in [
             "http://a.example:8080/x:y@z",
