@@ -553,9 +553,23 @@ const ADDRESS_HEADERS: [&[u8]; 10] = [
 
 /// Whether a header is one of those, or one of their kind: none of them has room for more than addresses and hosts.
 fn says_address(name: &[u8]) -> bool {
+    let starts = |start: &[u8]| name.get(..start.len()).is_some_and(|name| name.eq_ignore_ascii_case(start));
     let ends = |end: &[u8]| name.len() >= end.len() && name[name.len() - end.len()..].eq_ignore_ascii_case(end);
-    let is_one = ADDRESS_HEADERS.iter().any(|one| name.eq_ignore_ascii_case(one));
-    is_one || ends(b"host") || ends(b"-ip") || ends(b"-addr")
+    let [first, .., last] = name else { return false };
+    // Every header of every request comes here.
+    let by_start = match first {
+        b'x' | b'X' => starts(b"x-forwarded"),
+        b'f' | b'F' => starts(b"forwarded"),
+        b'v' | b'V' => name.eq_ignore_ascii_case(b"via"),
+        _ => false,
+    };
+    by_start
+        || match last {
+            b't' | b'T' => ends(b"host"),
+            b'p' | b'P' => ends(b"-ip"),
+            b'r' | b'R' => ends(b"-addr"),
+            _ => false,
+        }
 }
 
 /// Whether what follows the scheme of an Authorization header is a token without words.
