@@ -200,7 +200,37 @@ impl DetectionConfig {
             }
             config.overrides.push(read);
         }
+        config.check_actions(file)?;
         Ok(config)
+    }
+
+    /// An action of a detector that does not run, unless an override makes it run and takes the action over.
+    fn check_actions(&self, file: &File) -> Result<(), Wrong> {
+        let text = |name: &str, action: Response| {
+            format!(
+                "{name} does not run here (enabled = false), so nothing would ever follow from action = \"{}\": remove one of them",
+                action.name()
+            )
+        };
+        let runs_somewhere =
+            |name: &&str| self.overrides.iter().any(|one| one.detectors.contains(name) && one.numbers.running(name).0);
+        for name in Numbers::DETECTORS {
+            let (is_enabled, action) = self.numbers.running(name);
+            if !is_enabled && action != Response::Monitor && !runs_somewhere(name) {
+                return Err((file.detectors.span_of(name, &["action"]).unwrap_or(0..0), text(name, action)));
+            }
+        }
+        for (one, given) in self.overrides.iter().zip(&file.overrides) {
+            for name in &one.detectors {
+                let ((is_enabled, action), (_, of_all)) = (one.numbers.running(name), self.numbers.running(name));
+                // An action that is that of all need not be meant for here.
+                if !is_enabled && action != Response::Monitor && action != of_all {
+                    let span = given.get_ref().detectors.span_of(name, &["action"]);
+                    return Err((span.unwrap_or_else(|| given.span()), text(name, action)));
+                }
+            }
+        }
+        Ok(())
     }
 
     fn read_override(&self, place: &Spanned<GivenOverride>) -> Result<Override, Wrong> {
@@ -292,6 +322,16 @@ fn check(numbers: &Numbers) -> Result<(), Contradiction> {
             return Err(Contradiction { detector, names, text });
         }
     }
+    if bola.range_spread < bola.range_events - 1 {
+        let text = format!(
+            "bola: {} different ids never lie within a range of {} (range_spread is the largest less the smallest): give range_spread = {} \
+             at least, or fewer range_events",
+            bola.range_events,
+            bola.range_spread,
+            bola.range_events - 1
+        );
+        return Err(Contradiction { detector: "bola", names: &["range_spread", "range_events"], text });
+    }
     Ok(())
 }
 
@@ -381,6 +421,33 @@ mod tests {
     }
 
     #[test]
+    fn what_may_mean_something_is_no_contradiction() {
+        for text in [
+            "[detectors.bola]\nrange_spread = 29",
+            "[detectors.scanner]\nenabled = false\naction_s = 600",
+            // It runs for one host, with the action of all; or for all but one.
+            "[detectors.scanner]\nenabled = false\naction = 'denylist'\n[[overrides]]\nhost = 'b'\ndetectors.scanner.enabled = true",
+            "[detectors.scanner]\naction = 'denylist'\n[[overrides]]\nhost = 'b'\ndetectors.scanner.enabled = false",
+        ] {
+            let config = DetectionConfig::parse(text).expect(text);
+            assert_eq!(DetectionConfig::parse(&config.to_toml()).as_ref(), Ok(&config), "{text}");
+        }
+    }
+
+    #[test]
+    fn another_action_makes_no_detector_count_otherwise() {
+        let parse = |text: &str| DetectionConfig::parse(text).expect("it is right");
+        let old = parse("[[overrides]]\nhost = 'b'\ndetectors.scanner.events = 3");
+        let new = parse(
+            "[detectors.scanner]\naction = 'denylist'\naction_s = 600\n[[overrides]]\nhost = 'b'\n\
+             detectors.scanner = { events = 3, action = 'graylist' }\n",
+        );
+        assert_eq!(new.changed_detectors(&old), [""; 0]);
+        assert_eq!(parse("[detectors.scanner]\nevents = 3").changed_detectors(&parse("")), ["scanner"]);
+        assert_eq!(parse("[detectors.scanner]\nenabled = false").changed_detectors(&parse("")), ["scanner"]);
+    }
+
+    #[test]
     fn errors_name_line_and_column() {
         for (text, expected) in [
             ("a = 1", "line 1, column 1: unknown field `a`"),
@@ -391,6 +458,20 @@ mod tests {
             ("[[overrides]]\nhost='b'\n[overrides.detectors.bola]\nleak_us = 1", "line 4, column 11: bola: 60"),
             ("[detectors.crawl]\naction = 'deny'", "line 2, column 10: unknown variant"),
             ("[detectors.crawl]\nenabled = 1", "line 2, column 11: invalid type"),
+            ("[detectors.bola]\nrange_spread = 28", "line 2, column 16: bola: 30 different ids never lie within a range of 28"),
+            ("[detectors.bola]\nrange_events = 39", "line 2, column 16: bola: 39 different ids"),
+            (
+                "[[overrides]]\nhost='b'\n[overrides.detectors.bola]\nrange_spread = 0",
+                "line 4, column 16: bola: 30 different ids never lie",
+            ),
+            (
+                "[detectors.scanner]\nenabled = false\naction = 'denylist'",
+                "line 3, column 10: scanner does not run here (enabled = false)",
+            ),
+            (
+                "[[overrides]]\nhost='b'\n[overrides.detectors.scanner]\nenabled = false\naction = 'graylist'",
+                "line 5, column 10: scanner does not run here (enabled = false)",
+            ),
             ("[[overrides]]\nhosts = 'b'", "line 2, column 1: unknown field `hosts`"),
             ("late_us = 0", "line 1, column 11: late_us = 0 is out of range"),
             ("\nallowlist = ['10.0.0.0/8', '10.0.0.0/33']", "line 2, column 28: allowlist: \"10.0.0.0/33\" is no network"),

@@ -145,6 +145,9 @@ macro_rules! numbers {
                     $(if let Some(given) = self.$number.as_ref().filter(|_| names.contains(&stringify!($number))) {
                         return Some(given.span());
                     })*
+                    if let Some(given) = self.action.as_ref().filter(|_| names.contains(&"action")) {
+                        return Some(given.span());
+                    }
                     self.across_applications.as_ref().filter(|_| names.contains(&"across_applications")).map(toml::Spanned::span)
                 }
             }
@@ -173,9 +176,26 @@ macro_rules! numbers {
                 match detector { $(stringify!($field) => self.$field.across_applications,)* _ => false }
             }
 
-            /// Whether the detector of this name has other values there.
+            /// Whether the detector of this name counts otherwise there. What follows its alerts changes nothing that it knows.
             pub(super) fn differ(&self, other: &Self, detector: &str) -> bool {
-                match detector { $(stringify!($field) => self.$field != other.$field,)* _ => false }
+                match detector {
+                    $(stringify!($field) => $name { reaction: other.$field.reaction, ..self.$field } != other.$field,)*
+                    _ => false,
+                }
+            }
+
+            /// Every number of every detector, by both names, to be changed.
+            #[cfg(feature = "simulation")]
+            pub fn each_mut(&mut self, mut change: impl FnMut(&'static str, &'static str, &mut i64)) {
+                $($(change(stringify!($field), stringify!($number), &mut self.$field.$number);)*)*
+            }
+
+            /// Whether the detector of this name runs, and what follows its alerts.
+            pub(super) fn running(&self, detector: &str) -> (bool, Response) {
+                match detector {
+                    $(stringify!($field) => (self.$field.enabled, self.$field.reaction.action),)*
+                    _ => (false, Response::Monitor),
+                }
             }
         }
 
