@@ -53,7 +53,7 @@ pub struct Standing {
     pub time_us: u64,
     /// Until when the key is on hold, 0 if it is not.
     pub hold_until_us: u64,
-    /// How near the key is to firing, in thousandths; `None`: the correlator knows, not the shard.
+    /// How near the key is to firing, in thousandths; `None`: the detector does not run, or the correlator knows, not the shard.
     pub progress: Option<i64>,
     /// Why it does not count.
     pub why_not: Option<WhyNot>,
@@ -88,13 +88,24 @@ impl Analytics {
         {
             key = self.key(detector, plan, observation, self.network_of(network, application));
         }
-        let is_here = detector.key_kind() != KeyKind::User;
+        let is_enabled = detector.is_enabled(numbers);
+        let why_not = match why_not(detector, observation) {
+            Some(WhyNot::OtherBusiness) if is_enabled => Some(WhyNot::OtherBusiness),
+            why_not => {
+                if is_enabled && self.room.keys > 0 {
+                    why_not
+                } else {
+                    Some(WhyNot::Off)
+                }
+            }
+        };
+        let is_here = why_not != Some(WhyNot::Off) && detector.key_kind() != KeyKind::User;
         Standing {
             key,
             time_us: observation.time_us,
             hold_until_us: self.engine.hold_until_us(key).filter(|until_us| *until_us > now_us).unwrap_or(0),
             progress: is_here.then(|| self.engine.progress_of(key, now_us)),
-            why_not: if detector.is_enabled(numbers) { why_not(detector, observation) } else { Some(WhyNot::Off) },
+            why_not,
             is_across_applications,
         }
     }
@@ -146,7 +157,7 @@ mod tests {
     use super::*;
     use crate::analytics::{Room, settings::Settings};
     use crate::config::detection::DetectionConfig;
-    use postanalytics_protocol::schema::v1::{FLAG_BLOCKED, Method, SCHEMA};
+    use postanalytics_protocol::schema::v1::{FLAG_AUTH_FAILED, FLAG_AUTH_SUCCEEDED, FLAG_BLOCKED, Method, SCHEMA};
     use postanalytics_protocol::{AlignedVec, BatchBuilder, Hit, RecordFields, ValidBatch};
     use std::sync::Arc;
 
@@ -154,9 +165,13 @@ mod tests {
 
     /// What the detectors make of a record, after it came `times` times.
     fn explained(config: &str, fields: &RecordFields<'_>, times: usize) -> Standings {
+        explained_in(Room::default(), config, fields, times)
+    }
+
+    fn explained_in(room: Room, config: &str, fields: &RecordFields<'_>, times: usize) -> Standings {
         let config = DetectionConfig::parse(config).expect("it is right");
         let settings = Arc::new(Settings::new(&config).expect("built"));
-        let mut analytics = Analytics::new(settings, Room::default(), 7);
+        let mut analytics = Analytics::new(settings, room, 7);
         let mut builder = BatchBuilder::default();
         builder.push(fields, 1 << 20).expect("fits");
         let mut body = AlignedVec::<16>::new();
@@ -184,6 +199,65 @@ mod tests {
         assert_eq!((of(3).why_not, of(3).hold_until_us), (None, 0));
         assert!((500..=700).contains(&of(3).progress.expect("of a shard")), "{:?}", of(3));
         assert_eq!(of(6).hold_until_us, TIMING.arrival_us + 300_000_000);
+    }
+
+    #[test]
+    fn a_detector_that_does_not_run_has_no_level() {
+        let login = request(b"/login", Method::Post, 401);
+        for (keys, config) in [(0, ""), (1 << 16, "detectors.brute_force.enabled = false")] {
+            let standings = explained_in(Room { keys, ..Room::default() }, config, &login, 3);
+            let standing = standings[Detector::BruteForce as usize];
+            assert_eq!((standing.why_not, standing.progress), (Some(WhyNot::Off), None), "{keys} keys");
+        }
+        let standings = explained_in(Room { keys: 0, ..Room::default() }, "", &login, 3);
+        assert_eq!(standings[Detector::Scanner as usize].why_not, Some(WhyNot::OtherBusiness), "it fills no page");
+    }
+
+    /// Levels in thousandths of the detector after these records, at the end.
+    fn level_after(detector: Detector, records: &[RecordFields<'_>]) -> i64 {
+        let mut analytics = Analytics::new(Arc::default(), Room::default(), 7);
+        let mut builder = BatchBuilder::default();
+        records.iter().for_each(|fields| {
+            builder.push(fields, 1 << 20).expect("fits");
+        });
+        let mut body = AlignedVec::<16>::new();
+        body.resize(builder.body_bytes(), 0);
+        builder.encode_body(&mut body);
+        let batch = ValidBatch::parse(SCHEMA, records.len() as u32, &body).expect("valid");
+        let scratch = Bump::new();
+        analytics.observe(&batch, TIMING, &[], &scratch);
+        assert_eq!(analytics.engine.counters.fired[detector as usize], 0);
+        let last = batch.record(records.len() - 1).expect("the last");
+        let standings = analytics.explain(&last, TIMING, TIMING.arrival_us, &scratch);
+        standings[detector as usize].progress.expect("of a shard")
+    }
+
+    #[test]
+    fn levels_are_those_of_what_decides() {
+        // Ids without order are no range, however many: the leaky rule is the nearer one. Of the last of them 3 are.
+        let paths: Vec<String> = (0..70u64)
+            .map(|n| if n < 67 { format!("/o/{}", n * n * 7919 % 1_000_003) } else { format!("/o/{}", 5000 + n) })
+            .collect();
+        let requests: Vec<_> = paths.iter().map(|path| request(path.as_bytes(), Method::Get, 200)).collect();
+        assert_eq!(level_after(Detector::Bola, &requests), 70 * 1000 / 120);
+        let steps: Vec<_> = requests[67..].to_vec();
+        assert_eq!(level_after(Detector::Bola, &steps), 3 * 1000 / 30);
+        // A known success empties the slower of the two rules of attempts: what came before counts for the other one only.
+        let login = |status| request(b"/wp-login.php", Method::Post, status);
+        let mut attempts = vec![login(200); 19];
+        assert_eq!(level_after(Detector::BruteForceAttempts, &attempts), 950);
+        attempts.push(login(302));
+        assert_eq!(level_after(Detector::BruteForceAttempts, &attempts), 19 * 1000 / 30);
+        // Nine users that failed once and then succeeded five times: a third of the failures that the rule asks for.
+        let shared: Vec<_> = (0..54u64)
+            .map(|n| RecordFields {
+                event_us: (1 << 50) - (54 - n) * 11_000_000,
+                user_hash: 1 + n / 6,
+                flags: if n % 6 == 0 { FLAG_AUTH_FAILED } else { FLAG_AUTH_SUCCEEDED },
+                ..request(b"/login", Method::Post, 200)
+            })
+            .collect();
+        assert_eq!(level_after(Detector::CredentialStuffing, &shared), 900 / 3);
     }
 
     #[test]

@@ -192,7 +192,22 @@ pub fn window_values(pool: &Pool, list: List) -> impl Iterator<Item = u64> {
     pool.entries::<4>(list).iter().map(|entry| entry[VALUE])
 }
 
-/// Entries of a window that are within it at `now_us`.
-pub fn window_len_at(pool: &Pool, list: List, now_us: u64, window_us: i64) -> i64 {
-    pool.entries::<4>(list).iter().filter(|entry| entry[TIME] + window_us as u64 > now_us).count() as i64
+/// Entries of a window that are within it at `now_us`, of those after event number `after_seq`.
+pub fn window_len_at(pool: &Pool, list: List, now_us: u64, window_us: i64, after_seq: u32) -> i64 {
+    let inside = |entry: &&[u64; 4]| entry[TIME] + window_us as u64 > now_us && entry[SEQ] as u32 > after_seq;
+    pool.entries::<4>(list).iter().filter(inside).count() as i64
+}
+
+/// How many of the last entries of a window, within it at `now_us`, are numbers within a range of `spread`.
+pub fn range_len_at(pool: &Pool, list: List, now_us: u64, window_us: i64, spread: i64) -> i64 {
+    let window = pool.entries::<4>(list);
+    let Some(reference) = window.last().map(|entry| entry[NUMBER]) else { return 0 };
+    let (mut low, mut high) = (0i64, 0i64);
+    let inside = window.iter().rev().take_while(|entry| {
+        let difference = entry[NUMBER].wrapping_sub(reference) as i64;
+        (low, high) = (low.min(difference), high.max(difference));
+        let is_near = i128::from(high) - i128::from(low) <= i128::from(spread);
+        is_near && entry[SEQ] & IS_NUMBER != 0 && entry[TIME] + window_us as u64 > now_us
+    });
+    inside.count() as i64
 }

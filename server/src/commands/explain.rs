@@ -2,7 +2,7 @@
 
 use super::client::Client;
 use super::table::{Column, cell, facts, table};
-use super::{rows, shown};
+use super::{DETECTORS_OFF, rows, shown};
 use crate::config::ask_flags::ExplainFlags;
 use anyhow::Result;
 use serde_json::Value;
@@ -49,8 +49,12 @@ fn page(answer: &Value) -> String {
     let none = "no detector has looked at a stored request of this source";
     let mut text = format!("{}\n{}", facts(&known), table(rows(answer, "detectors"), &DETECTORS, none));
     text.push_str(
-        "\nA detector fires above 100 %. Levels are those of now: they count requests that are not stored any more, too.\n",
+        "\nThe level is how full the nearest rule of a detector is now. The request that fills it makes the alert, a burst when it \
+         flows over; then counting starts anew. Levels count requests that are not stored any more, too.\n",
     );
+    if answer["detectors_run"] == false {
+        text = format!("{text}\nBut {DETECTORS_OFF}.\n");
+    }
     if answer["partial"] == true {
         text.push_str("Not all stored requests were looked at: ask again.\n");
     }

@@ -2,7 +2,7 @@
 
 use super::client::{Client, encoded};
 use super::table::{Column, cell, facts, table};
-use super::{rows, shown};
+use super::{none_of, rows, shown};
 use crate::config::ask_flags::{AlertsFlags, AttacksFlags, RequestsFlags, RowFlags, TimelineFlags, TopFlags, TopOf};
 use anyhow::Result;
 use serde_json::Value;
@@ -93,7 +93,7 @@ pub(crate) fn alerts(flags: &AlertsFlags) -> Result<String> {
     let mut query = query_of(&flags.rows);
     put(&mut query, "detector", flags.detector.as_ref());
     let answer = Client::new(&flags.ask)?.get("/alerts", &query)?;
-    Ok(shown(&flags.ask, &answer, |answer| table(rows(answer, "alerts"), &ALERTS, "no alert")))
+    Ok(shown(&flags.ask, &answer, |answer| table(rows(answer, "alerts"), &ALERTS, none_of(answer, "no alert"))))
 }
 
 /// `postanalytics attacks`
@@ -187,7 +187,7 @@ pub(crate) fn top(flags: &TopFlags) -> Result<String> {
     put(&mut query, "application", flags.application.as_ref());
     let answer = Client::new(&flags.ask)?.get("/top", &query)?;
     Ok(shown(&flags.ask, &answer, |answer| {
-        let table = table(rows(answer, "rows"), &TOP, "nothing was counted yet");
+        let table = table(rows(answer, "rows"), &TOP, none_of(answer, "nothing was counted yet"));
         format!("{} of {} since {}\n\n{table}", cell(&answer["total"]), of, cell(&answer["since"]))
     }))
 }
@@ -198,5 +198,5 @@ pub(crate) fn timeline(flags: &TimelineFlags) -> Result<String> {
     put(&mut query, "application", flags.application.as_ref());
     put(&mut query, "since", flags.since.as_ref());
     let answer = Client::new(&flags.ask)?.get("/timeline", &query)?;
-    Ok(shown(&flags.ask, &answer, |answer| table(rows(answer, "minutes"), &MINUTES, "no request came")))
+    Ok(shown(&flags.ask, &answer, |answer| table(rows(answer, "minutes"), &MINUTES, none_of(answer, "no request came"))))
 }

@@ -38,6 +38,15 @@ fn shown(flags: &AskFlags, answer: &Value, show: impl FnOnce(&Value) -> String) 
     if flags.json { plain_json(format!("{answer}\n")) } else { show(answer) }
 }
 
+/// Said where nothing can be found, for nothing is looked for.
+const DETECTORS_OFF: &str = "no detector runs and nothing is counted: the server was started without --config. Start it with --config \
+                             FILE; an empty file means all defaults";
+
+/// Why an answer is empty: `none`, unless no detector runs.
+fn none_of<'a>(answer: &Value, none: &'a str) -> &'a str {
+    if answer["detectors_run"] == false { DETECTORS_OFF } else { none }
+}
+
 /// The rows of an answer under this name.
 fn rows<'a>(answer: &'a Value, name: &str) -> &'a [Value] {
     answer[name].as_array().map_or(&[], Vec::as_slice)

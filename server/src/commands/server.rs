@@ -41,6 +41,7 @@ pub(crate) fn status(flags: &StatusFlags) -> Result<String> {
             ("server id", fact("/server_id")),
             ("deployment id", fact("/deployment_id")),
             ("ready", fact("/ready")),
+            ("detectors run", fact("/detectors_run")),
             ("up", format!("{} s", fact("/uptime_seconds"))),
             ("CPU time", format!("{} s", fact("/cpu_seconds"))),
             ("connections", fact("/connections")),

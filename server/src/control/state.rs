@@ -177,6 +177,11 @@ impl State {
         self.shards.get().is_some() && !self.stopping.get() && self.shards().iter().all(|shard| !shard.ended.get())
     }
 
+    /// Whether detectors run: a reload does not change it.
+    pub(super) fn detectors_run(&self) -> bool {
+        self.config.borrow().detection.is_some()
+    }
+
     /// The tickets of living connections.
     pub(super) fn live_tickets(&self) -> Vec<Arc<ConnectionTicket>> {
         let mut tickets = Vec::new();

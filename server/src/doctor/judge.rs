@@ -17,6 +17,7 @@ pub fn findings(config: Result<&Config, &ConfigError>, facts: &Facts) -> Vec<Fin
     match config {
         Ok(config) => {
             all.extend([configuration(config), env_file(config), access(config)]);
+            all.push(detectors(config));
             all.extend(log_file(config, facts));
         }
         Err(error) => all.push(not_fine("configuration", error.text.clone(), "")),
@@ -40,6 +41,14 @@ pub fn findings(config: Result<&Config, &ConfigError>, facts: &Facts) -> Vec<Fin
     all.extend(facts.ports.iter().map(port));
     all.extend([backlog(facts), congestion_control(facts), clock_source(facts)]);
     all
+}
+
+fn detectors(config: &Config) -> Finding {
+    if config.detection.is_some() {
+        return fine("detectors", "run, by --config");
+    }
+    let remedy = "if it is to detect, give --config FILE; an empty file means all defaults";
+    warning("detectors", "none runs, and nothing is counted for top lists and timeline: there is no --config", remedy)
 }
 
 fn finding(check: &str, judgement: Judgement, value: impl Into<String>, remedy: impl Into<String>) -> Finding {

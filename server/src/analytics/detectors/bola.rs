@@ -1,10 +1,10 @@
 //! A source, or a session of it, that walks through the objects of an endpoint: many within a narrow range of numbers, or very
 //! many.
 
-use super::{COUNTED, Event, IS_NUMBER, Look, leaky_progress, window_progress};
+use super::{COUNTED, Event, IS_NUMBER, Look, leaky_progress, share_of_window};
 use crate::analytics::keys::{Cell, Pool};
 use crate::analytics::observation::Observation;
-use crate::analytics::rules::{Counted, Firing, State, WINDOW};
+use crate::analytics::rules::{self, Counted, Firing, State, WINDOW};
 use crate::config::detection::{Bola, window_events_max};
 
 pub(super) fn look(observation: &Observation<'_>) -> Option<Look> {
@@ -35,14 +35,8 @@ pub(super) fn decide(numbers: &Bola, state: &mut State<'_>, event: &Event, time_
 }
 
 pub(super) fn progress(numbers: &Bola, cell: &Cell, pool: &Pool, now_us: u64) -> i64 {
-    leaky_progress(cell, now_us, numbers.events, numbers.leak_us).max(window_progress(
-        cell,
-        pool,
-        WINDOW,
-        now_us,
-        numbers.range_events,
-        numbers.range_window_us,
-    ))
+    let in_range = rules::range_len_at(pool, cell.list(WINDOW), now_us, numbers.range_window_us, numbers.range_spread);
+    leaky_progress(cell, now_us, numbers.events, numbers.leak_us).max(share_of_window(in_range, numbers.range_events))
 }
 
 pub(super) const fn may_fire_at_once(numbers: &Bola) -> bool {

@@ -1,10 +1,10 @@
 //! Log-ins of a source at a login endpoint that are not known to have succeeded: thirty in thirty seconds, or twenty in ten
 //! minutes without a success among them. For endpoints that answer every attempt alike.
 
-use super::{COUNTED, Event, FAILED, Look, SUCCEEDED, window_progress};
+use super::{COUNTED, Event, FAILED, Look, SUCCEEDED, share_of_window, window_progress};
 use crate::analytics::keys::{Cell, Pool};
 use crate::analytics::observation::{Observation, Outcome};
-use crate::analytics::rules::{Counted, Firing, State, WINDOW};
+use crate::analytics::rules::{self, Counted, Firing, State, WINDOW};
 use crate::config::detection::BruteForceAttempts;
 
 pub(super) fn look(observation: &Observation<'_>) -> Option<Look> {
@@ -34,14 +34,10 @@ pub(super) fn decide(numbers: &BruteForceAttempts, state: &mut State<'_>, event:
 }
 
 pub(super) fn progress(numbers: &BruteForceAttempts, cell: &Cell, pool: &Pool, now_us: u64) -> i64 {
-    window_progress(cell, pool, WINDOW, now_us, numbers.fast_events, numbers.fast_window_us).max(window_progress(
-        cell,
-        pool,
-        WINDOW,
-        now_us,
-        numbers.slow_events,
-        numbers.slow_window_us,
-    ))
+    let success = cell.level as u32;
+    let slow = rules::window_len_at(pool, cell.list(WINDOW), now_us, numbers.slow_window_us, success);
+    window_progress(cell, pool, WINDOW, now_us, numbers.fast_events, numbers.fast_window_us)
+        .max(share_of_window(slow, numbers.slow_events))
 }
 
 pub(super) const fn may_fire_at_once(numbers: &BruteForceAttempts) -> bool {

@@ -54,26 +54,25 @@ pub(super) fn decide(
     }
     let firing =
         is_new_to_window.then(|| state.fires(WINDOW, time_us, numbers.shared_events, numbers.shared_window_us, 0)).flatten();
-    firing.filter(|_| has_failed_enough(numbers, state, time_us))
+    firing.filter(|_| {
+        let (failed, wanted) = failed_and_wanted(numbers, state.cell, state.pool, time_us);
+        failed >= wanted
+    })
 }
 
-/// Whether enough of the last attempts within the window failed.
-fn has_failed_enough(numbers: &CredentialStuffing, state: &State<'_>, time_us: u64) -> bool {
-    let attempts = state.pool.get(state.cell.list(ATTEMPTS));
+/// How many of the last attempts within the window failed, and of how many that is asked for, both times 100.
+fn failed_and_wanted(numbers: &CredentialStuffing, cell: &Cell, pool: &Pool, time_us: u64) -> (i64, i64) {
+    let attempts = pool.get(cell.list(ATTEMPTS));
     let recent = attempts.iter().filter(|&&attempt| (attempt >> 1) + numbers.shared_window_us as u64 > time_us);
     let (failed, all) = recent.fold((0, 0), |(failed, all), attempt| (failed + (attempt & 1) as i64, all + 1));
-    failed * 100 >= numbers.shared_failed_percent * all
+    (failed * 100, numbers.shared_failed_percent * all)
 }
 
 pub(super) fn progress(numbers: &CredentialStuffing, cell: &Cell, pool: &Pool, now_us: u64) -> i64 {
-    leaky_progress(cell, now_us, numbers.burst_events, numbers.burst_leak_us).max(window_progress(
-        cell,
-        pool,
-        WINDOW,
-        now_us,
-        numbers.shared_events,
-        numbers.shared_window_us,
-    ))
+    let shared = window_progress(cell, pool, WINDOW, now_us, numbers.shared_events, numbers.shared_window_us);
+    let (failed, wanted) = failed_and_wanted(numbers, cell, pool, now_us);
+    let shared = if failed < wanted { shared * failed / wanted } else { shared };
+    leaky_progress(cell, now_us, numbers.burst_events, numbers.burst_leak_us).max(shared)
 }
 
 pub(super) const fn may_fire_at_once(numbers: &CredentialStuffing) -> bool {

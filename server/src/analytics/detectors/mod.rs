@@ -310,5 +310,11 @@ fn leaky_progress(cell: &Cell, now_us: u64, events: i64, leak_us: i64) -> i64 {
 
 /// How full a window is, in thousandths.
 fn window_progress(cell: &Cell, pool: &Pool, place: usize, now_us: u64, events: i64, window_us: i64) -> i64 {
-    rules::window_len_at(pool, cell.list(place), now_us, window_us) * 1000 / events
+    share_of_window(rules::window_len_at(pool, cell.list(place), now_us, window_us, 0), events)
+}
+
+/// How full a window with so many entries is, in thousandths. The last event that it takes to fire is still to come: with it,
+/// the window would be empty.
+fn share_of_window(entries: i64, events: i64) -> i64 {
+    entries.min(events - 1) * 1000 / events
 }

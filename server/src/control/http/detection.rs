@@ -8,7 +8,8 @@ use crate::analytics::summary::view::{TimelineFilter, TopFilter, TopOf};
 use crate::control::ask;
 use crate::control::state::State;
 use crate::correlator::messages::{AlertFilter, Ask, AttackFilter, Reply};
-use serde_json::json;
+use serde::Serialize;
+use serde_json::{Value, json};
 
 /// Alerts, newest first.
 pub(super) async fn alerts(state: &State, parameters: &Parameters<'_>, show: Show) -> Result<Response<'static>, String> {
@@ -25,7 +26,7 @@ pub(super) async fn alerts(state: &State, parameters: &Parameters<'_>, show: Sho
         Some(Reply::Alerts(mut alerts)) => {
             let endpoints = alerts.iter_mut().filter_map(|view| view.alert.scope.endpoint.as_mut());
             endpoints.for_each(|endpoint| shown_path(endpoint, show));
-            Response::json(200, &json!({ "alerts": alerts }))
+            Response::json(200, &json!({ "alerts": alerts, "detectors_run": state.detectors_run() }))
         }
         _ => no_answer(state),
     })
@@ -80,16 +81,23 @@ pub(super) async fn top(state: &State, parameters: &Parameters<'_>, show: Show) 
     if of == TopOf::Paths {
         top.rows.iter_mut().for_each(|row| shown_path(&mut row.value, show));
     }
-    Ok(Response::json(200, &top))
+    Ok(Response::json(200, &with_detectors_run(state, &top)))
 }
 
 /// Requests, hits and answers by minute.
 pub(super) async fn timeline(state: &State, parameters: &Parameters<'_>) -> Result<Response<'static>, String> {
     let filter = TimelineFilter { application: parameters.application()?, since_us: parameters.time_us("since")? };
     Ok(match ask::timeline(state, filter).await {
-        Some(timeline) => Response::json(200, &timeline),
+        Some(timeline) => Response::json(200, &with_detectors_run(state, &timeline)),
         None => no_answer(state),
     })
+}
+
+/// An answer that is empty where no detector runs says so.
+fn with_detectors_run(state: &State, answer: &impl Serialize) -> Value {
+    let mut answer = serde_json::to_value(answer).unwrap_or_default();
+    answer["detectors_run"] = state.detectors_run().into();
+    answer
 }
 
 pub(super) fn no_answer(state: &State) -> Response<'static> {

@@ -41,6 +41,7 @@ pub(in crate::control) async fn status(state: &State) -> Value {
         "deployment_id": uuid::Uuid::from_bytes(state.topology.deployment_id).to_string(),
         "uptime_seconds": process::uptime().as_secs_f64(),
         "ready": state.ready(),
+        "detectors_run": state.detectors_run(),
         "shards": shards,
         "totals": counts(&total, timeframe),
         "arena": {

@@ -35,7 +35,8 @@ fn free(text: &str) -> PortFact {
 }
 
 fn flags() -> ServeFlags {
-    ServeFlags { env_file: Some("/dev/null".to_owned()), node_yaml: Some("/dev/null".to_owned()), ..ServeFlags::default() }
+    let none = || Some("/dev/null".to_owned());
+    ServeFlags { env_file: none(), node_yaml: none(), config: none(), ..ServeFlags::default() }
 }
 
 fn judged(flags: &ServeFlags, facts: &Facts) -> Vec<Finding> {
@@ -108,6 +109,13 @@ fn a_bad_configuration_is_a_finding_and_the_machine_is_judged_all_the_same() {
     expect("configuration", Judgement::NotFine, &["--arena", "1,5"], &flags, &facts());
     expect("kernel", Judgement::Fine, &["6.8.0", "6.1"], &flags, &facts());
     assert!(!judged(&flags, &facts()).iter().any(|finding| finding.check == "memory"));
+}
+
+#[test]
+fn whether_detectors_run() {
+    expect("detectors", Judgement::Fine, &["--config"], &flags(), &facts());
+    let without = ServeFlags { config: None, ..flags() };
+    expect("detectors", Judgement::Warning, &["none runs", "--config FILE"], &without, &facts());
 }
 
 #[test]
