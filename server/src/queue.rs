@@ -38,6 +38,11 @@ impl<T> Sender<T> {
         Ok(())
     }
 
+    /// Whether the next message will find room: only this end puts any in.
+    pub fn has_room(&self) -> bool {
+        self.queue.slots() > 0
+    }
+
     /// Whether the receiver is gone.
     pub fn is_abandoned(&self) -> bool {
         self.queue.is_abandoned()
@@ -66,9 +71,11 @@ mod tests {
         let (mut sender, mut receiver) = queue(2).expect("a socket pair");
         assert_eq!(sender.send(1), Ok(()));
         assert_eq!(sender.send(2), Ok(()));
+        assert!(!sender.has_room());
         assert_eq!(sender.send(3), Err(3));
         let mut bytes = [0; 8];
         assert_eq!(receiver.wake().read(&mut bytes).expect("readable"), 2);
         assert_eq!((receiver.receive(), receiver.receive(), receiver.receive()), (Some(1), Some(2), None));
+        assert!(sender.has_room());
     }
 }

@@ -183,6 +183,28 @@ fn attacks_have_samples_whose_payloads_need_the_token() {
     assert_eq!(server.get("/top?of=cookies").0, 400);
 }
 
+/// Without --config nothing is found or counted: an empty answer says so, rather than that nothing happened.
+#[test]
+fn without_detectors_commands_say_that_none_runs() {
+    let server = ServerOptions::default().start();
+    failed_logins(&server, [192, 0, 2, 7], 12);
+    for page in ["/status", "/alerts", "/top", "/timeline", "/explain?source=192.0.2.7"] {
+        assert_eq!(json_of(&server, page)["detectors_run"], false, "{page}");
+    }
+    for command_line in [&["alerts"][..], &["top", "paths"], &["timeline"], &["explain", "192.0.2.7"]] {
+        let said = text(&command(&server, None, command_line));
+        assert!(said.contains("no detector runs") && said.contains("--config"), "{command_line:?}: {said}");
+    }
+    let explained = json_of(&server, "/explain?source=192.0.2.7");
+    let row = explained["detectors"].as_array().unwrap().iter().find(|row| row["detector"] == "brute_force").unwrap();
+    assert_eq!((&row["level_percent"], &row["counted"], &row["not_counted"]), (&Value::Null, &0.into(), &json!({ "off": 12 })));
+    server.stop();
+    let (server, _rules) = self::server("", 1);
+    assert_eq!(json_of(&server, "/status")["detectors_run"], true);
+    assert!(text(&command(&server, None, &["alerts"])).contains("no alert"));
+    server.stop();
+}
+
 #[test]
 fn verdicts_by_hand_reach_every_filter() {
     let (server, rules) = server("allowlist = ['192.0.2.77']", 2);
@@ -212,6 +234,14 @@ fn verdicts_by_hand_reach_every_filter() {
         let page = json_of(&server, &format!("/denylist?limit={limit}"));
         assert_eq!((page["denylist"].as_array().unwrap().len(), &page["partial"]), (rows, &(rows < 7).into()), "{page}");
     }
+    let (mut listed, mut page) = (Vec::new(), json_of(&server, "/denylist?limit=2"));
+    loop {
+        listed.extend_from_slice(page["denylist"].as_array().unwrap());
+        let Some(next) = page["next"].as_str() else { break };
+        page = json_of(&server, &format!("/denylist?limit=2&cursor={next}"));
+    }
+    assert_eq!(listed, *json_of(&server, "/denylist")["denylist"].as_array().unwrap(), "page by page");
+    assert_eq!(server.get("/denylist?cursor=7").0, 400);
 
     for (method, token, body, code) in [
         ("POST", None, r#"{"source": "192.0.2.3"}"#, 401),

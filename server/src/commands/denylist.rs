@@ -21,14 +21,17 @@ const VERDICTS: [Column; 6] = [
 pub(crate) fn denylist(command: &DenylistCommand) -> Result<String> {
     match command {
         DenylistCommand::List { whom, ask } => {
-            let answer = Client::new(ask)?.get("/denylist", &query_of(whom))?;
-            Ok(shown(ask, &answer, |answer| {
-                let mut text = verdicts(rows(answer, "denylist"), "nobody is listed");
-                if answer["partial"] == true {
-                    text.push_str("More are listed than are shown, those that end last: give an address or an application.\n");
-                }
-                text
-            }))
+            let client = Client::new(ask)?;
+            let (mut all, mut query) = (Vec::new(), query_of(whom));
+            loop {
+                let answer = client.get("/denylist", &query)?;
+                all.extend_from_slice(rows(&answer, "denylist"));
+                let Some(next) = answer["next"].as_str() else { break };
+                query.retain(|(name, _)| *name != "cursor");
+                query.push(("cursor", next.to_owned()));
+            }
+            let answer = json!({ "denylist": all, "partial": false, "next": null });
+            Ok(shown(ask, &answer, |answer| verdicts(rows(answer, "denylist"), "nobody is listed")))
         }
         DenylistCommand::Add { whom, action, duration, ask } => {
             let duration = values::duration(duration).map_err(|error| anyhow::anyhow!("bad --for {duration:?}: {error}"))?;

@@ -14,7 +14,7 @@ use crate::shard::messages::{ToShard, VerdictPage};
 use glommio::TaskQueueHandle;
 use glommio::channels::local_channel::{self, LocalSender};
 use glommio::timer::timeout;
-use postanalytics_protocol::frames::Verdict;
+use postanalytics_protocol::frames::{Subject, Verdict};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -118,13 +118,13 @@ async fn summary_pages(state: &State, ask: SummaryAsk) -> Option<Vec<SummaryPage
     Some(pages)
 }
 
-/// The live verdicts of all shards, those by hand and those of detectors; `None` if a shard did not answer.
-pub(super) async fn verdicts(state: &State) -> Option<Vec<Verdict>> {
+/// The live verdicts of all shards, those by hand and those of detectors, on one subject or all; `None` if a shard did not answer.
+pub(super) async fn verdicts(state: &State, subject: Option<Subject>) -> Option<Vec<Verdict>> {
     let mut all = Vec::new();
     for port in state.shards() {
         let mut from = Some(0);
         while let Some(position) = from {
-            let page = verdict_page(port, position).await?;
+            let page = verdict_page(port, position, subject).await?;
             all.extend_from_slice(&page.verdicts);
             from = page.next;
         }
@@ -132,20 +132,18 @@ pub(super) async fn verdicts(state: &State) -> Option<Vec<Verdict>> {
     Some(all)
 }
 
-async fn verdict_page(port: &ShardPort, from: usize) -> Option<Box<VerdictPage>> {
+async fn verdict_page(port: &ShardPort, from: usize, subject: Option<Subject>) -> Option<Box<VerdictPage>> {
     let send = |id| {
-        let page = Box::new(VerdictPage { id, from, verdicts: Vec::with_capacity(VERDICTS_OF_PAGE), next: None });
+        let page = Box::new(VerdictPage { id, from, subject, verdicts: Vec::with_capacity(VERDICTS_OF_PAGE), next: None });
         port.messages.borrow_mut().send(ToShard::Verdicts(page)).is_ok()
     };
     port.verdicts.ask(send).await
 }
 
 /// Sets a verdict by hand, or takes it back, on every shard: a filter that has sent nothing of the source yet has no connection
-/// to the shard of it. `false` if a queue is full: try again.
+/// to the shard of it. `false` if a queue is full, and then no shard has it: try again.
 pub(super) fn set_verdict(state: &State, verdict: Verdict) -> bool {
-    let mut done = true;
-    for port in state.shards() {
-        done &= port.messages.borrow_mut().send(ToShard::SetVerdict(verdict)).is_ok();
-    }
-    done
+    // Nobody else puts anything in between.
+    state.shards().iter().all(|port| port.messages.borrow().has_room())
+        && state.shards().iter().all(|port| port.messages.borrow_mut().send(ToShard::SetVerdict(verdict)).is_ok())
 }

@@ -4,7 +4,7 @@ use super::page::StatsPage;
 use crate::analytics::Reload;
 use crate::analytics::explain::Standings;
 use crate::analytics::summary::page::SummaryPage;
-use postanalytics_protocol::frames::{Hello, PackageVersion, Verdict};
+use postanalytics_protocol::frames::{Hello, PackageVersion, Subject, Verdict};
 use postanalytics_protocol::{BatchBuilder, Source};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -51,6 +51,8 @@ pub struct VerdictPage {
     pub id: u64,
     /// Position to begin at, 0 at first.
     pub from: usize,
+    /// Only those on this subject.
+    pub subject: Option<Subject>,
     /// The verdicts. Give it capacity: the shard does not grow it beyond.
     pub verdicts: Vec<Verdict>,
     /// Position to go on from; `None` at the end.

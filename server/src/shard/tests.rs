@@ -715,7 +715,7 @@ fn who_is_allowlisted_by_a_reload_is_taken_off_what_detectors_listed() {
     let frames = world.turn(0);
     let taken_back = Verdict { action: None, ..freed };
     assert!(matches!(&frames[..], [ControlFrame::Verdicts(pushed)] if pushed.verdicts == [taken_back]), "{frames:?}");
-    let mut page = VerdictPage { id: 0, from: 0, verdicts: Vec::with_capacity(9), next: None };
+    let mut page = VerdictPage { id: 0, from: 0, subject: None, verdicts: Vec::with_capacity(9), next: None };
     world.shard.list_verdicts(&mut page);
     assert_eq!(page.verdicts, [by_hand, other, session]);
 }

@@ -127,40 +127,81 @@ async fn list(state: &State, parameters: &Parameters<'_>) -> Result<Response<'st
     let subject = subject_of(parameters.text("source"), parameters.text("session"))?;
     let application = parameters.application()?;
     let limit = if parameters.text("limit").is_some() { parameters.limit()? } else { LIMIT_MAX };
-    let Some(verdicts) = ask::verdicts(state).await else { return Ok(no_answer(state)) };
+    let Some(verdicts) = ask::verdicts(state, subject).await else { return Ok(no_answer(state)) };
+    let after = parameters.text("cursor").map(read_cursor).transpose()?;
     let fits = |verdict: &Verdict| {
-        subject.is_none_or(|subject| verdict.subject == subject)
-            && application.is_none_or(|application| verdict.application.is_none_or(|of| of == application))
+        application.is_none_or(|application| verdict.application.is_none_or(|of| of == application))
+            && after.is_none_or(|after| rank(verdict) > after)
     };
     let mut found = merged(verdicts);
     found.retain(fits);
     let is_partial = found.len() > limit;
-    let views: Vec<VerdictView> = found.iter().take(limit).map(VerdictView::of).collect();
-    Ok(Response::json(200, &json!({ "denylist": views, "partial": is_partial })))
+    found.truncate(limit);
+    let next = found.last().filter(|_| is_partial).map(|verdict| cursor(rank(verdict)));
+    let views: Vec<VerdictView> = found.iter().map(VerdictView::of).collect();
+    Ok(Response::json(200, &json!({ "denylist": views, "partial": is_partial, "next": next })))
 }
 
-/// Those of a source.
-pub(super) fn of_source(verdicts: Vec<Verdict>, source: Source) -> Vec<Verdict> {
-    let mut merged = merged(verdicts);
-    merged.retain(|verdict| matches!(verdict.subject, Subject::Source(bytes) if Source::of_bytes(&bytes) == source));
-    merged
+/// Whom a verdict on a source is on.
+pub(super) fn subject_of_source(source: Source) -> Subject {
+    Subject::Source(address_bytes(source.address()))
+}
+
+/// Whom and what a verdict is about: a source, or a session, and an application.
+type Key = (Result<u64, u64>, Option<i32>);
+/// The order in which verdicts are shown: soonest to end first.
+type Rank = (u64, Key);
+
+fn key(verdict: &Verdict) -> Key {
+    let subject = match verdict.subject {
+        Subject::Source(bytes) => Ok(Source::of_bytes(&bytes).key()),
+        Subject::Session(hash) => Err(hash),
+    };
+    (subject, verdict.application)
+}
+
+fn rank(verdict: &Verdict) -> Rank {
+    (verdict.until_us, key(verdict))
+}
+
+/// Where a list goes on: after the verdict of this rank, whether that still holds or not.
+fn cursor((until_us, (subject, application)): Rank) -> String {
+    let (kind, subject) = match subject {
+        Ok(source) => ("source", source),
+        Err(session) => ("session", session),
+    };
+    let application = application.map_or_else(|| "all".to_owned(), |application| application.to_string());
+    format!("{until_us:x}.{kind}.{subject:x}.{application}")
+}
+
+/// Reads what [`cursor`] wrote.
+fn read_cursor(text: &str) -> Result<Rank, String> {
+    let wrong = || "cursor must be `next` of an answer of this server: begin again without it".to_owned();
+    let [until, kind, subject, application] = text.split('.').collect::<Vec<_>>()[..] else { return Err(wrong()) };
+    let number = |text: &str| u64::from_str_radix(text, 16).map_err(|_| wrong());
+    let subject = match kind {
+        "source" => Ok(number(subject)?),
+        "session" => Err(number(subject)?),
+        _ => return Err(wrong()),
+    };
+    let application = match application {
+        "all" => None,
+        application => Some(application.parse().map_err(|_| wrong())?),
+    };
+    Ok((number(until)?, (subject, application)))
 }
 
 /// Each once, whatever number of shards has it; the one that ends last counts. Soonest to end first.
-fn merged(verdicts: Vec<Verdict>) -> Vec<Verdict> {
-    let mut by_key: BTreeMap<(Result<u64, u64>, Option<i32>), Verdict> = BTreeMap::new();
+pub(super) fn merged(verdicts: Vec<Verdict>) -> Vec<Verdict> {
+    let mut by_key: BTreeMap<Key, Verdict> = BTreeMap::new();
     for verdict in verdicts {
-        let subject = match verdict.subject {
-            Subject::Source(bytes) => Ok(Source::of_bytes(&bytes).key()),
-            Subject::Session(hash) => Err(hash),
-        };
-        let held = by_key.entry((subject, verdict.application)).or_insert(verdict);
+        let held = by_key.entry(key(&verdict)).or_insert(verdict);
         if held.until_us < verdict.until_us {
             *held = verdict;
         }
     }
     let mut merged: Vec<Verdict> = by_key.into_values().collect();
-    merged.sort_by_key(|verdict| verdict.until_us);
+    merged.sort_by_key(rank);
     merged
 }
 
@@ -207,9 +248,9 @@ async fn remove(state: &State, parameters: &Parameters<'_>) -> Result<Response<'
         return Err("application is empty: leave it out for all applications, or give its number".to_owned());
     }
     let application = parameters.application()?;
-    let Some(verdicts) = ask::verdicts(state).await else { return Ok(no_answer(state)) };
+    let Some(verdicts) = ask::verdicts(state, Some(subject)).await else { return Ok(no_answer(state)) };
     // Without an application, those for all and those for any single one.
-    let fits = |verdict: &&Verdict| verdict.subject == subject && (application.is_none() || verdict.application == application);
+    let fits = |verdict: &&Verdict| application.is_none() || verdict.application == application;
     let merged = merged(verdicts);
     let found: Vec<&Verdict> = merged.iter().filter(fits).collect();
     if found.is_empty() {
@@ -217,7 +258,8 @@ async fn remove(state: &State, parameters: &Parameters<'_>) -> Result<Response<'
     }
     for verdict in &found {
         if !ask::set_verdict(state, Verdict { action: None, ..**verdict }) {
-            return Ok(no_answer(state));
+            let text = "not all could be taken off, the server is busy: do it again";
+            return Ok(Response::error(503, text));
         }
         tracing::info!(verdict = ?VerdictView::of(verdict), "taken off the list by hand");
     }
@@ -228,7 +270,7 @@ async fn remove(state: &State, parameters: &Parameters<'_>) -> Result<Response<'
 fn subject_of(source: Option<&str>, session: Option<&str>) -> Result<Option<Subject>, String> {
     match (source, session) {
         (Some(_), Some(_)) => Err("give source or session, not both".to_owned()),
-        (Some(source), None) => Ok(Some(Subject::Source(address_bytes(parse_source(source)?.address())))),
+        (Some(source), None) => Ok(Some(subject_of_source(parse_source(source)?))),
         (None, Some(session)) => match parse_u64(session) {
             Some(hash) => Ok(Some(Subject::Session(hash))),
             None => Err(format!("session {session:?} must be the 16 hexadecimal digits of session_hash")),
@@ -265,6 +307,17 @@ mod tests {
         ] {
             let error = verdict(bad).expect_err(bad);
             assert!(error.contains(why), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_list_goes_on_where_it_ended() {
+        let rank_of = |subject, application| (1_700_000_000_000_000, (subject, application));
+        for rank in [rank_of(Ok(7), None), rank_of(Err(u64::MAX), Some(-1)), rank_of(Ok(0), Some(i32::MIN))] {
+            assert_eq!(read_cursor(&cursor(rank)), Ok(rank));
+        }
+        for bad in ["", "1.source.2", "1.source.2.all.3", "x.source.2.all", "1.user.2.all", "1.source.2.x"] {
+            assert!(read_cursor(bad).is_err(), "{bad}");
         }
     }
 

@@ -42,7 +42,7 @@ struct Row {
     /// `null`: all together.
     application: Option<i32>,
     scope: Scope,
-    /// How near to firing, by the rule that is nearest; `null`: the correlator knows.
+    /// How near to firing, by the rule that is nearest; `null`: the detector does not run, or the correlator knows.
     level_percent: Option<f64>,
     hold_until: Option<String>,
     /// Stored requests that the detector is about.
@@ -106,7 +106,9 @@ pub(super) async fn explain<'a>(state: &'a State, parameters: &Parameters<'_>, s
     .await;
     let filter = AlertFilter { source: Some(source.key()), limit: ROWS_MAX, ..AlertFilter::default() };
     let Some(Reply::Alerts(alerts)) = ask::correlator(state, Ask::Alerts(filter)).await else { return Ok(no_answer(state)) };
-    let Some(verdicts) = ask::verdicts(state).await else { return Ok(no_answer(state)) };
+    let Some(verdicts) = ask::verdicts(state, Some(denylist::subject_of_source(source))).await else {
+        return Ok(no_answer(state));
+    };
     let late_us = state.config().detection.as_ref().map_or(u64::MAX, |detection| detection.late_us);
     let mut rows = Rows::new(&alerts, late_us);
     // In the order of arrival: seen is newest first.
@@ -125,10 +127,10 @@ pub(super) async fn explain<'a>(state: &'a State, parameters: &Parameters<'_>, s
         "source": denylist::source_text(source),
         "shard": shard,
         "request": request,
-        "detectors_run": config.detection.is_some(),
+        "detectors_run": state.detectors_run(),
         "allowlisted": touches(allowlist, source),
         "trusted_proxy": touches(proxies, source),
-        "verdicts": denylist::of_source(verdicts, source).iter().map(VerdictView::of).collect::<Vec<_>>(),
+        "verdicts": denylist::merged(verdicts).iter().map(VerdictView::of).collect::<Vec<_>>(),
         "stored": {
             "requests": seen.len(),
             "oldest": time(seen.last().map(|seen| seen.arrival_us)),

@@ -74,7 +74,7 @@ const ROUTES: [Route; 14] = [
         page: Page::Denylist,
         path: "/denylist",
         methods: &[
-            (Method::Get, &["source", "session", "application", "limit"]),
+            (Method::Get, &["source", "session", "application", "limit", "cursor"]),
             (Method::Post, &[]),
             (Method::Delete, &["source", "session", "application"]),
         ],
