@@ -1,7 +1,6 @@
 //! The hits that stand for an attack: those with the smallest hashes.
 //!
-//! Which they are depends neither on the order of hits nor on how they were divided: samples of parts merge into those of
-//! the whole.
+//! Which they are does not depend on the order of hits: those of parts, offered to one another, are those of the whole.
 
 /// Samples of an attack.
 pub const SAMPLES_MAX: usize = 16;
@@ -50,11 +49,6 @@ impl Samples {
         self.kept.truncate(SAMPLES_MAX);
     }
 
-    /// Takes those of another part.
-    pub fn merge(&mut self, other: &Self) {
-        other.kept.iter().cloned().for_each(|sample| self.offer(sample));
-    }
-
     /// The samples.
     pub fn iter(&self) -> std::slice::Iter<'_, Sample> {
         self.kept.iter()
@@ -74,14 +68,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn they_are_the_smallest_in_any_order_and_merge(
+        fn they_are_the_smallest_in_any_order_and_division(
             mut hashes in prop::collection::vec(0u64..200, 0..100),
             cut in 0usize..100,
         ) {
             let whole = samples(&hashes);
             let (left, right) = hashes.split_at(cut.min(hashes.len()));
             let mut merged = samples(right);
-            merged.merge(&samples(left));
+            samples(left).iter().cloned().for_each(|sample| merged.offer(sample));
             prop_assert_eq!(&merged, &whole);
             hashes.sort_unstable();
             hashes.dedup();
