@@ -153,12 +153,12 @@ impl Engine {
     /// Makes a place for a key that has none; `None` if there is nothing more to do with its event now.
     #[inline(never)]
     fn enter(&mut self, detector: Detector, event: &Event) -> Option<usize> {
+        if detector.may_fire_at_once(self.settings.numbers(event.plan)) {
+            return Some(self.insert(Cell::empty(event), event.time_us));
+        }
         if self.table.is_crowded() {
             let first = self.table.probation(event)?;
             return Some(self.insert(Cell::single(&first), event.time_us));
-        }
-        if detector.may_fire_at_once(self.settings.numbers(event.plan)) {
-            return Some(self.insert(Cell::empty(event), event.time_us));
         }
         self.insert(Cell::single(event), event.time_us);
         self.counters.looked[detector as usize] += 1;

@@ -35,7 +35,7 @@ pub enum Objection {
     TooMany,
 }
 
-/// Listings that were not made, by [`Objection`].
+/// Listings that were not made, by [`Objection`] and beside.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Objections {
     /// Allowed.
@@ -44,6 +44,8 @@ pub struct Objections {
     pub real_ip_suspect: u64,
     /// Too many.
     pub too_many: u64,
+    /// None of them: too many listings wait to be made at the moment.
+    pub no_room: u64,
 }
 
 /// See the module.
@@ -169,7 +171,7 @@ mod tests {
         assert_eq!(guards.object(true, true, 1, 0, &hot), Some(Objection::Allowed));
         assert_eq!(guards.object(false, true, 1, 0, &hot), Some(Objection::RealIpSuspect));
         assert_eq!(guards.object(false, false, 1, 0, &hot), None);
-        assert_eq!(guards.objections, Objections { allowed: 1, real_ip_suspect: 1, too_many: 0 });
+        assert_eq!(guards.objections, Objections { allowed: 1, real_ip_suspect: 1, ..Objections::default() });
     }
 
     /// 20 % is not over 20 %, ten others are not more than ten.

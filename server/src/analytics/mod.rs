@@ -29,6 +29,7 @@ pub mod keys;
 pub mod magnitude;
 pub mod memo;
 pub mod observation;
+pub mod odd;
 pub mod path;
 pub mod reports;
 pub mod rules;
@@ -49,6 +50,7 @@ use guards::{Guards, Objection};
 use keys::{EVIDENCE, KeyTable};
 use memo::Memo;
 use observation::{Observation, Outcome, Paths};
+use odd::Odd;
 use postanalytics_protocol::frames::{Action, Subject, Verdict};
 use postanalytics_protocol::routing::address_bytes;
 use postanalytics_protocol::schema::v1::HITS_MAX;
@@ -187,6 +189,8 @@ pub struct Analytics {
     room: Room,
     /// Keys and alerts.
     pub engine: Engine,
+    /// Records that are odd.
+    pub odd: Odd,
     /// User agents; the mark says whether one names a tool.
     user_agents: Memo<1>,
     /// Paths, and what they are: see [`observation::Target`].
@@ -236,6 +240,7 @@ impl Analytics {
             engine: Engine::new(Arc::clone(&settings), room.keys, alerts),
             is_plain: are_plain(&settings),
             settings,
+            odd: Odd::default(),
             user_agents: Memo::new((room.keys / 8).min(USER_AGENTS_MAX)),
             paths: Paths::new((room.keys / 4).min(PATHS_MAX)),
             waiting: Vec::with_capacity(if room.keys == 0 { 0 } else { CHUNK * EVENTS_MAX }),
@@ -257,6 +262,7 @@ impl Analytics {
         let mut fresh = Self::new(Arc::clone(&self.settings), self.room, self.seed);
         // Counters only grow.
         fresh.engine.counters = self.engine.counters;
+        fresh.odd = self.odd;
         fresh.engine.alerts.cut_short = self.engine.alerts.cut_short;
         let reports = &self.engine.alerts.reports;
         fresh.engine.alerts.reports.lost = reports.lost + reports.len() as u64;
@@ -301,6 +307,7 @@ impl Analytics {
             assert_ne!(self.panic_at, Some(record.request_id()), "a test asked for this");
             let order = orders.get(position as usize).copied().unwrap_or(self.order);
             self.order = order + 1;
+            self.odd.count(&record, timing);
             if self.room.keys == 0 && (record.hit_count() == 0 || self.hits.is_none()) {
                 if record.hit_count() > 0 {
                     with_hits.push(position);
@@ -550,8 +557,12 @@ impl Analytics {
             Response::Graylist => Action::Graylist,
             Response::Denylist => Action::Denylist,
         };
-        // A whole /48 cannot be listed, nor can what is no address.
-        if alert.is_network || !observation.source_text.is_empty() || self.listed.len() == WAITING_MAX {
+        // What is no address cannot be listed. Where a whole /48 is one key, its /64 that decided is.
+        if !observation.source_text.is_empty() {
+            return;
+        }
+        if self.listed.len() == WAITING_MAX {
+            self.guards.objections.no_room += 1;
             return;
         }
         if let Some(summary) = &self.summary {

@@ -388,6 +388,14 @@ fn work_out<'a>(
 }
 
 impl Timing {
+    /// Whether an event cannot have happened when its record says: [`Self::event_time_us`] is then the nearest time that can be.
+    pub const fn is_impossible(self, event_us: u64) -> bool {
+        if self.is_replay {
+            return event_us == 0 || event_us > TIME_US_MAX;
+        }
+        event_us > self.sent_us || self.sent_us - event_us > DAY_US
+    }
+
     /// When an event happened: by its own word in a replay, else by how long before it was sent the node says it was.
     pub const fn event_time_us(self, event_us: u64) -> u64 {
         if self.is_replay {

@@ -83,6 +83,47 @@ fn a_flood_of_keys_that_come_back_is_never_silent() {
     assert!(subject.engine.counters.keys_evicted_hot > 1000, "{:?}", subject.engine.counters);
 }
 
+#[test]
+fn what_is_odd_is_analysed_and_counted() {
+    let (mut subject, mut scratch) = (analytics(""), Bump::new());
+    let path = format!("/{}", "x".repeat(2048));
+    let hits = vec![Hit { attack_type: 60_000, severity: 1, rule_id: 1, point: b"p", payload: b"x" }];
+    let ordinary = request(v4(1), 1_000_000_000, "/a", 200);
+    observe(&mut subject, &mut scratch, std::slice::from_ref(&ordinary));
+    assert_eq!(subject.odd, Odd::default());
+    let looked = |subject: &Analytics| subject.engine.counters.looked[Detector::ForcedBrowsing as usize];
+    let odd = [
+        RecordFields { method: 200, path: b"/b", ..ordinary.clone() },
+        RecordFields { path: path.as_bytes(), ..ordinary.clone() },
+        RecordFields { event_us: u64::MAX, path: b"/c", ..ordinary.clone() },
+        RecordFields { hits, ..ordinary.clone() },
+    ];
+    observe(&mut subject, &mut scratch, &odd);
+    assert_eq!(subject.odd, Odd { times: 1, methods: 1, hit_types: 1, paths: 1 });
+    assert_eq!(looked(&subject), 4, "all but the one with a hit, which that detector leaves out");
+    // Live the future is now, and what is over a day old is a day old.
+    for (event_us, is_impossible) in [(1 << 50, false), ((1 << 50) + 1, true), ((1 << 50) - 86_400_000_000, false), (0, true)] {
+        let timing = Timing { arrival_us: 1 << 50, sent_us: 1 << 50, is_replay: false };
+        assert_eq!(timing.is_impossible(event_us), is_impossible, "{event_us}");
+    }
+}
+
+/// What decides at once does not wait for a second event in probation.
+#[test]
+fn a_detector_that_fires_at_its_first_event_does_so_when_the_table_is_crowded() {
+    let (mut subject, mut scratch) = (analytics("[detectors.multi_payload]\nevents = 1"), Bump::new());
+    for visitor in 0..40_000 {
+        observe(&mut subject, &mut scratch, &[request(v4(0x2000_0000 + visitor), 1_000_000_000, "/", 200)]);
+    }
+    assert!(subject.engine.table.is_crowded());
+    for attacker in 0..10 {
+        let hits = vec![Hit { attack_type: 2, severity: 1, rule_id: 1, point: b"p", payload: b"x" }];
+        let hit = RecordFields { hits, ..request(v4(0x0a00_0000 + attacker), 1_000_000_001, "/o", 200) };
+        observe(&mut subject, &mut scratch, &[hit]);
+    }
+    assert_eq!(subject.engine.counters.fired[Detector::MultiPayload as usize], 10);
+}
+
 const MINUTE_US: u64 = 60_000_000;
 
 fn login(client_ip: [u8; 16], event_us: u64, path: &str) -> RecordFields<'_> {
@@ -183,7 +224,7 @@ fn below_four_fifths_of_the_room_for_lists_no_key_yields() {
 
 #[test]
 fn one_ipv6_network_takes_no_more_than_its_share_and_is_then_one_key() {
-    let (mut subject, mut scratch) = (analytics(""), Bump::new());
+    let (mut subject, mut scratch) = (analytics("[detectors.forced_browsing]\naction = 'denylist'"), Bump::new());
     let address = |subnet: u128| std::net::Ipv6Addr::from(0x2001_0db8_0007 << 80 | subnet << 64 | 1).octets();
     for subnet in 0..20_000 {
         observe(&mut subject, &mut scratch, &[request(address(subnet), 1_000_000_000, "/", 200)]);
@@ -197,6 +238,13 @@ fn one_ipv6_network_takes_no_more_than_its_share_and_is_then_one_key() {
     let alerts = subject.engine.alerts.take_all();
     let alert = alerts.iter().find(|alert| alert.detector() == Detector::ForcedBrowsing).expect("the network is found");
     assert_eq!(alert.to_json().key.value, "2001:db8:7::/48");
+    let listed: Vec<_> = subject.listed.iter().map(|verdict| verdict.subject).collect();
+    let last = alert.source;
+    assert!(last >> 16 == 0x2001_0db8_0007 && (30_000..30_012).contains(&(last & 0xffff)), "{last:x}");
+    assert!(
+        listed.contains(&Subject::Source(address_bytes(std::net::Ipv6Addr::from(u128::from(last) << 64).into()))),
+        "the /64 that decided"
+    );
 }
 
 #[test]

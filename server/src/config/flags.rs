@@ -136,7 +136,7 @@ pub struct ReplayFlags {
     /// Threads that share the sources; the alerts are the same with any number
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub shards: u32,
-    /// Keys that have room in the state, about 150 bytes each; more than are live keep every alert exact
+    /// Keys that have room in the state, about 160 bytes each with the room for their lists; more than are live keep every alert exact
     #[arg(long, value_name = "N", default_value_t = 1 << 20)]
     pub keys: usize,
     /// Take an access log as it is: do not look for attacks in its lines. With them, multi_payload and probing have hits to
@@ -178,7 +178,7 @@ pub struct AuditFlags {
     /// Threads that share the sources; the findings are the same with any number
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub shards: u32,
-    /// Keys that have room in the state, about 150 bytes each; more than are live keep every alert exact
+    /// Keys that have room in the state, about 160 bytes each with the room for their lists; more than are live keep every alert exact
     #[arg(long, value_name = "N", default_value_t = 1 << 20)]
     pub keys: usize,
     /// Write one JSON object with everything instead of the page

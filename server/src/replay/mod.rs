@@ -17,6 +17,7 @@ pub(crate) mod lines;
 pub(crate) mod record;
 
 use crate::analytics::alerts::{Alert, Alerts};
+use crate::analytics::odd::Odd;
 use crate::analytics::settings::Settings;
 use crate::analytics::users::{UserFailure, Users};
 use crate::analytics::{Analytics, Room, Timing};
@@ -55,7 +56,7 @@ struct Piece {
 
 /// What was read.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Summary {
+pub struct Summary {
     lines: u64,
     records: u64,
     unreadable: u64,
@@ -78,9 +79,10 @@ pub fn replay(flags: &ReplayFlags) -> Result<()> {
     out.flush()?;
     let seconds = begun.elapsed().as_secs_f64();
     let Summary { lines, records, unreadable, ahead } = summary;
+    let Odd { times, methods, hit_types, paths } = alerts.odd;
     eprintln!(
-        "{lines} lines, {records} records, {unreadable} unreadable, {ahead} ahead of their file's clock, {late} late events, {} keys, \
-         {} keys evicted, {} alerts, {seconds:.3} s, {:.0} lines/s",
+        "{lines} lines, {records} records, {unreadable} unreadable, {ahead} ahead of their file's clock, {late} late events, odd: {times} \
+         times, {methods} methods, {hit_types} types of hits, {paths} long paths, {} keys, {} keys evicted, {} alerts, {seconds:.3} s, {:.0} lines/s",
         alerts.keys,
         alerts.evicted,
         alerts.sorted.len(),
@@ -98,7 +100,7 @@ pub fn configuration(path: Option<&Path>) -> Result<DetectionConfig> {
 }
 
 /// The alerts of the files.
-pub(crate) fn find(flags: &ReplayFlags, config: &DetectionConfig) -> Result<(Summary, Found)> {
+pub fn find(flags: &ReplayFlags, config: &DetectionConfig) -> Result<(Summary, Found)> {
     for path in &flags.files {
         Lines::open(path)?;
     }
@@ -129,10 +131,12 @@ struct Workers {
 }
 
 /// What came out.
-pub(crate) struct Found {
+#[derive(Debug)]
+pub struct Found {
     /// Alerts, ordered by deciding event.
-    pub(crate) sorted: Vec<Alert>,
+    pub sorted: Vec<Alert>,
     late: u64,
+    odd: Odd,
     /// Keys that were live at the end.
     pub(crate) keys: usize,
     evicted: u64,
@@ -141,17 +145,19 @@ pub(crate) struct Found {
 impl Workers {
     fn join(self) -> Result<Found> {
         let ended = |_| anyhow::anyhow!("a thread of the replay panicked, see above: this is a defect");
-        let mut found = Found { sorted: Vec::new(), late: 0, keys: 0, evicted: 0 };
-        let mut take = |engine: &mut crate::analytics::engine::Engine| {
+        let mut found = Found { sorted: Vec::new(), late: 0, odd: Odd::default(), keys: 0, evicted: 0 };
+        let take = |found: &mut Found, engine: &mut crate::analytics::engine::Engine| {
             found.sorted.append(&mut engine.alerts.take_all());
             found.late += engine.counters.late.iter().sum::<u64>();
             found.keys += engine.table.live();
             found.evicted += engine.counters.keys_evicted + engine.table.probation_overwritten;
         };
         for shard in self.shards {
-            take(&mut shard.join().map_err(ended)?.engine);
+            let mut analytics = shard.join().map_err(ended)?;
+            found.odd.add(analytics.odd);
+            take(&mut found, &mut analytics.engine);
         }
-        take(&mut self.correlator.join().map_err(ended)?.engine);
+        take(&mut found, &mut self.correlator.join().map_err(ended)?.engine);
         found.sorted.sort_by_key(|alert| (alert.order, alert.detector()));
         Ok(found)
     }

@@ -73,7 +73,7 @@ fn request(line: &[u8]) -> Option<(&[u8], &[u8])> {
 /// A record as JSON: see the page of definitions. Fields of other names are not looked at.
 #[derive(Debug, Deserialize)]
 struct JsonRecord<'a> {
-    event_us: Option<i64>,
+    event_us: Option<serde_json::Number>,
     #[serde(borrow)]
     time: Option<Cow<'a, str>>,
     #[serde(borrow)]
@@ -150,8 +150,9 @@ fn read_json<T>(line: &[u8], is_escaped: bool, take: impl FnOnce(&RecordFields<'
         let unescaped = if is_escaped { unescape(text) } else { None };
         unescaped.unwrap_or_else(|| text.as_bytes().to_vec())
     };
-    let event_us = match (record.event_us, &record.time) {
-        (Some(event_us), _) => event_us,
+    let event_us = match (&record.event_us, &record.time) {
+        // Beyond all numbers of this kind is as far as they go.
+        (Some(event_us), _) => event_us.as_i64().or_else(|| event_us.as_f64().map(|event_us| event_us as i64))?,
         (None, time) => time.as_ref()?.parse::<jiff::Timestamp>().ok()?.as_microsecond(),
     };
     let (host, path, query, user_agent) = (text(&record.host), text(&record.path), text(&record.query), text(&record.user_agent));
@@ -190,8 +191,9 @@ fn read_json<T>(line: &[u8], is_escaped: bool, take: impl FnOnce(&RecordFields<'
 }
 
 fn hit<'a>(attack_type: Option<&str>, point: &'a [u8], payload: &'a [u8]) -> Hit<'a> {
-    let attack_type = attack_type.and_then(AttackType::from_name).unwrap_or(AttackType::Undefined);
-    Hit { attack_type: attack_type as u16, severity: 0, rule_id: 0, point, payload }
+    // A name that is not known is a type that is not known, not the one that is called undefined.
+    let known = attack_type.map_or(Some(AttackType::Undefined), AttackType::from_name);
+    Hit { attack_type: known.map_or(u16::MAX, |known| known as u16), severity: 0, rule_id: 0, point, payload }
 }
 
 /// An id of 32 hexadecimal digits, with or without dashes. Others are not kept: evidence has room for 16 bytes.
@@ -251,6 +253,20 @@ mod tests {
         assert!(seen.is_some());
         for none in ["", "{}", "[1]", r#"{"time": "yesterday"}"#] {
             assert!(read_json(none.as_bytes(), false, |_| ()).is_none(), "{none}");
+        }
+    }
+
+    #[test]
+    fn a_time_beyond_all_times_is_the_last_or_the_first_that_there_is() {
+        for (text, expected) in [
+            ("9223372036854775808", i64::MAX as u64),
+            ("1e300", i64::MAX as u64),
+            ("-5", 0),
+            ("-1e300", 0),
+            ("1700000000000000", 1_700_000_000_000_000),
+        ] {
+            let line = format!(r#"{{"event_us": {text}, "path": "/"}}"#);
+            assert_eq!(read_json(line.as_bytes(), false, |fields| fields.event_us), Some(expected), "{text}");
         }
     }
 

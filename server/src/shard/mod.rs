@@ -310,7 +310,11 @@ impl Shard {
     /// Fills a page of the live verdicts.
     pub fn list_verdicts(&self, page: &mut VerdictPage) {
         let room = page.verdicts.capacity() - page.verdicts.len();
-        page.next = self.verdicts.slice(page.from, room, |verdict| page.verdicts.push(verdict));
+        page.next = self.verdicts.slice(page.from, room, |verdict| {
+            if page.subject.is_none_or(|subject| verdict.subject == subject) {
+                page.verdicts.push(verdict);
+            }
+        });
     }
 
     /// Fills a page of counters; if none are kept it stays empty.
@@ -482,6 +486,10 @@ impl Shard {
             alerts_raised: engine.counters.fired.iter().sum(),
             alerts_cut_short: engine.alerts.cut_short,
             events_late: engine.counters.late.iter().sum(),
+            records_time_impossible: self.analytics.odd.times,
+            records_method_unknown: self.analytics.odd.methods,
+            records_hit_type_unknown: self.analytics.odd.hit_types,
+            records_path_long: self.analytics.odd.paths,
             keys_live: engine.table.live() as u64,
             keys_max: engine.table.capacity() as u64,
             keys_evicted: engine.counters.keys_evicted,
@@ -494,6 +502,7 @@ impl Shard {
             listings_allowed: self.analytics.guards.objections.allowed,
             listings_real_ip_suspect: self.analytics.guards.objections.real_ip_suspect,
             listings_too_many: self.analytics.guards.objections.too_many,
+            listings_no_room: self.analytics.guards.objections.no_room,
             derived_lost: self.derived.as_ref().map_or(0, |derived| derived.lost(&self.analytics)),
             connections: self.connection_count,
             records_stored: requests.records_stored,

@@ -83,6 +83,14 @@ shard_stats! {
     alerts_cut_short,
     /// Events that came too late for the key's clock.
     events_late,
+    /// Records that cannot have happened when they say.
+    records_time_impossible,
+    /// Records of a method that is not known.
+    records_method_unknown,
+    /// Records with a hit of a type that is not known.
+    records_hit_type_unknown,
+    /// Records with a path that is longer than is shown.
+    records_path_long,
     /// Keys that detectors have state of now.
     keys_live,
     /// Keys that they have room for.
@@ -109,6 +117,8 @@ shard_stats! {
     listings_real_ip_suspect,
     /// Listings that were not made, for too many sources are listed.
     listings_too_many,
+    /// Listings that were not made, for too many of one batch wait to be made.
+    listings_no_room,
     /// Events for the correlator that were dropped, because it did not keep up.
     derived_lost,
     /// Largest scratch memory of a turn, bytes.

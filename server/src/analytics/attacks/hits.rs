@@ -3,7 +3,8 @@
 //! Identical are hits of the same type, point, application, endpoint, method, status and source. Of identical ones the first
 //! five of an hour are kept whole, the hour beginning with the first of them; the others are counted. All identical hits come
 //! to the same shard, and a new attack begins only after an hour without any, so a shard can decide this by itself. Only
-//! where an attack is cut at 24 hours it cannot: the first hit after the cut may be one that is only counted.
+//! where an attack is cut at 24 hours, or was forgotten by the correlator for want of room, it cannot: the first hit of the next may
+//! be one that is only counted.
 //!
 //! Suppressed hits of a turn that are identical down to the payload are one report. But a hit whose hash is among the smallest
 //! of its identity is reported by itself: it may be one of the samples of the attack.

@@ -4,7 +4,7 @@
 //! time of a hit is never before that of the last one of its attack: hits of several shards come in no strict order. Nor is it
 //! after now, whatever a replay says: such an attack would never be the one that is quiet longest.
 //! **Laws**: kept and suppressed are all hits, exactly; the first hit of every attack is kept, but of one that begins where
-//! another was cut, for no shard knows where that is. The table is bounded: a new attack takes the place of the one that is
+//! another was cut or forgotten, for no shard knows where that is. The table is bounded: a new attack takes the place of the one that is
 //! quiet longest, closed or not; both are counted.
 
 use super::hits::{HitReport, HitReports};

@@ -71,7 +71,7 @@ impl Collector for Snapshot {
 /// A value of a shard: metric, help, and how to get it from the page.
 type ShardFamily = (&'static str, &'static str, fn(&ShardStats) -> f64);
 
-const SHARD_FAMILIES: [ShardFamily; 52] = [
+const SHARD_FAMILIES: [ShardFamily; 57] = [
     ("postanalytics_connections", "Connections open now", |s| s.connections as f64),
     ("postanalytics_connections_adopted_total", "Connections that shards took over", |s| s.connections_adopted as f64),
     ("postanalytics_connections_shed_total", "Connections closed for frames that stayed unfinished", |s| {
@@ -104,6 +104,14 @@ const SHARD_FAMILIES: [ShardFamily; 52] = [
         s.alerts_cut_short as f64
     }),
     ("postanalytics_events_late_total", "Events that came too late for the key's clock", |s| s.events_late as f64),
+    ("postanalytics_records_time_impossible_total", "Records of the future or from over a day ago, as of then analysed", |s| {
+        s.records_time_impossible as f64
+    }),
+    ("postanalytics_records_method_unknown_total", "Records of a method that is not known", |s| s.records_method_unknown as f64),
+    ("postanalytics_records_hit_type_unknown_total", "Records with a hit of a type that is not known", |s| {
+        s.records_hit_type_unknown as f64
+    }),
+    ("postanalytics_records_path_long_total", "Records with a path of over 2048 bytes", |s| s.records_path_long as f64),
     ("postanalytics_keys_live", "Keys that detectors have state of", |s| s.keys_live as f64),
     ("postanalytics_keys_max", "Keys that detectors have room for", |s| s.keys_max as f64),
     ("postanalytics_keys_evicted_total", "Keys that yielded to others", |s| s.keys_evicted as f64),
@@ -113,7 +121,7 @@ const SHARD_FAMILIES: [ShardFamily; 52] = [
     }),
     ("postanalytics_key_lists_bytes", "Bytes of the lists of keys in use", |s| s.key_lists_bytes as f64),
     ("postanalytics_key_lists_max_bytes", "Bytes that there are for lists of keys", |s| s.key_lists_bytes_max as f64),
-    ("postanalytics_keys_overwritten_total", "New keys lost before their second event", |s| s.keys_overwritten as f64),
+    ("postanalytics_keys_overwritten_total", "New keys refused: lost before their second event", |s| s.keys_overwritten as f64),
     ("postanalytics_hits_suppressed_total", "Hits like five others of the hour, counted and not kept whole", |s| {
         s.hits_suppressed as f64
     }),
@@ -127,6 +135,7 @@ const SHARD_FAMILIES: [ShardFamily; 52] = [
     ("postanalytics_listings_too_many_total", "Listings not made while too many sources are listed", |s| {
         s.listings_too_many as f64
     }),
+    ("postanalytics_listings_no_room_total", "Listings not made while too many of one batch wait", |s| s.listings_no_room as f64),
     ("postanalytics_derived_lost_total", "Events for the correlator that were dropped", |s| s.derived_lost as f64),
     ("postanalytics_scratch_peak_bytes", "Largest scratch memory of a turn", |s| s.scratch_bytes_peak as f64),
     ("postanalytics_arena_bytes", "Bytes of the arena", |s| s.arena_bytes_total as f64),
@@ -189,6 +198,13 @@ pub(in crate::control) async fn metrics(state: &State) -> String {
             name: "postanalytics_node_clock_offset_max_seconds",
             help: "Largest offset of a node's clock, either way; /status says whose",
             samples: vec![(None, largest_us as f64 / 1e6)],
+        });
+        let of_node =
+            |(node, offset_us): (_, i64)| (Some(("node", uuid::Uuid::from_bytes(node).to_string())), offset_us as f64 / 1e6);
+        families.push(Family {
+            name: "postanalytics_node_clock_offset_seconds",
+            help: "Arrival less sending: what the clock of a node is behind this one, and the way here",
+            samples: clocks.into_iter().map(of_node).collect(),
         });
     }
     if let Some(Reply::Stats(correlator)) = correlator {
