@@ -6,6 +6,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+use postanalytics_server::config::detection::DetectionConfig;
+use postanalytics_server::config::flags::{LineFormat, ReplayFlags};
+use postanalytics_server::replay;
 use postanalytics_tests::{binary, skipped};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -18,7 +21,7 @@ const TOOLS_OF_SERVER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../server/co
 const BASE_US: i64 = 1_700_000_000_000_000;
 
 /// Runs `replay` as the oracle does: it knows no signatures, so lines of logs have no hits. Returns the alerts.
-fn replay(format: &str, shards: u32, config: Option<&Path>, files: &[&Path]) -> Vec<Value> {
+fn replayed(format: &str, shards: u32, config: Option<&Path>, files: &[&Path]) -> Vec<Value> {
     replay_with(&["--no-filter"], format, shards, config, files)
 }
 
@@ -129,50 +132,135 @@ fn cases() -> Vec<(String, Value)> {
     files.into_iter().flat_map(of_file).collect()
 }
 
+/// What a case reads: the format, and the lines.
+fn input_of(case: &Value) -> (&'static str, String) {
+    if let Some(lines) = case.get("lines") {
+        let lines: Vec<&str> = lines.as_array().unwrap().iter().map(|line| line.as_str().unwrap()).collect();
+        return ("combined", lines.join("\n"));
+    }
+    let records = case["events"].as_array().unwrap().iter().flat_map(|event| expanded(event.as_object().unwrap()));
+    ("jsonl", records.map(|record| record.to_string()).collect::<Vec<_>>().join("\n"))
+}
+
+/// The configuration of a case, with the oracle's names of tools.
+fn configuration_of(case: &Value) -> String {
+    let tools = std::fs::read_to_string(Path::new(ORACLE).join("tools.txt")).unwrap();
+    let tools: Vec<&str> = tools.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
+    let mut settings = case.get("config").and_then(Value::as_object).cloned().unwrap_or_default();
+    settings.insert("attack_tools".to_owned(), json!(tools));
+    settings.iter().map(|(name, value)| format!("{name} = {}\n", toml_of(value))).collect()
+}
+
+/// How the alerts of a case's detector differ from what is expected.
+fn difference(case: &Value, found: &[Value]) -> Option<String> {
+    let found: Vec<&Value> = found.iter().filter(|alert| alert["detector"] == case["detector"]).collect();
+    let expected = case["expected"].as_array().unwrap();
+    if found.len() != expected.len() {
+        return Some(format!("{} alerts, {} expected", found.len(), expected.len()));
+    }
+    for (found, expected) in found.iter().zip(expected) {
+        if let Some(name) = ["key", "scope", "count"].into_iter().find(|name| found[name] != expected[name]) {
+            return Some(format!("{name}: {} {}", found[name], expected[name]));
+        }
+        let times = [offset_us(&found["first"]), offset_us(&found["fired"])];
+        if times != ["first", "fired"].map(|name| expected[name].as_i64().unwrap()) {
+            return Some(format!("first and fired: {times:?}"));
+        }
+        // Exact up to 64 different values, an estimate beyond.
+        if expected["distinct"].as_i64().is_some_and(|distinct| distinct <= 64) && found["distinct"] != expected["distinct"] {
+            return Some(format!("distinct: {} {}", found["distinct"], expected["distinct"]));
+        }
+    }
+    None
+}
+
 #[test]
 fn every_hand_computed_case_comes_out() {
     let folder = tempfile::tempdir().unwrap();
     let (input, config) = (folder.path().join("input"), folder.path().join("config.toml"));
-    let tools = std::fs::read_to_string(Path::new(ORACLE).join("tools.txt")).unwrap();
-    let tools: Vec<&str> = tools.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
     let cases = cases();
     assert!(cases.len() > 250, "only {} cases were read", cases.len());
     for (file, case) in &cases {
-        let (format, lines) = match case.get("lines") {
-            Some(lines) => {
-                ("combined", lines.as_array().unwrap().iter().map(|line| line.as_str().unwrap().to_owned()).collect::<Vec<_>>())
+        let (format, lines) = input_of(case);
+        std::fs::write(&input, lines).unwrap();
+        std::fs::write(&config, configuration_of(case)).unwrap();
+        let found = replayed(format, 2, Some(&config), &[&input]);
+        let wrong = difference(case, &found);
+        assert_eq!(wrong, None, "{file}: {}: {}\nexpected {}\nfound {found:?}", case["name"], case["why"], case["expected"]);
+    }
+}
+
+/// A number of the detection configuration, by the names of detector and number.
+type Name = (&'static str, &'static str);
+
+/// Changes a number by one, in the file's tables and in its overrides, where it is the default.
+fn changed(config: &DetectionConfig, (detector, number): Name, by: i64) -> DetectionConfig {
+    let (default, mut config) = (DetectionConfig::default(), config.clone());
+    let mut defaults = BTreeMap::new();
+    default.clone().numbers.each_mut(|detector, number, value| {
+        defaults.insert((detector, number), *value);
+    });
+    let overrides = config.overrides.iter_mut().map(|one| &mut one.numbers);
+    for numbers in overrides.chain([&mut config.numbers]) {
+        numbers.each_mut(|of, name, value| {
+            if (of, name) == (detector, number) && *value == defaults[&(of, name)] {
+                *value += by;
             }
-            None => {
-                let events = case["events"].as_array().unwrap().iter();
-                (
-                    "jsonl",
-                    events.flat_map(|event| expanded(event.as_object().unwrap())).map(|record| record.to_string()).collect(),
-                )
-            }
-        };
-        std::fs::write(&input, lines.join("\n")).unwrap();
-        let mut settings = case.get("config").and_then(Value::as_object).cloned().unwrap_or_default();
-        settings.insert("attack_tools".to_owned(), json!(tools));
-        let text: Vec<String> = settings.iter().map(|(name, value)| format!("{name} = {}", toml_of(value))).collect();
-        std::fs::write(&config, text.join("\n")).unwrap();
-        let found = replay(format, 2, Some(&config), &[&input]);
-        let found: Vec<&Value> = found.iter().filter(|alert| alert["detector"] == case["detector"]).collect();
-        let expected = case["expected"].as_array().unwrap();
-        let about = format!("{file}: {}: {}\nexpected {expected:?}\nfound {found:?}", case["name"], case["why"]);
-        assert_eq!(found.len(), expected.len(), "{about}");
-        for (found, expected) in found.iter().zip(expected) {
-            for name in ["key", "scope", "count"] {
-                assert_eq!(found[name], expected[name], "{name}: {about}");
-            }
-            assert_eq!(
-                [offset_us(&found["first"]), offset_us(&found["fired"])],
-                ["first", "fired"].map(|name| expected[name].as_i64().unwrap()),
-                "{about}"
-            );
-            // Exact up to 64 different values, an estimate beyond.
-            if expected["distinct"].as_i64().is_some_and(|distinct| distinct <= 64) {
-                assert_eq!(found["distinct"], expected["distinct"], "{about}");
-            }
+        });
+    }
+    for (name, value, default) in [
+        ("late_us", &mut config.late_us, default.late_us),
+        ("ahead_us", &mut config.ahead_us, default.ahead_us),
+        ("refusal_us", &mut config.refusal_us, default.refusal_us),
+    ] {
+        if (detector, number) == ("", name) && *value == default {
+            *value = value.saturating_add_signed(by);
+        }
+    }
+    config
+}
+
+/// No default of the server can be another one without a hand-computed case that fails.
+#[test]
+fn a_number_that_is_changed_by_one_is_noticed_by_a_case() {
+    let folder = tempfile::tempdir().unwrap();
+    let prepared: Vec<(Value, ReplayFlags, DetectionConfig)> = (0..)
+        .zip(cases())
+        .map(|(number, (_, case))| {
+            let input = folder.path().join(format!("input-{number}"));
+            let (format, lines) = input_of(&case);
+            std::fs::write(&input, lines).unwrap();
+            let flags = ReplayFlags {
+                format: if format == "jsonl" { LineFormat::Jsonl } else { LineFormat::Combined },
+                config: None,
+                shards: 1,
+                keys: 4096,
+                no_filter: true,
+                files: vec![input],
+                from_server: None,
+                last: "15m".to_owned(),
+                status_token_file: None,
+            };
+            let config = DetectionConfig::parse(&configuration_of(&case)).unwrap();
+            (case, flags, config)
+        })
+        .collect();
+    let mut names: Vec<Name> = vec![("", "late_us"), ("", "ahead_us"), ("", "refusal_us")];
+    DetectionConfig::default().numbers.each_mut(|detector, number, _| names.push((detector, number)));
+    assert!(names.len() > 50, "{names:?}");
+    let passes = |case: &Value, flags: &ReplayFlags, config: &DetectionConfig| {
+        let (_, found) = replay::find(flags, config).unwrap();
+        let alerts: Vec<Value> = found.sorted.iter().map(|alert| serde_json::to_value(alert.to_json()).unwrap()).collect();
+        difference(case, &alerts).is_none()
+    };
+    assert!(prepared.iter().all(|(case, flags, config)| passes(case, flags, config)), "as they are, all come out");
+    for name in names {
+        for by in [-1, 1] {
+            let is_noticed = |(case, flags, config): &(Value, ReplayFlags, DetectionConfig)| {
+                let changed = changed(config, name, by);
+                (name.0.is_empty() || case["detector"] == name.0) && changed != *config && !passes(case, flags, &changed)
+            };
+            assert!(prepared.iter().any(is_noticed), "no case notices {name:?} changed by {by}");
         }
     }
 }
@@ -219,7 +307,7 @@ fn seeded_traffic_gives_the_alerts_of_the_oracle() {
                 String::from_utf8(expected).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
             alerts_seen += expected.len();
             for shards in [1, 2, 4] {
-                let found = replay("jsonl", shards, None, &[&input]);
+                let found = replayed("jsonl", shards, None, &[&input]);
                 let about = format!("{scenario}, seed {seed}, shuffled by {shuffle_us} us, {shards} shards");
                 assert_eq!(identities(&found), identities(&expected), "{about}");
                 let order = |alerts: &[Value]| alerts.iter().map(|alert| alert["detector"].clone()).collect::<Vec<_>>();
