@@ -700,6 +700,12 @@ impl<'a> RecordView<'a> {
         })
     }
 
+    /// The first value of a tag that is not empty.
+    pub fn extension(&self, tag: u16) -> Option<&'a [u8]> {
+        let mut of_tag = self.extensions().filter(|extension| extension.tag == tag && !extension.value.is_empty());
+        of_tag.next().map(|extension| extension.value)
+    }
+
     /// Bytes of blob that the parts of this record take.
     pub fn blob_bytes(&self) -> usize {
         let texts = self.host().len() + self.path().len() + self.query().len() + self.user_agent().len() + self.referer().len();

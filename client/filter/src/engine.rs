@@ -553,17 +553,11 @@ const ADDRESS_HEADERS: [&[u8]; 10] = [
 
 /// Whether a header is one of those, or one of their kind: none of them has room for more than addresses and hosts.
 fn says_address(name: &[u8]) -> bool {
-    let starts = |start: &[u8]| name.get(..start.len()).is_some_and(|name| name.eq_ignore_ascii_case(start));
     let ends = |end: &[u8]| name.len() >= end.len() && name[name.len() - end.len()..].eq_ignore_ascii_case(end);
     let [first, .., last] = name else { return false };
     // Every header of every request comes here.
-    let by_start = match first {
-        b'x' | b'X' => starts(b"x-forwarded"),
-        b'f' | b'F' => starts(b"forwarded"),
-        b'v' | b'V' => name.eq_ignore_ascii_case(b"via"),
-        _ => false,
-    };
-    by_start
+    let may_be_one = matches!(first, b'x' | b'X' | b'f' | b'F' | b'v' | b'V');
+    may_be_one && ADDRESS_HEADERS.iter().any(|one| name.eq_ignore_ascii_case(one))
         || match last {
             b't' | b'T' => ends(b"host"),
             b'p' | b'P' => ends(b"-ip"),

@@ -5,7 +5,7 @@
 use super::alerts::{Alert, Alerts, EVIDENCE_MAX};
 use super::detectors::{COUNTED, Detector, Event};
 use super::keys::{Cell, EVIDENCE, KeyTable, Pool, clear_lists};
-use super::rules::{Firing, State};
+use super::rules::{Firing, SET, State};
 use super::settings::Settings;
 use crate::config::detection::Numbers;
 use std::sync::Arc;
@@ -91,6 +91,38 @@ impl Engine {
         let mut state = State { cell: &mut unpacked, pool: &mut pool };
         let _ = detector.decide(numbers, &mut state, &event, event.time_us, 0);
         detector.progress(numbers, &unpacked, &pool, now_us)
+    }
+
+    /// What most events of most visitors come down to, without the rest of [`Self::take`]: whether all there was to do is done.
+    ///
+    /// - `forced_browsing`: the template is known. The clock moves, the event is counted.
+    /// - `crawl`: the key holds one event, and that has leaked away. The new one takes its place.
+    #[inline(always)]
+    pub fn take_quickly(&mut self, event: &Event, likely: u32) -> bool {
+        let detector = Detector::of_plan(event.plan);
+        let numbers = self.settings.numbers(event.plan);
+        if self.table.pool.is_short() {
+            return false;
+        }
+        let Some((cell, pool)) = self.table.cell_of(likely, event.key) else { return false };
+        let Some(elapsed_us) = event.time_us.checked_sub(cell.clock_us) else { return false };
+        match detector {
+            Detector::ForcedBrowsing => {
+                let is_known = cell.has_lists() && pool.get(cell.list(SET)).contains(&event.value);
+                if !is_known || elapsed_us >= numbers.forced_browsing.empty_after_us as u64 {
+                    return false;
+                }
+                cell.clock_us = event.time_us;
+                cell.seq = cell.seq.wrapping_add(1).max(1);
+                if wants_evidence(detector, cell) && event.request_id != [0, 0] {
+                    keep_evidence(&mut State { cell, pool }, detector, event.request_id);
+                }
+            }
+            Detector::Crawl if cell.is_single() && elapsed_us >= numbers.crawl.leak_us as u64 => cell.put_single(event),
+            _ => return false,
+        }
+        self.counters.looked[detector as usize] += 1;
+        true
     }
 
     /// Takes an event, whose key is likely at a position. If it decides, [`Self::fire`] is to be called next.
@@ -295,7 +327,7 @@ impl View<'_> {
         cell.seq = cell.seq.wrapping_add(1).max(1);
         let mut state = State { cell, pool: self.pool };
         let firing = detector.decide(self.numbers, &mut state, event, time_us, elapsed_us);
-        if firing.is_none() && event.kind & COUNTED != 0 && event.request_id != [0, 0] {
+        if firing.is_none() && event.kind & COUNTED != 0 && wants_evidence(detector, state.cell) && event.request_id != [0, 0] {
             keep_evidence(&mut state, detector, event.request_id);
         }
         Looked::At(firing)
@@ -347,18 +379,22 @@ fn progress(cell: &Cell, settings: &Settings, table: &KeyTable, alerts: &mut Ale
     Detector::of_plan(cell.plan).progress(settings.numbers(cell.plan), cell, &table.pool, now_us)
 }
 
+/// Whether the id of an event may be kept. Without windows, what was kept before the rule was last empty is gone already, see
+/// `State::start_counting_anew`, and nothing else ever goes.
+#[inline]
+const fn wants_evidence(detector: Detector, cell: &Cell) -> bool {
+    !detector.windows().is_empty() || cell.first_seq != 0 && !cell.has_all_evidence()
+}
+
 /// Keeps the id of a counted event, up to the number that an alert shows; ids that no rule counts any more go first. Sets and
 /// windows, by which is decided, come first: evidence takes no more than half of the pool.
-#[inline]
+#[inline(never)]
 fn keep_evidence(state: &mut State<'_>, detector: Detector, request_id: [u64; 2]) {
     if state.pool.is_half_full() {
         return;
     }
     if detector.windows().is_empty() {
-        // What was kept before the rule was last empty is gone already, see `State::start_counting_anew`.
-        if state.cell.first_seq != 0 && state.cell.list(EVIDENCE).words() < (EVIDENCE_MAX - 1) * 2 {
-            state.with_list(EVIDENCE, |pool, list| pool.push(list, request_id, EVIDENCE_MAX));
-        }
+        state.with_list(EVIDENCE, |pool, list| pool.push(list, request_id, EVIDENCE_MAX));
         return;
     }
     let (oldest, seq) = (state.oldest_seq(detector.windows()), state.cell.seq);

@@ -67,8 +67,8 @@ pub type Standings = [Standing; Detector::ALL.len()];
 impl Analytics {
     /// What each detector makes of a record; levels are those at `now_us`.
     pub fn explain<'a>(&self, record: &RecordView<'a>, timing: Timing, now_us: u64, scratch: &'a Bump) -> Standings {
-        let of = (timing, 0, self.prints.bytes(record.path()));
-        let mut observation = Observation::of(record, of, &self.settings, &self.prints, None, scratch);
+        let mut observation = Observation::of(record, (timing, 0, 0), &self.prints);
+        observation.look_up(&self.settings, &self.prints, None, scratch);
         observation.is_attack_tool = self.settings.is_attack_tool(record.user_agent());
         if observation.is_attempt() {
             observation.attempt = Some(observation.outcome(self.was_refused(&observation)));
@@ -132,8 +132,8 @@ fn why_not(detector: Detector, observation: &Observation<'_>) -> Option<WhyNot> 
         Bola => observation.object.is_some(),
         MultiPayload => observation.has_hits,
         Scanner => observation.is_attack_tool,
-        Probing => observation.is_probe,
-        Crawl => matches!(observation.method, b"GET" | b"HEAD"),
+        Probing => observation.is_probe(),
+        Crawl => observation.is_fetch,
     };
     let minds_hits = matches!(detector, BruteForce | BruteForceAttempts | ForcedBrowsing | ForcedBrowsingCount | Bola);
     let reads_status = !matches!(detector, Bola | MultiPayload | Scanner | Probing | Crawl);

@@ -1,7 +1,8 @@
 //! What was worked out of texts that come again and again, such as paths and user agents: a table of fixed size that forgets.
 //!
 //! An entry is found by the keyed fingerprint of its text, all 64 bits of it: 8 are said by its place, 56 are compared. A bucket
-//! is one line of the cache; the entry that came first in it yields. What is kept must depend on the text alone.
+//! is one line of the cache; in a full one an entry yields that hangs on the newcomer's fingerprint, so that of a few too many texts that
+//! come in turn some are still found. What is kept must depend on the text alone.
 
 use crate::arena::mapping::{on_huge_pages, prefetch};
 
@@ -43,9 +44,11 @@ impl<const WORDS: usize> Memo<WORDS> {
     /// Keeps what was worked out. The first word of `entry` is not.
     pub fn put(&mut self, fingerprint: u64, marks: u8, mut entry: [u64; WORDS]) {
         let Bucket(words) = &mut self.buckets[(fingerprint >> self.shift) as usize];
-        words.rotate_right(WORDS);
         entry[0] = fingerprint << 8 | u64::from(marks | USED);
-        words[..WORDS].copy_from_slice(&entry);
+        let entries: &mut [[u64; WORDS]] = words.as_chunks_mut().0;
+        let free = entries.iter().position(|known| known[0] as u8 & USED == 0);
+        let place = free.unwrap_or(fingerprint as usize % entries.len());
+        entries[place] = entry;
     }
 
     /// Brings the place of a text into the cache.
@@ -66,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_found_is_what_was_put_and_the_oldest_yields() {
+    fn what_is_found_is_what_was_put_and_an_older_yields() {
         let mut memo = Memo::<2>::new(1024);
         for n in 0..100_000u64 {
             assert_eq!(memo.find(mix(n)), None, "{n}");

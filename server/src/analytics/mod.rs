@@ -47,14 +47,14 @@ use detectors::{Detector, Event, KeyKind, Look, multi_payload, probing};
 use engine::Engine;
 use fingerprint::Fingerprints;
 use guards::{Guards, Objection};
-use keys::{EVIDENCE, KeyTable};
+use keys::KeyTable;
 use memo::Memo;
-use observation::{Observation, Outcome, Paths};
+use observation::{Here, Observation, Outcome, Paths};
 use odd::Odd;
+use postanalytics_protocol::ValidBatch;
 use postanalytics_protocol::frames::{Action, Subject, Verdict};
 use postanalytics_protocol::routing::address_bytes;
 use postanalytics_protocol::schema::v1::HITS_MAX;
-use postanalytics_protocol::{RecordView, ValidBatch};
 use reports::AlertReports;
 use rules::Firing;
 use settings::Settings;
@@ -66,6 +66,9 @@ use users::{USER_DETECTORS, UserFailure};
 const CHUNK: usize = 64;
 /// Most events of a record: one for each detector, and one for each hit.
 const EVENTS_MAX: usize = Detector::ALL.len() + HITS_MAX as usize;
+/// The two detectors that look at nearly every request, of a source at a host: their events are decided without standing in line,
+/// if no override names them. In the order of the detectors.
+const HERE: [Detector; 2] = [Detector::ForcedBrowsing, Detector::Crawl];
 /// Most user agents, and most paths, that are remembered; fewer where there is room for few keys.
 const USER_AGENTS_MAX: usize = 1 << 15;
 const PATHS_MAX: usize = 1 << 18;
@@ -143,15 +146,6 @@ impl AnalyticsPlan {
     }
 }
 
-/// A record of a chunk: its positions in the batch and in the input, and the fingerprints of path and user agent.
-#[derive(Clone, Copy, Debug)]
-struct Seen<'a> {
-    record: RecordView<'a>,
-    position: u32,
-    order: u64,
-    prints: [u64; 2],
-}
-
 /// An event that is to be decided: what its observation does not say, see [`Waiting::event`].
 #[derive(Clone, Copy, Debug)]
 struct Waiting {
@@ -172,7 +166,7 @@ impl Waiting {
             time_us: observation.time_us,
             value: self.look.value,
             number: self.look.number,
-            request_id: observation.request_id,
+            request_id: observation.request_id(),
             kind: self.look.kind,
             network: observation.ipv6_network().map_or(0, KeyTable::network_slot),
             plan: self.plan,
@@ -242,7 +236,7 @@ impl Analytics {
             settings,
             odd: Odd::default(),
             user_agents: Memo::new((room.keys / 8).min(USER_AGENTS_MAX)),
-            paths: Paths::new((room.keys / 4).min(PATHS_MAX)),
+            paths: Paths::new((room.keys / 2).min(PATHS_MAX)),
             waiting: Vec::with_capacity(if room.keys == 0 { 0 } else { CHUNK * EVENTS_MAX }),
             refusals: vec![[(0, 0); 4]; REFUSALS],
             order: 0,
@@ -302,67 +296,106 @@ impl Analytics {
         }
         let room = if self.room.keys == 0 { 0 } else { CHUNK.min(batch.len()) };
         let mut chunk = BumpVec::with_capacity_in(room, scratch);
-        for (position, record) in (0..).zip(batch.records()) {
+        for (place, record) in (0..).zip(batch.records()) {
             #[cfg(test)]
             assert_ne!(self.panic_at, Some(record.request_id()), "a test asked for this");
-            let order = orders.get(position as usize).copied().unwrap_or(self.order);
+            let order = orders.get(place as usize).copied().unwrap_or(self.order);
             self.order = order + 1;
             self.odd.count(&record, timing);
             if self.room.keys == 0 && (record.hit_count() == 0 || self.hits.is_none()) {
                 if record.hit_count() > 0 {
-                    with_hits.push(position);
+                    with_hits.push(place);
                 }
                 continue;
             }
-            let prints = [self.prints.bytes(record.path()), self.prints.bytes(record.user_agent())];
-            self.paths.prefetch(prints[0]);
-            self.user_agents.prefetch(prints[1]);
-            chunk.push(Seen { record, position, order, prints });
+            chunk.push(Observation::of(&record, (timing, place, order), &self.prints));
+            if let Some(observation) = chunk.last() {
+                self.prefetch_first(observation);
+            }
             if chunk.len() == CHUNK {
-                self.observe_chunk(&chunk, timing, scratch, &mut with_hits);
+                self.observe_chunk(&mut chunk, timing, scratch, &mut with_hits);
                 chunk.clear();
             }
         }
-        self.observe_chunk(&chunk, timing, scratch, &mut with_hits);
+        self.observe_chunk(&mut chunk, timing, scratch, &mut with_hits);
         with_hits
     }
 
+    /// Brings what an observation says into the cache at which place it is known.
+    #[inline]
+    fn prefetch_first(&self, observation: &Observation<'_>) {
+        self.paths.prefetch(observation.path_fingerprint);
+        self.user_agents.prefetch(observation.user_agent_fingerprint);
+        self.engine.table.prefetch_tags(observation.here_fingerprint);
+        if let Some(summary) = &self.summary {
+            summary.prefetch(observation);
+        }
+    }
+
     /// Looks at the records of a chunk; those whose hits are to be kept whole go to `with_hits`.
-    fn observe_chunk<'a>(&mut self, chunk: &[Seen<'a>], timing: Timing, scratch: &'a Bump, with_hits: &mut BumpVec<'_, u32>) {
-        let mut observations = BumpVec::with_capacity_in(chunk.len(), scratch);
-        for (at, seen) in (0..).zip(chunk) {
-            let (record, [path, user_agent]) = (&seen.record, seen.prints);
-            let of = (timing, seen.order, path);
-            let known = Some(&mut self.paths);
-            observations.push(Observation::of(record, of, &self.settings, &self.prints, known, scratch));
-            let Some(observation) = observations.last_mut() else { continue };
-            let mut is_kept = observation.has_hits;
-            if let Some(sampler) = self.hits.as_mut().filter(|_| observation.has_hits) {
-                let take = |kept, hit| sampler.take(observation, record.flags(), &hit, &self.prints, scratch) || kept;
-                is_kept = record.hits().fold(false, take);
-            }
-            if is_kept {
-                with_hits.push(seen.position);
+    fn observe_chunk<'a>(
+        &mut self,
+        chunk: &mut [Observation<'a>],
+        timing: Timing,
+        scratch: &'a Bump,
+        with_hits: &mut BumpVec<'_, u32>,
+    ) {
+        for (at, observation) in (0..).zip(&mut *chunk) {
+            observation.look_up(&self.settings, &self.prints, Some(&mut self.paths), scratch);
+            if observation.has_hits && self.keeps_hits(observation, scratch) {
+                with_hits.push(observation.place);
             }
             if self.room.keys == 0 {
                 continue;
             }
-            if let Some(summary) = &self.summary {
-                observation.summary_fingerprints = summary.prefetch(observation, user_agent);
-            }
-            observation.is_attack_tool = self.is_attack_tool(record.user_agent(), user_agent);
+            observation.is_attack_tool = self.is_attack_tool(observation);
             if observation.is_attempt() {
                 observation.attempt = Some(self.outcome(observation));
             }
+            observation.here = self.look_here(observation);
             self.gather(observation, at, scratch);
         }
         if let Some(summary) = &mut self.summary {
-            for (observation, seen) in observations.iter().zip(chunk) {
-                summary.count(observation, &seen.record, scratch);
+            for observation in &*chunk {
+                summary.count(observation, scratch);
                 self.guards.count(observation.source.key());
             }
         }
-        self.decide(&observations, timing, scratch);
+        self.decide(chunk, timing, scratch);
+    }
+
+    /// Takes the hits of a record; whether it is to be kept whole.
+    #[cold]
+    fn keeps_hits<'a>(&mut self, observation: &Observation<'a>, scratch: &'a Bump) -> bool {
+        let Some(sampler) = &mut self.hits else { return true };
+        let record = observation.record();
+        let take = |kept, hit| sampler.take(observation, record.flags(), &hit, &self.prints, scratch) || kept;
+        record.hits().fold(false, take)
+    }
+
+    /// What an observation is to the two detectors that look at nearly all, and where their cells are.
+    #[inline(always)]
+    fn look_here(&self, observation: &Observation<'_>) -> Here {
+        let kind = |detector: Detector| match detector.look(observation) {
+            Some(look) if self.is_plain[detector as usize] => look.kind as u8,
+            _ => 0,
+        };
+        let kinds = [kind(HERE[0]), kind(HERE[1])];
+        let first = if kinds[0] != 0 { HERE[0] } else { HERE[1] };
+        let position = if kinds == [0, 0] { 0 } else { self.find_cells(key_of(observation.here_fingerprint, first.plan(0))) };
+        Here { position, kinds }
+    }
+
+    /// Where a key likely is, whose tags are in the cache; its cell is on its way there.
+    #[inline(always)]
+    fn find_cells(&self, key: u64) -> u32 {
+        let table = &self.engine.table;
+        let position = table.likely_position(key);
+        match position {
+            u32::MAX => table.prefetch_other_tags(key),
+            position => table.prefetch_cells(position),
+        }
+        position
     }
 
     /// Puts the events that an observation is to the detectors in line, in the order of the detectors.
@@ -379,8 +412,10 @@ impl Analytics {
             self.hand_on(observation, scratch);
             wait(self, Detector::CredentialStuffing);
         }
-        self.wait_here(Detector::ForcedBrowsing, observation, at, scratch);
-        self.wait_here(Detector::ForcedBrowsingCount, observation, at, scratch);
+        if !self.is_plain[Detector::ForcedBrowsing as usize] {
+            wait(self, Detector::ForcedBrowsing);
+        }
+        wait(self, Detector::ForcedBrowsingCount);
         if observation.object.is_some() {
             wait(self, Detector::Bola);
         }
@@ -390,23 +425,16 @@ impl Analytics {
                 self.wait(Detector::MultiPayload, look, observation, at, scratch);
             }
         }
-        wait(self, Detector::Scanner);
-        if observation.is_probe {
+        if observation.is_attack_tool {
+            wait(self, Detector::Scanner);
+        }
+        if observation.is_probe() {
             let look = probing::look(observation.address_fingerprint(&self.prints, scratch));
             self.wait(Detector::Probing, look, observation, at, scratch);
         }
-        self.wait_here(Detector::Crawl, observation, at, scratch);
-    }
-
-    /// Puts the event in line that an observation is to a detector of a source at a host.
-    #[inline(always)]
-    fn wait_here<'a>(&mut self, detector: Detector, observation: &Observation<'a>, at: u32, scratch: &'a Bump) {
-        let Some(look) = detector.look(observation) else { return };
-        if !self.is_plain[detector as usize] {
-            return self.wait(detector, look, observation, at, scratch);
+        if !self.is_plain[Detector::Crawl as usize] {
+            wait(self, Detector::Crawl);
         }
-        let plan = detector.plan(0);
-        self.put_in_line(key_of(observation.here_fingerprint, plan), plan, look, at);
     }
 
     /// Puts an event in line, if its detector runs.
@@ -422,11 +450,6 @@ impl Analytics {
             false => observation.source_fingerprint,
         };
         let key = self.key(detector, plan, observation, source);
-        self.put_in_line(key, plan, look, at);
-    }
-
-    #[inline(always)]
-    fn put_in_line(&mut self, key: u64, plan: u16, look: Look, at: u32) {
         self.engine.table.prefetch_tags(key);
         self.waiting.push(Waiting { key, look, of: at, position: u32::MAX, plan });
     }
@@ -441,37 +464,110 @@ impl Analytics {
         self.settings.rank(detector, observation.application, observation.host(), path)
     }
 
-    /// Decides the waiting events in order, when what they need is in the cache.
-    fn decide<'a>(&mut self, observations: &[Observation<'a>], timing: Timing, scratch: &'a Bump) {
+    /// Decides the events of a chunk in order, of a record in the order of the detectors, when what they need is in the cache.
+    fn decide<'a>(&mut self, chunk: &mut [Observation<'a>], timing: Timing, scratch: &'a Bump) {
         let mut waiting = std::mem::take(&mut self.waiting);
         self.prefetch(&mut waiting);
-        for one in &waiting {
-            self.take(one, &observations[one.of as usize], timing, scratch);
+        self.prefetch_here(chunk);
+        let mut rest = &waiting[..];
+        for (at, observation) in (0..).zip(&*chunk) {
+            let has_others = rest.first().is_some_and(|one| one.of == at);
+            if has_others {
+                let comes_before = |one: &Waiting| one.of == at && Detector::of_plan(one.plan) < HERE[0];
+                self.take_others(&mut rest, comes_before, observation, timing, scratch);
+            }
+            self.take_here(0, observation, timing, scratch);
+            if has_others {
+                self.take_others(&mut rest, |one| one.of == at, observation, timing, scratch);
+            }
+            self.take_here(1, observation, timing, scratch);
         }
         waiting.clear();
         self.waiting = waiting;
     }
 
-    /// Brings the lines of the tables that events need into the cache, one step for all events before the next step. Their tags
+    /// Brings the lines of the table that events need into the cache, one step for all events before the next step. Their tags
     /// are on their way already.
     fn prefetch(&self, waiting: &mut [Waiting]) {
         let table = &self.engine.table;
         for one in &mut *waiting {
-            one.position = table.likely_position(one.key);
-            match one.position {
-                u32::MAX => table.prefetch_other_tags(one.key),
-                position => table.prefetch_cell(position),
-            }
+            one.position = self.find_cells(one.key);
         }
         for one in waiting.iter_mut().filter(|one| one.position == u32::MAX) {
             one.position = table.other_likely_position(one.key);
-            table.prefetch_cell(one.position);
+            table.prefetch_cells(one.position);
         }
         for one in &*waiting {
-            if let Some(cell) = table.cell_of(one.position, one.key).filter(|cell| cell.has_lists()) {
-                table.pool.prefetch(cell.list(rules::SET));
-                table.pool.prefetch(cell.list(EVIDENCE));
+            table.prefetch_lists(one.position, one.key);
+        }
+    }
+
+    /// The same for what [`Here`] says; the cells are on their way already.
+    fn prefetch_here(&self, chunk: &mut [Observation<'_>]) {
+        let table = &self.engine.table;
+        for observation in &mut *chunk {
+            let Here { position, kinds } = observation.here;
+            if position == u32::MAX {
+                let first = if kinds[0] != 0 { HERE[0] } else { HERE[1] };
+                observation.here.position = table.other_likely_position(key_of(observation.here_fingerprint, first.plan(0)));
+                table.prefetch_cells(observation.here.position);
             }
+        }
+        for observation in &*chunk {
+            for which in [0, 1] {
+                if observation.here.kinds[which] != 0 {
+                    let (key, position) = here(which, observation);
+                    table.prefetch_lists(position, key);
+                }
+            }
+        }
+    }
+
+    /// Gives the engine the event that an observation is to one of the two detectors of [`HERE`].
+    #[inline(always)]
+    fn take_here<'a>(&mut self, which: usize, observation: &Observation<'a>, timing: Timing, scratch: &'a Bump) {
+        let kind = observation.here.kinds[which];
+        if kind == 0 {
+            return;
+        }
+        let (key, position) = here(which, observation);
+        let event = Event {
+            key,
+            time_us: observation.time_us,
+            value: observation.target.template_fingerprint,
+            number: 0,
+            request_id: observation.request_id(),
+            kind: u32::from(kind),
+            network: 0,
+            plan: HERE[which].plan(0),
+        };
+        if !self.engine.take_quickly(&event, position) {
+            self.take_slowly(which, observation, timing, scratch);
+        }
+    }
+
+    #[inline(never)]
+    fn take_slowly<'a>(&mut self, which: usize, observation: &Observation<'a>, timing: Timing, scratch: &'a Bump) {
+        let kind = u32::from(observation.here.kinds[which]);
+        let look = Look { value: observation.target.template_fingerprint, number: 0, kind };
+        let (key, position) = here(which, observation);
+        let one = Waiting { key, look, of: 0, position, plan: HERE[which].plan(0) };
+        self.take(&one, observation, timing, scratch);
+    }
+
+    /// Gives the engine the first of the events in line, as far as they are wanted.
+    #[inline(never)]
+    fn take_others<'a>(
+        &mut self,
+        rest: &mut &[Waiting],
+        is_wanted: impl Fn(&Waiting) -> bool,
+        observation: &Observation<'a>,
+        timing: Timing,
+        scratch: &'a Bump,
+    ) {
+        while let Some((one, others)) = rest.split_first().filter(|(one, _)| is_wanted(one)) {
+            self.take(one, observation, timing, scratch);
+            *rest = others;
         }
     }
 
@@ -558,7 +654,7 @@ impl Analytics {
             Response::Denylist => Action::Denylist,
         };
         // What is no address cannot be listed. Where a whole /48 is one key, its /64 that decided is.
-        if !observation.source_text.is_empty() {
+        if !observation.source_text().is_empty() {
             return;
         }
         if self.listed.len() == WAITING_MAX {
@@ -607,7 +703,7 @@ impl Analytics {
             user: observation.user(),
             time_us: observation.time_us,
             network: observation.network(),
-            request_id: observation.request_id,
+            request_id: observation.request_id(),
             application: observation.application,
             ranks,
         });
@@ -628,16 +724,19 @@ impl Analytics {
         observation.outcome(was_refused)
     }
 
-    /// Whether a user agent, of this fingerprint, names an attack tool; most were seen before.
-    fn is_attack_tool(&mut self, user_agent: &[u8], fingerprint: u64) -> bool {
-        if user_agent.is_empty() {
-            return false;
+    /// Whether the user agent names an attack tool; most were seen before.
+    #[inline]
+    fn is_attack_tool(&mut self, observation: &Observation<'_>) -> bool {
+        match self.user_agents.find(observation.user_agent_fingerprint) {
+            Some((mark, _)) => mark != 0,
+            None => self.is_new_attack_tool(observation),
         }
-        if let Some((mark, _)) = self.user_agents.find(fingerprint) {
-            return mark != 0;
-        }
-        let is_tool = self.settings.is_attack_tool(user_agent);
-        self.user_agents.put(fingerprint, u8::from(is_tool), [0]);
+    }
+
+    #[inline(never)]
+    fn is_new_attack_tool(&mut self, observation: &Observation<'_>) -> bool {
+        let is_tool = self.settings.is_attack_tool(observation.record().user_agent());
+        self.user_agents.put(observation.user_agent_fingerprint, u8::from(is_tool), [0]);
         is_tool
     }
 }
@@ -647,6 +746,14 @@ impl Analytics {
 fn key_of(of: u64, plan: u16) -> u64 {
     // 0 is a free cell.
     (of ^ u64::from(plan)).max(1)
+}
+
+/// The key and the likely place of the event that an observation is to one of the two detectors of [`HERE`].
+#[inline(always)]
+fn here(which: usize, observation: &Observation<'_>) -> (u64, u32) {
+    let Here { position, kinds } = observation.here;
+    let is_beside = which == 1 && kinds[0] != 0 && position != u32::MAX;
+    (key_of(observation.here_fingerprint, HERE[which].plan(0)), position ^ u32::from(is_beside))
 }
 
 fn are_plain(settings: &Settings) -> [bool; Detector::ALL.len()] {
@@ -668,7 +775,7 @@ fn describe<'a>(
     alert.application = application;
     alert.source = observation.source.key();
     alert.is_network = is_network;
-    Alert::set_text(&mut alert.source_text, &[observation.source_text]);
+    Alert::set_text(&mut alert.source_text, &[observation.source_text()]);
     let kind = detector.key_kind();
     if kind == KeyKind::SessionEndpoint {
         alert.session = observation.session();
@@ -677,8 +784,9 @@ fn describe<'a>(
         Alert::set_text(&mut alert.host, &[observation.host()]);
     }
     if matches!(kind, KeyKind::SourceEndpoint | KeyKind::SessionEndpoint) {
-        let blank: &[u8] = if observation.method.is_empty() { b"" } else { b" " };
-        Alert::set_text(&mut alert.endpoint, &[observation.method, blank, observation.template(scratch)]);
+        let method = observation.method();
+        let blank: &[u8] = if method.is_empty() { b"" } else { b" " };
+        Alert::set_text(&mut alert.endpoint, &[method, blank, observation.template(scratch)]);
     }
 }
 

@@ -1,5 +1,5 @@
 //! What detectors need of a record: template, object id, fingerprints, and what kind of request it was. What only few of them
-//! need of few records is worked out when they ask, once: how often they ask is up to who sent the record. Borrows from the record and from the turn's scratch memory.
+//! need of few records is worked out when they ask, once: how often they ask is up to who sent the record. Borrows from the record and from the batch's scratch memory.
 
 use super::Timing;
 use super::fingerprint::Fingerprints;
@@ -106,16 +106,18 @@ impl Paths {
 }
 
 impl Target {
-    fn of(path: &[u8], template: &[u8], settings: &Settings, prints: &Fingerprints) -> Self {
+    fn of(path: &[u8], template_fingerprint: u64, settings: &Settings) -> Self {
+        let is_login = settings.is_login(path);
         let marks = [
             (STATIC, path::is_static(path)),
             (WEIGHTLESS, path::is_weightless(path, &settings.weightless_paths)),
-            (LOGIN, settings.is_login(path)),
-            (WP_LOGIN, ends_with_ignoring_case(path, b"/wp-login.php")),
-            (TOKEN, ends_with_ignoring_case(path, b"/oauth/token")),
+            (LOGIN, is_login),
+            // Both are among the log-ins.
+            (WP_LOGIN, is_login && ends_with_ignoring_case(path, b"/wp-login.php")),
+            (TOKEN, is_login && ends_with_ignoring_case(path, b"/oauth/token")),
         ];
         let marks = marks.iter().fold(0, |marks, &(mark, is_set)| marks | if is_set { mark } else { 0 });
-        Self { template_fingerprint: prints.bytes(template), marks }
+        Self { template_fingerprint, marks }
     }
 
     /// Whether it has a mark, or one of several.
@@ -136,140 +138,167 @@ pub struct Object {
 
 /// Path and query, normalised.
 type Address<'a> = (&'a [u8], &'a [u8]);
-/// The template of a path, and its object id.
-type Template<'a> = (&'a [u8], Option<&'a [u8]>);
 
-/// What a path is, and what came of it on the way, if it had to be worked out.
-type WorkedOut<'a> = (Target, Option<Object>, Option<Address<'a>>, Option<Template<'a>>);
+/// What was worked out of a path and is not kept for the next record with it.
+#[derive(Clone, Copy, Debug)]
+struct Texts<'a> {
+    address: Address<'a>,
+    /// Path with ids replaced, and the last id, once they were asked for.
+    template: Option<(&'a [u8], Option<&'a [u8]>)>,
+}
 
-/// See the module.
+/// What the two detectors that look at nearly every request make of an observation, see [`super::Analytics::observe`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Here {
+    /// Where the cell of the first that looks likely is; that of the other is beside it.
+    pub position: u32,
+    /// What the observation is to `forced_browsing` and to `crawl`; 0: the detector does not look at it.
+    pub kinds: [u8; 2],
+}
+
+/// See the module. What is read at once for every record; the rest is read from the record when it is asked for, for most
+/// records never.
 #[derive(Clone, Debug)]
 pub struct Observation<'a> {
     record: RecordView<'a>,
+    /// Position of the record in its batch.
+    pub place: u32,
+    /// Application id, −1 for none.
+    pub application: i32,
     /// Position of the record in the input.
     pub order: u64,
     /// When it happened, Unix µs; live, freed of the node's clock error.
     pub time_us: u64,
     /// Who.
     pub source: Source,
-    /// The address field as text, if it is no address.
-    pub source_text: &'a [u8],
-    /// Application id, −1 for none.
-    pub application: i32,
-    /// Status of the answer, 0 if none.
-    pub status: u16,
-    /// The method's text, empty if it was no request.
-    pub method: &'a [u8],
-    /// Its method is GET or HEAD.
-    pub is_fetch: bool,
-    /// The path's.
-    pub target: Target,
-    /// The last id of the path.
-    pub object: Option<Object>,
-    /// The request's id.
-    pub request_id: [u64; 2],
-    /// A filter blocked it, or its source was listed: its status is the filter's doing.
-    pub is_listed: bool,
-    /// It carries hits.
-    pub has_hits: bool,
-    /// One of them is of a type that probing counts.
-    pub is_probe: bool,
-    /// The user agent names an attack tool.
-    pub is_attack_tool: bool,
-    /// How the attempt to log in ended, if it is one and what is remembered was asked; see [`Self::outcome`].
-    pub attempt: Option<Outcome>,
     /// Of source and application.
     pub source_fingerprint: u64,
     /// Of the host.
     pub host_fingerprint: u64,
     /// Of source, application and host.
     pub here_fingerprint: u64,
-    /// Of path and user agent with the application, for the counters of all requests.
-    pub summary_fingerprints: [u64; 2],
-    credentials: bool,
-    said: Outcome,
-    /// Path and query, normalised, once they were asked for.
-    address: Cell<Option<Address<'a>>>,
-    /// Path with ids replaced, and the last id, once they were asked for.
-    template: Cell<Option<Template<'a>>>,
+    /// Of the path as it came.
+    pub path_fingerprint: u64,
+    /// Of the user agent.
+    pub user_agent_fingerprint: u64,
+    /// The path's, see [`Self::look_up`].
+    pub target: Target,
+    /// The last id of the path, see [`Self::look_up`].
+    pub object: Option<&'a Object>,
+    texts: Cell<Option<&'a Texts<'a>>>,
+    /// See [`Here`].
+    pub here: Here,
+    /// Status of the answer, 0 if none.
+    pub status: u16,
+    /// Its method is GET or HEAD.
+    pub is_fetch: bool,
+    /// A filter blocked it, or its source was listed: its status is the filter's doing.
+    pub is_listed: bool,
+    /// It carries hits.
+    pub has_hits: bool,
+    /// The user agent names an attack tool.
+    pub is_attack_tool: bool,
+    /// How the attempt to log in ended, if it is one and what is remembered was asked; see [`Self::outcome`].
+    pub attempt: Option<Outcome>,
 }
 
 impl<'a> Observation<'a> {
-    /// Works a record out. `known` are the paths that were seen before, if any are kept. What else is remembered ([`Self::attempt`],
-    /// [`Self::is_attack_tool`]) is left open.
+    /// What a record says by itself. The path is left to [`Self::look_up`]; what is remembered ([`Self::attempt`],
+    /// [`Self::is_attack_tool`]) to the caller.
     // Inlined, so that it is written where it is to lie.
     #[inline(always)]
-    pub fn of(
-        record: &RecordView<'a>,
-        (timing, order, path_fingerprint): (Timing, u64, u64),
-        settings: &Settings,
-        prints: &Fingerprints,
-        known: Option<&mut Paths>,
-        scratch: &'a Bump,
-    ) -> Self {
-        let flags = record.flags();
-        let known_method = Method::from_wire(record.method());
-        let mut is_fetch = matches!(known_method, Some(Method::Get | Method::Head));
-        let (mut method, mut source_text) = (known_method.map_or(&b""[..], |known| known.name().as_bytes()), &b""[..]);
-        if record.extension_count() > 0 {
-            for extension in record.extensions() {
-                match extension.tag {
-                    TAG_METHOD if method.is_empty() => {
-                        method = extension.value;
-                        is_fetch = matches!(method, b"GET" | b"HEAD");
-                    }
-                    TAG_SOURCE_TEXT => source_text = extension.value,
-                    _ => {}
-                }
-            }
-        }
+    pub fn of(record: &RecordView<'a>, (timing, place, order): (Timing, u32, u64), prints: &Fingerprints) -> Self {
         let (source, application) = (record.source(), record.application());
-        let id = u128::from_be_bytes(record.request_id());
-        let source_fingerprint = prints.pair(source.key(), application as u32 as u64);
+        let source_fingerprint = prints.pair(source.key(), u64::from(application.cast_unsigned()));
         let host_fingerprint = prints.bytes(record.host());
-        // The whole line of what is no request is another path than the same text in a request.
-        let known = known.filter(|_| !method.is_empty());
-        let found = known.as_ref().and_then(|known| known.find(path_fingerprint));
-        let (target, object, address, template) = match found {
-            Some((target, object)) => (target, object, None, None),
-            None => work_out((record, method), path_fingerprint, settings, prints, known, scratch),
-        };
         Self {
             record: *record,
+            place,
+            application,
             order,
             time_us: timing.event_time_us(record.event_us()),
             source,
-            source_text,
-            application,
-            status: record.status(),
-            method,
-            is_fetch,
-            target,
-            object,
-            request_id: [(id >> 64) as u64, id as u64],
-            is_listed: flags & (FLAG_BLOCKED | FLAG_DENYLIST | FLAG_GRAYLIST) != 0,
-            has_hits: record.hit_count() > 0,
-            is_probe: record.hit_count() > 0 && record.hits().any(|hit| is_probe(hit.attack_type)),
-            is_attack_tool: false,
-            attempt: None,
             source_fingerprint,
             host_fingerprint,
             here_fingerprint: prints.pair(source_fingerprint, host_fingerprint),
-            summary_fingerprints: [0; 2],
-            credentials: flags & FLAG_CREDENTIALS != 0,
-            said: match flags & (FLAG_AUTH_FAILED | FLAG_AUTH_SUCCEEDED) {
-                FLAG_AUTH_FAILED => Outcome::Failed,
-                FLAG_AUTH_SUCCEEDED => Outcome::Succeeded,
-                _ => Outcome::Unknown,
+            path_fingerprint: prints.bytes(record.path()),
+            user_agent_fingerprint: prints.bytes(record.user_agent()),
+            target: Target::default(),
+            object: None,
+            texts: Cell::new(None),
+            here: Here::default(),
+            status: record.status(),
+            is_fetch: match Method::from_wire(record.method()) {
+                Some(method) => matches!(method, Method::Get | Method::Head),
+                None => matches!(text_of_method(record), b"GET" | b"HEAD"),
             },
-            address: Cell::new(address),
-            template: Cell::new(template),
+            is_listed: record.flags() & (FLAG_BLOCKED | FLAG_DENYLIST | FLAG_GRAYLIST) != 0,
+            has_hits: record.hit_count() > 0,
+            is_attack_tool: false,
+            attempt: None,
+        }
+    }
+
+    /// Finds out what the path is. `known` are the paths that were seen before, if any are kept.
+    #[inline(always)]
+    pub fn look_up(&mut self, settings: &Settings, prints: &Fingerprints, known: Option<&mut Paths>, scratch: &'a Bump) {
+        // The whole line of what is no request is another path than the same text in a request.
+        let known = known.filter(|_| self.is_request());
+        match known.as_ref().and_then(|known| known.find(self.path_fingerprint)) {
+            Some((target, None)) => self.target = target,
+            Some((target, Some(object))) => (self.target, self.object) = (target, Some(&*scratch.alloc(object))),
+            None => self.work_out(settings, prints, known, scratch),
+        }
+    }
+
+    /// What a path is that was not seen before, and what came of it on the way.
+    #[inline(never)]
+    fn work_out(&mut self, settings: &Settings, prints: &Fingerprints, known: Option<&mut Paths>, scratch: &'a Bump) {
+        let (path, _) = self.path_and_query(scratch);
+        let (template, id) = self.template_and_id(scratch);
+        let is_as_it_came = std::ptr::eq(template, self.record.path());
+        let template_fingerprint = if is_as_it_came { self.path_fingerprint } else { prints.bytes(template) };
+        self.target = Target::of(path, template_fingerprint, settings);
+        let object = id.map(|id| Object { fingerprint: prints.bytes(id), number: path::number_of(id) });
+        self.object = object.map(|object| &*scratch.alloc(object));
+        if let Some(known) = known {
+            known.put(self.path_fingerprint, self.target, object);
         }
     }
 
     /// The record.
     pub const fn record(&self) -> &RecordView<'a> {
         &self.record
+    }
+
+    /// The method's text, empty if it was no request.
+    pub fn method(&self) -> &'a [u8] {
+        match Method::from_wire(self.record.method()) {
+            Some(method) => method.name().as_bytes(),
+            None => text_of_method(&self.record),
+        }
+    }
+
+    #[inline]
+    fn is_request(&self) -> bool {
+        Method::from_wire(self.record.method()).is_some() || !text_of_method(&self.record).is_empty()
+    }
+
+    /// The address field as text, if it is no address.
+    pub fn source_text(&self) -> &'a [u8] {
+        self.record.extension(TAG_SOURCE_TEXT).unwrap_or_default()
+    }
+
+    /// The request's id.
+    #[inline]
+    pub fn request_id(&self) -> [u64; 2] {
+        let id = u128::from_be_bytes(self.record.request_id());
+        [(id >> 64) as u64, id as u64]
+    }
+
+    /// One of its hits is of a type that probing counts.
+    pub fn is_probe(&self) -> bool {
+        self.has_hits && self.record.hits().any(|hit| is_probe(hit.attack_type))
     }
 
     /// Host, empty if not known.
@@ -289,11 +318,11 @@ impl<'a> Observation<'a> {
 
     /// Path and query, normalised. What is no request has no path to normalise: the whole line stands for it.
     pub fn path_and_query(&self, scratch: &'a Bump) -> (&'a [u8], &'a [u8]) {
-        if let Some(known) = self.address.get() {
-            return known;
+        if let Some(known) = self.texts.get() {
+            return known.address;
         }
-        let address = address(&self.record, self.method, scratch);
-        self.address.set(Some(address));
+        let address = address(&self.record, self.is_request(), scratch);
+        self.texts.set(Some(scratch.alloc(Texts { address, template: None })));
         address
     }
 
@@ -303,17 +332,18 @@ impl<'a> Observation<'a> {
     }
 
     fn template_and_id(&self, scratch: &'a Bump) -> (&'a [u8], Option<&'a [u8]>) {
-        if let Some(known) = self.template.get() {
-            return known;
+        if let Some(template) = self.texts.get().and_then(|known| known.template) {
+            return template;
         }
-        let template = path::template(self.path_and_query(scratch).0, scratch);
-        self.template.set(Some(template));
+        let address = self.path_and_query(scratch);
+        let template = path::template(address.0, scratch);
+        self.texts.set(Some(scratch.alloc(Texts { address, template: Some(template) })));
         template
     }
 
     /// Of method, host and template.
     pub fn endpoint_fingerprint(&self, prints: &Fingerprints) -> u64 {
-        prints.pair(prints.pair(prints.bytes(self.method), self.host_fingerprint), self.target.template_fingerprint)
+        prints.pair(prints.pair(prints.bytes(self.method()), self.host_fingerprint), self.target.template_fingerprint)
     }
 
     /// Of path and query.
@@ -323,15 +353,18 @@ impl<'a> Observation<'a> {
     }
 
     /// Whether this is an attempt to log in.
+    #[inline]
     pub fn is_attempt(&self) -> bool {
-        let is_login = self.target.is(LOGIN) && matches!(self.method, b"POST" | b"PUT");
-        is_login || self.status == 401 && self.credentials
+        let is_login = self.target.is(LOGIN) && matches!(self.method(), b"POST" | b"PUT");
+        is_login || self.status == 401 && self.record.flags() & FLAG_CREDENTIALS != 0
     }
 
     /// How the attempt ended; `was_refused`: this endpoint refused this source within the last hour.
     pub fn outcome(&self, was_refused: bool) -> Outcome {
-        if self.said != Outcome::Unknown {
-            return self.said;
+        match self.record.flags() & (FLAG_AUTH_FAILED | FLAG_AUTH_SUCCEEDED) {
+            FLAG_AUTH_FAILED => return Outcome::Failed,
+            FLAG_AUTH_SUCCEEDED => return Outcome::Succeeded,
+            _ => {}
         }
         match self.status {
             200 if self.target.is(WP_LOGIN) => Outcome::Failed,
@@ -344,8 +377,8 @@ impl<'a> Observation<'a> {
     }
 
     /// The number by which networks are told apart: the /24, or the /48, or the text of what is no address.
-    pub const fn network(&self) -> u64 {
-        if !self.source_text.is_empty() {
+    pub fn network(&self) -> u64 {
+        if !self.source_text().is_empty() {
             return self.source.key();
         }
         let host_bits = if is_ipv4(self.source) { 8 } else { 16 };
@@ -359,32 +392,18 @@ impl<'a> Observation<'a> {
 }
 
 /// Path and query, normalised; see [`Observation::path_and_query`].
-fn address<'a>(record: &RecordView<'a>, method: &[u8], scratch: &'a Bump) -> Address<'a> {
-    if method.is_empty() {
+fn address<'a>(record: &RecordView<'a>, is_request: bool, scratch: &'a Bump) -> Address<'a> {
+    if !is_request {
         return (record.path(), record.query());
     }
     let (path, query) = path::normalise(record.path(), scratch);
     (path, if record.query().is_empty() { query } else { record.query() })
 }
 
-/// What a path is that was not seen before, and what came of it on the way.
+/// The text of a method that has no number; empty if there is none.
 #[inline(never)]
-fn work_out<'a>(
-    (record, method): (&RecordView<'a>, &[u8]),
-    path_fingerprint: u64,
-    settings: &Settings,
-    prints: &Fingerprints,
-    known: Option<&mut Paths>,
-    scratch: &'a Bump,
-) -> WorkedOut<'a> {
-    let address = address(record, method, scratch);
-    let template = path::template(address.0, scratch);
-    let target = Target::of(address.0, template.0, settings, prints);
-    let object = template.1.map(|id| Object { fingerprint: prints.bytes(id), number: path::number_of(id) });
-    if let Some(known) = known {
-        known.put(path_fingerprint, target, object);
-    }
-    (target, object, Some(address), Some(template))
+fn text_of_method<'a>(record: &RecordView<'a>) -> &'a [u8] {
+    record.extension(TAG_METHOD).unwrap_or_default()
 }
 
 impl Timing {

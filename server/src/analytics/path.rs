@@ -1,6 +1,6 @@
 //! Paths as detectors see them: normalised, their template, their object id, and what kind of path they are.
 //!
-//! A path that is normal already, as almost all are, is borrowed; else the work is done in the turn's scratch memory.
+//! A path that is normal already, as almost all are, is borrowed; else the work is done in the batch's scratch memory.
 
 use bumpalo::Bump;
 use bumpalo::collections::Vec as BumpVec;
@@ -40,13 +40,9 @@ fn after_authority(target: &[u8]) -> &[u8] {
 
 /// Nothing to decode, no double slash, no segment that begins with a dot.
 fn is_normal(path: &[u8]) -> bool {
-    let mut previous = b'/';
-    let mut special = path.first() != Some(&b'/');
-    for (at, &byte) in path.iter().enumerate() {
-        special |= byte == b'%' || (at > 0 && previous == b'/' && matches!(byte, b'/' | b'.'));
-        previous = byte;
-    }
-    !special
+    path.first() == Some(&b'/')
+        && memchr::memchr(b'%', path).is_none()
+        && memchr::memchr_iter(b'/', path).all(|at| !matches!(path.get(at + 1), Some(b'/' | b'.')))
 }
 
 fn percent_decode(path: &[u8], out: &mut BumpVec<'_, u8>) {
@@ -116,12 +112,12 @@ fn remove_dots(path: &mut BumpVec<'_, u8>) {
 /// The template of a path and its object id: the last of the segments that were replaced by `{id}`.
 pub fn template<'a>(path: &'a [u8], scratch: &'a Bump) -> (&'a [u8], Option<&'a [u8]>) {
     // Such a segment holds a digit, or 16 letters of which all are hexadecimal.
-    if !path.split(|&byte| byte == b'/').any(is_object_id) {
+    if !segments(path).any(is_object_id) {
         return (path, None);
     }
     let mut out = BumpVec::with_capacity_in(path.len() + 8, scratch);
     let mut object = None;
-    for (position, segment) in path.split(|&byte| byte == b'/').enumerate() {
+    for (position, segment) in segments(path).enumerate() {
         if position > 0 {
             out.push(b'/');
         }
@@ -133,6 +129,17 @@ pub fn template<'a>(path: &'a [u8], scratch: &'a Bump) -> (&'a [u8], Option<&'a 
         }
     }
     (out.into_bump_slice(), object)
+}
+
+/// What stands between the slashes.
+fn segments(path: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = Some(path);
+    std::iter::from_fn(move || {
+        let path = rest?;
+        let end = memchr::memchr(b'/', path);
+        rest = end.map(|end| &path[end + 1..]);
+        Some(&path[..end.unwrap_or(path.len())])
+    })
 }
 
 /// All digits, a UUID, or 16 and more hexadecimal digits.
@@ -155,18 +162,28 @@ fn is_uuid(segment: &[u8]) -> bool {
         })
 }
 
-const STATIC_EXTENSIONS: &[&[u8]] = &[
-    b"jpg", b"jpeg", b"png", b"gif", b"svg", b"webp", b"avif", b"ico", b"bmp", b"tif", b"tiff", b"woff", b"woff2", b"ttf",
-    b"otf", b"eot", b"css", b"js", b"mjs", b"map", b"mp3", b"mp4", b"m4a", b"m4v", b"webm", b"ogg", b"ogv", b"oga", b"avi",
-    b"mov", b"wav", b"flac", b"txt", b"xml", b"json", b"html", b"htm",
-];
+/// Whether an extension, in small letters, is that of a file that does not change.
+#[rustfmt::skip]
+const fn is_static_extension(extension: &[u8]) -> bool {
+    matches!(
+        extension,
+        b"jpg" | b"jpeg" | b"png" | b"gif" | b"svg" | b"webp" | b"avif" | b"ico" | b"bmp" | b"tif" | b"tiff" | b"woff"
+            | b"woff2" | b"ttf" | b"otf" | b"eot" | b"css" | b"js" | b"mjs" | b"map" | b"mp3" | b"mp4" | b"m4a" | b"m4v"
+            | b"webm" | b"ogg" | b"ogv" | b"oga" | b"avi" | b"mov" | b"wav" | b"flac" | b"txt" | b"xml" | b"json" | b"html"
+            | b"htm"
+    )
+}
 
 /// Whether the path is one of a file that does not change.
 pub fn is_static(path: &[u8]) -> bool {
     let name = last_segment(path);
     let Some(dot) = name.iter().rposition(|&byte| byte == b'.') else { return false };
     let extension = &name[dot + 1..];
-    (2..=5).contains(&extension.len()) && STATIC_EXTENSIONS.iter().any(|known| known.eq_ignore_ascii_case(extension))
+    let mut small = [0; 5];
+    let Some(small) = small.get_mut(..extension.len()) else { return false };
+    small.copy_from_slice(extension);
+    small.make_ascii_lowercase();
+    is_static_extension(small)
 }
 
 /// Whether a path that is not there says nothing about who asked for it; `listed` are the operator's.

@@ -125,9 +125,17 @@ impl State<'_> {
     /// is not known is not counted, for it would be counted again and again.
     #[inline]
     pub fn is_new(&mut self, value: u64, distinct_max: i64) -> bool {
-        if self.pool.get(self.cell.list(SET)).contains(&value) {
-            return false;
-        }
+        !self.holds(value) && self.remember(value, distinct_max)
+    }
+
+    /// Whether the set of the last values holds this one.
+    #[inline]
+    pub fn holds(&self, value: u64) -> bool {
+        self.pool.get(self.cell.list(SET)).contains(&value)
+    }
+
+    /// Puts a value into the set of the last `distinct_max` values. `false`: there is no room for it.
+    pub fn remember(&mut self, value: u64, distinct_max: i64) -> bool {
         self.with_list(SET, |pool, list| pool.push(list, [value], distinct_max as usize))
     }
 

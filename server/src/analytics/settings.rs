@@ -48,6 +48,8 @@ pub struct Settings {
     pub weightless_paths: Vec<String>,
     /// The endings of login endpoints.
     login_endings: Vec<String>,
+    /// The bytes that these end in: most paths end in another.
+    login_last_bytes: [bool; 256],
     attack_tools: AhoCorasick,
     allowlist: Vec<IpNet>,
     trusted_proxies: Vec<IpNet>,
@@ -72,11 +74,19 @@ impl Settings {
             path: given.path.as_ref().map(|path| path.as_bytes().to_vec()),
             detectors: Detector::ALL.iter().filter(|one| given.detectors.contains(&one.name())).map(|one| 1 << *one as u16).sum(),
         });
+        let login_endings: Vec<String> =
+            LOGIN_ENDINGS.iter().map(|&ending| ending.to_owned()).chain(config.login_endpoints.clone()).collect();
+        let mut login_last_bytes = [false; 256];
+        for last in login_endings.iter().filter_map(|ending| ending.as_bytes().last()) {
+            login_last_bytes[usize::from(last.to_ascii_lowercase())] = true;
+            login_last_bytes[usize::from(last.to_ascii_uppercase())] = true;
+        }
         Ok(Self {
             late_us: config.late_us,
             refusal_us: config.refusal_us,
             weightless_paths: config.weightless_paths.clone(),
-            login_endings: LOGIN_ENDINGS.iter().map(|&ending| ending.to_owned()).chain(config.login_endpoints.clone()).collect(),
+            login_endings,
+            login_last_bytes,
             attack_tools,
             allowlist: config.allowlist.clone(),
             trusted_proxies: config.trusted_proxies.clone(),
@@ -125,7 +135,8 @@ impl Settings {
     /// Whether a path is that of a login endpoint.
     #[inline]
     pub fn is_login(&self, path: &[u8]) -> bool {
-        self.login_endings.iter().any(|ending| ends_with_ignoring_case(path, ending.as_bytes()))
+        path.last().is_some_and(|last| self.login_last_bytes[usize::from(*last)])
+            && self.login_endings.iter().any(|ending| ends_with_ignoring_case(path, ending.as_bytes()))
     }
 
     /// Whether a user agent names an attack tool.

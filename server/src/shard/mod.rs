@@ -49,7 +49,7 @@ use std::time::Duration;
 
 /// Bytes that a client may have unacknowledged on one connection.
 pub const WINDOW_BYTES: u64 = 4 << 20;
-/// Most scratch memory of a turn.
+/// Most scratch memory of a batch.
 const SCRATCH_BYTES_MAX: usize = 64 << 20;
 /// A session without connection is kept at least this long: as long as a client may resend.
 const SESSION_IDLE_US_MIN: u64 = 900_000_000;
@@ -108,7 +108,7 @@ pub struct Shard {
     connections: Vec<Option<Box<Connection>>>,
     connection_count: u64,
     commit_index: u64,
-    /// Per-turn memory: positions of hits, outgoing verdicts.
+    /// Memory of a batch, or of what is written at the end of a turn: positions of hits, outgoing verdicts.
     scratch: Bump,
     verdict_inbox: Vec<Verdict>,
     /// Links that owe an Ack or a Stats frame.
@@ -426,9 +426,14 @@ impl Shard {
             derived.send(&mut self.analytics);
         }
         self.stats.turns += 1;
+        self.reset_scratch();
+        acks
+    }
+
+    /// Nobody holds anything in the scratch memory. After every batch, so that the next one finds it in the cache.
+    fn reset_scratch(&mut self) {
         self.stats.scratch_bytes_peak = self.stats.scratch_bytes_peak.max(self.scratch.allocated_bytes() as u64);
         self.scratch.reset();
-        acks
     }
 
     /// Notes how long the Acks of a turn took, from the bytes to here, and with them its verdicts.

@@ -121,7 +121,7 @@ shard_stats! {
     listings_no_room,
     /// Events for the correlator that were dropped, because it did not keep up.
     derived_lost,
-    /// Largest scratch memory of a turn, bytes.
+    /// Largest scratch memory of a batch, bytes.
     scratch_bytes_peak,
     /// Bytes of the request log's and attack log's slabs together.
     arena_bytes_total,

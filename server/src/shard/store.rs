@@ -126,7 +126,9 @@ impl Shard {
             flags: if connection.replay { FLAG_REPLAY } else { 0 },
             ..PlaceHeader::default()
         };
-        match self.check_and_analyse(header, &place, stored) {
+        let analysed = self.check_and_analyse(header, &place, stored);
+        self.reset_scratch();
+        match analysed {
             Ok(quarantined) => {
                 let flags = stored.flags | if quarantined { FLAG_QUARANTINED } else { 0 };
                 let handle = self.requests.commit(place, PlaceHeader { flags, ..stored });

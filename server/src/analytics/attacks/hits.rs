@@ -173,7 +173,7 @@ impl HitSampler {
         let of_endpoint = prints.pair(of_place, observation.endpoint_fingerprint(prints));
         let identity =
             prints.pair(prints.pair(of_endpoint, u64::from(observation.status)), observation.source_fingerprint).max(1);
-        let [high, low] = observation.request_id;
+        let [high, low] = observation.request_id();
         let sample = prints.pair(prints.pair(key, high), low);
         let fate = self.decide(identity, sample, observation.time_us);
         self.suppressed += u64::from(!fate.is_kept);
@@ -182,7 +182,7 @@ impl HitSampler {
             identity,
             sample,
             payload: prints.bytes(hit.payload),
-            request_id: observation.request_id,
+            request_id: observation.request_id(),
             first_us: observation.time_us,
             last_us: observation.time_us,
             count: 1,
@@ -196,7 +196,7 @@ impl HitSampler {
             texts: [Text::default(); 5],
         };
         if !(fate == Fate { is_kept: false, may_be_sample: false } && self.join(&report)) {
-            let texts = [observation.host(), observation.template(scratch), hit.point, observation.method, hit.payload];
+            let texts = [observation.host(), observation.template(scratch), hit.point, observation.method(), hit.payload];
             self.push(report, texts);
         }
         fate.is_kept || fate.may_be_sample

@@ -121,7 +121,8 @@ fn sample(sampler: &mut HitSampler, made: Made, number: usize, prints: &Fingerpr
     let batch = ValidBatch::parse(SCHEMA, 1, &body).expect("valid");
     let record = batch.record(0).expect("there is one");
     let timing = Timing { is_replay: true, ..Timing::default() };
-    let observation = Observation::of(&record, (timing, 0, prints.bytes(record.path())), &settings, prints, None, &scratch);
+    let mut observation = Observation::of(&record, (timing, 0, 0), prints);
+    observation.look_up(&settings, prints, None, &scratch);
     let hit = record.hits().next().expect("there is one");
     sampler.take(&observation, record.flags(), &hit, prints, &scratch)
 }

@@ -20,6 +20,8 @@ pub(super) fn look(observation: &Observation<'_>) -> Option<Look> {
     Some(Look { value: observation.target.template_fingerprint, number: 0, kind })
 }
 
+// Nearly every request comes here, and nearly every one with a template that is known: all else is apart.
+#[inline(always)]
 pub(super) fn decide(
     numbers: &ForcedBrowsing,
     state: &mut State<'_>,
@@ -27,11 +29,19 @@ pub(super) fn decide(
     time_us: u64,
     elapsed_us: u64,
 ) -> Option<Firing> {
+    if elapsed_us < numbers.empty_after_us as u64 && state.holds(event.value) {
+        return None;
+    }
+    count(numbers, state, event, time_us, elapsed_us)
+}
+
+#[inline(never)]
+fn count(numbers: &ForcedBrowsing, state: &mut State<'_>, event: &Event, time_us: u64, elapsed_us: u64) -> Option<Firing> {
     if elapsed_us >= numbers.empty_after_us as u64 {
         state.clear(SET);
         start_anew(state);
     }
-    if !state.is_new(event.value, numbers.distinct_last) {
+    if !state.remember(event.value, numbers.distinct_last) {
         return None;
     }
     state.begin(time_us);

@@ -80,6 +80,15 @@ impl Cell {
         }
     }
 
+    /// Puts an event in the place of the one that the cell holds. Key, plan and network are the same.
+    #[inline]
+    pub const fn put_single(&mut self, event: &Event) {
+        let [high, low] = event.request_id;
+        (self.clock_us, self.level, self.first_us, self.first_seq) =
+            (event.time_us, event.value as i64, event.number, event.kind);
+        self.blocks = [(high >> 32) as u32, high as u32, (low >> 32) as u32, low as u32];
+    }
+
     /// A cell of which nothing is known.
     pub fn empty(event: &Event) -> Self {
         Self { key: event.key, network: event.network, plan: event.plan, ..Self::default() }
@@ -127,6 +136,12 @@ impl Cell {
     #[inline]
     pub const fn has_lists(&self) -> bool {
         self.lengths < HELD && self.lengths != 0
+    }
+
+    /// Whether as many ids are kept as an alert shows; they are not looked at until it is raised. Of a cell that has lists.
+    #[inline]
+    pub const fn has_all_evidence(&self) -> bool {
+        (self.lengths >> LENGTHS[EVIDENCE].0) as usize == EVIDENCE_MAX - 1
     }
 
     /// A list. None of a cell that is single or on hold.

@@ -2,7 +2,8 @@
 //!
 //! A key may stand in either of two buckets of 32 cells; the second is used only when the first is rather full, so the table fills
 //! evenly, and below four fifths of it every key finds room. Keys that differ in their lowest 16 bits only, those of the detectors
-//! that look at the same source and host, have the same two buckets: what one look-up brings into the cache serves the others. Above, a new key waits in the probation ring with its first event and enters with
+//! that look at the same source and host, have the same two buckets: what one look-up brings into the cache serves the others. Those
+//! of `forced_browsing` and `crawl`, which come together, lie beside each other. Above, a new key waits in the probation ring with its first event and enters with
 //! its second; if its buckets are full, one of their keys yields, which one is for the caller to say. Flat memory of fixed
 //! size, positions instead of pointers, no allocation after [`KeyTable::new`].
 //!
@@ -16,7 +17,7 @@ pub use pool::{List, PAGE_BYTES, Pool};
 
 use super::detectors::{Detector, Event};
 use super::fingerprint::mix;
-
+use super::rules::SET;
 use crate::arena::mapping::{equal_numbers, on_huge_pages, prefetch};
 
 /// Cells of a bucket: their tags are one line of the cache.
@@ -32,16 +33,24 @@ const POOL_BYTES_MIN: usize = 128 * PAGE_BYTES;
 /// Slots in which the keys of IPv6 networks are counted. Two networks may share one: the bound holds for both together.
 const NETWORK_SLOTS: usize = 1 << 15;
 
+/// The lower place of each pair of a bucket.
+const EVEN_PLACES: u32 = 0x5555_5555;
+
 /// 16 bits of each key of a bucket, 0 for a free cell.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(align(64))]
 struct Tags([u16; BUCKET]);
 
+/// Two cells that the processor fetches together.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(align(128))]
+struct Pair([Cell; 2]);
+
 /// See the module.
 #[derive(Debug)]
 pub struct KeyTable {
     tags: Vec<Tags>,
-    cells: Vec<Cell>,
+    cells: Vec<Pair>,
     /// The lists of the cells.
     pub pool: Pool,
     probation: Vec<[Event; PROBATION_BUCKET]>,
@@ -58,7 +67,7 @@ impl KeyTable {
         let buckets = keys.max(1024).div_ceil(BUCKET);
         Self {
             tags: on_huge_pages(buckets, Tags::default()),
-            cells: on_huge_pages(buckets * BUCKET, Cell::default()),
+            cells: on_huge_pages(buckets * BUCKET / 2, Pair::default()),
             pool: Pool::new((buckets * BUCKET * 64).max(POOL_BYTES_MIN)),
             probation: on_huge_pages(buckets, [Event::default(); PROBATION_BUCKET]),
             networks: vec![0; NETWORK_SLOTS + 1],
@@ -74,13 +83,13 @@ impl KeyTable {
 
     /// Keys that it can hold.
     pub const fn capacity(&self) -> usize {
-        self.cells.len()
+        self.cells.len() * 2
     }
 
     /// Whether new keys go to probation.
     #[inline]
     pub const fn is_crowded(&self) -> bool {
-        self.live >= self.cells.len() / 5 * 4
+        self.live >= self.capacity() / 5 * 4
     }
 
     /// The slot in which the keys of an IPv6 /48 are counted; 0 is for those of IPv4, which are not.
@@ -92,7 +101,7 @@ impl KeyTable {
     /// Whether the /64s of the networks of a slot have their share of the table, a 64th.
     #[inline]
     pub fn is_network_full(&self, slot: u16) -> bool {
-        slot != 0 && self.networks[usize::from(slot)] as usize >= self.cells.len() / 64
+        slot != 0 && self.networks[usize::from(slot)] as usize >= self.capacity() / 64
     }
 
     /// Where a key is.
@@ -105,7 +114,7 @@ impl KeyTable {
     /// Where a key is, looking first where [`Self::likely_position`] said.
     #[inline]
     pub fn find_from(&self, likely: u32, key: u64) -> Option<usize> {
-        let is_there = self.cells.get(likely as usize).is_some_and(|cell| cell.key == key);
+        let is_there = self.cell_at(likely).is_some_and(|cell| cell.key == key);
         if is_there { Some(likely as usize) } else { self.find(key) }
     }
 
@@ -139,51 +148,93 @@ impl KeyTable {
         if matches == 0 { u32::MAX } else { (bucket * BUCKET) as u32 + matches.trailing_zeros() }
     }
 
-    /// Brings a cell into the cache.
+    /// Brings a cell and that of its mate into the cache.
     #[inline]
-    pub fn prefetch_cell(&self, likely: u32) {
-        if let Some(cell) = self.cells.get(likely as usize) {
-            prefetch(cell);
+    pub fn prefetch_cells(&self, likely: u32) {
+        if let Some(Pair([one, other])) = self.cells.get(likely as usize / 2) {
+            prefetch(one);
+            prefetch(other);
         }
     }
 
-    /// The cell of a key that is likely at a position; none if it is not.
+    /// Brings the lists into the cache that are looked at when an event comes, if the cell of the key is in the cache.
     #[inline]
-    pub fn cell_of(&self, likely: u32, key: u64) -> Option<&Cell> {
-        self.cells.get(likely as usize).filter(|cell| cell.key == key)
+    pub fn prefetch_lists(&self, likely: u32, key: u64) {
+        if let Some(cell) = self.cell_at(likely).filter(|cell| cell.key == key && cell.has_lists()) {
+            self.pool.prefetch(cell.list(SET));
+            if !cell.has_all_evidence() {
+                self.pool.prefetch_end(cell.list(EVIDENCE));
+            }
+        }
+    }
+
+    #[inline]
+    fn cell_at(&self, position: u32) -> Option<&Cell> {
+        let position = position as usize;
+        self.cells.get(position / 2).map(|Pair(cells)| &cells[position % 2])
+    }
+
+    /// The cell of a key that is likely at a position, and the pool, which serves it from now on; none if it is not there.
+    #[inline]
+    pub fn cell_of(&mut self, likely: u32, key: u64) -> Option<(&mut Cell, &mut Pool)> {
+        let position = likely as usize;
+        self.pool.owner = likely;
+        let Pair(cells) = self.cells.get_mut(position / 2)?;
+        Some((&mut cells[position % 2], &mut self.pool)).filter(|(cell, _)| cell.key == key)
     }
 
     /// A cell.
     #[inline]
     pub fn cell(&self, position: usize) -> &Cell {
-        &self.cells[position]
+        &self.cells[position / 2].0[position % 2]
     }
 
     /// A cell and the pool, which serves it from now on.
     #[inline]
     pub fn cell_and_pool(&mut self, position: usize) -> (&mut Cell, &mut Pool) {
         self.pool.owner = position as u32;
-        (&mut self.cells[position], &mut self.pool)
+        (&mut self.cells[position / 2].0[position % 2], &mut self.pool)
     }
 
-    /// Puts a new key in, if one of its buckets has room.
+    /// Puts a new key in, if one of its buckets has room: beside its mate, if that is there.
     pub fn insert(&mut self, cell: Cell) -> Option<usize> {
-        let (one, other) = self.buckets(cell.key);
-        let count = |bucket: usize| BUCKET - self.matches(bucket, 0).count_ones() as usize;
-        let bucket = if count(one) < FIRST_CHOICE || count(one) <= count(other) { one } else { other };
-        let free = self.matches(bucket, 0);
-        if free == 0 {
-            return None;
-        }
-        let place = free.trailing_zeros() as usize;
-        self.tags[bucket].0[place] = tag(cell.key);
-        let position = bucket * BUCKET + place;
-        self.cells[position] = cell;
+        let position = self.place_beside_mate(&cell).or_else(|| self.free_place(&cell))?;
+        self.tags[position / BUCKET].0[position % BUCKET] = tag(cell.key);
+        self.cells[position / 2].0[position % 2] = cell;
         self.live += 1;
         if cell.network != 0 {
             self.networks[usize::from(cell.network)] += 1;
         }
         Some(position)
+    }
+
+    fn place_beside_mate(&self, cell: &Cell) -> Option<usize> {
+        let beside = self.find(mate_of(cell)?)? ^ 1;
+        (self.tags[beside / BUCKET].0[beside % BUCKET] == 0).then_some(beside)
+    }
+
+    fn free_place(&self, cell: &Cell) -> Option<usize> {
+        let (one, other) = self.buckets(cell.key);
+        let [free_of_one, free_of_other] = [one, other].map(|bucket| self.matches(bucket, 0));
+        let count = |free: u32| BUCKET - free.count_ones() as usize;
+        let takes_one = count(free_of_one) < FIRST_CHOICE || count(free_of_one) <= count(free_of_other);
+        let [first, second] =
+            if takes_one { [(one, free_of_one), (other, free_of_other)] } else { [(other, free_of_other), (one, free_of_one)] };
+        // Whose mate may come takes a pair that is wholly free; the others fill up those of which no mate will come.
+        let has_mate = mate_of(cell).is_some();
+        let wanted = |(bucket, free): (usize, u32)| {
+            let (even, odd) = (free & EVEN_PLACES, free >> 1 & EVEN_PLACES);
+            if has_mate {
+                return (bucket, even & odd);
+            }
+            let halves = free & (even ^ odd | (even ^ odd) << 1);
+            let waits = |place: &u32| mate_of(self.cell(bucket * BUCKET + (*place as usize ^ 1))).is_some();
+            let free_for_all = (0..BUCKET as u32).filter(|place| halves >> place & 1 == 1).find(|place| !waits(place));
+            (bucket, free_for_all.map_or(even & odd, |place| 1 << place))
+        };
+        let place = |(bucket, places): (usize, u32)| (places != 0).then(|| bucket * BUCKET + places.trailing_zeros() as usize);
+        let in_pair = |bucket| place(wanted(bucket));
+        in_pair(first).or_else(|| in_pair(second).filter(|_| has_mate)).or_else(|| place(first))
     }
 
     /// The positions among which one must yield to a key: half of one of its buckets, by a hash of the whole key, so that the keys
@@ -197,7 +248,7 @@ impl KeyTable {
 
     /// Removes a key and gives its lists back.
     pub fn remove(&mut self, position: usize) {
-        let cell = &mut self.cells[position];
+        let cell = &mut self.cells[position / 2].0[position % 2];
         if cell.key == 0 {
             return;
         }
@@ -281,7 +332,7 @@ impl KeyTable {
         let mut matches = self.matches(bucket, tag(key));
         while matches != 0 {
             let position = bucket * BUCKET + matches.trailing_zeros() as usize;
-            if self.cells[position].key == key {
+            if self.cell(position).key == key {
                 return Some(position);
             }
             matches &= matches - 1;
@@ -309,6 +360,12 @@ pub fn clear_lists(cell: &mut Cell, pool: &mut Pool) {
 fn list_places(cell: &Cell) -> impl Iterator<Item = usize> + use<> {
     let (has_lists, keeps_counter) = (cell.has_lists(), Detector::of_plan(cell.plan).keeps_counter());
     (0..=EVIDENCE).filter(move |&place| has_lists && !(keeps_counter && place == super::rules::COUNTER))
+}
+
+/// The key that looks at nearly all that this one looks at: that of `crawl` to one of `forced_browsing`, and the other way round.
+fn mate_of(cell: &Cell) -> Option<u64> {
+    let mates = [Detector::ForcedBrowsing.plan(0), Detector::Crawl.plan(0)];
+    mates.contains(&cell.plan).then_some(cell.key ^ u64::from(mates[0] ^ mates[1]))
 }
 
 /// Never 0, which is a free cell.
@@ -341,6 +398,24 @@ mod tests {
             }
             assert!((1..=n - (seed << 32)).flat_map(|m| keys((seed << 32) + m)).all(|event| table.find(event.key).is_some()));
         }
+    }
+
+    /// Up to four fifths, among keys of other detectors.
+    #[test]
+    fn nearly_all_mates_lie_beside_each_other() {
+        let mut table = KeyTable::new(1 << 16);
+        let plans = [Detector::ForcedBrowsing, Detector::Scanner, Detector::Crawl].map(|detector| detector.plan(0));
+        let of = |n: u64, plan: u16| Event { key: event(n).key ^ u64::from(plan), plan, ..Event::default() };
+        let mut count = 0;
+        while !table.is_crowded() {
+            for plan in plans.into_iter().filter(|plan| *plan != plans[1] || count % 4 == 0) {
+                table.insert(Cell::single(&of(count, plan))).expect("there is room");
+            }
+            count += 1;
+        }
+        let place = |n, plan| table.find(of(n, plan).key).expect("it was put in");
+        let beside = (0..count).filter(|&n| place(n, plans[0]) == place(n, plans[2]) ^ 1).count() as u64;
+        assert!(beside * 100 > count * 97, "{beside} of {count}");
     }
 
     #[test]

@@ -177,11 +177,23 @@ impl Pool {
     /// Brings the first and the last line of a list into the cache.
     #[inline]
     pub fn prefetch(&self, list: List) {
-        let start = self.base + list.start();
-        for at in [start, start + list.words()] {
-            if let Some(word) = self.words.get(at) {
-                prefetch(word);
-            }
+        self.prefetch_word(list.start());
+        // A list that is shorter lies in one line.
+        if list.words() > LINE_WORDS {
+            self.prefetch_word(list.start() + list.words() - 1);
+        }
+    }
+
+    /// Brings the line into the cache to which the next entry of a list goes.
+    #[inline]
+    pub fn prefetch_end(&self, list: List) {
+        self.prefetch_word(list.start() + list.words().min(list.capacity().saturating_sub(1)));
+    }
+
+    #[inline]
+    fn prefetch_word(&self, at: usize) {
+        if let Some(word) = self.words.get(self.base + at) {
+            prefetch(word);
         }
     }
 

@@ -17,19 +17,16 @@ pub mod view;
 use super::observation::Observation;
 use bumpalo::Bump;
 use hot::HotSources;
-use postanalytics_protocol::RecordView;
 use postanalytics_protocol::schema::v1::FLAG_BLOCKED;
 use timeline::{Counted, Timeline};
 use top::TopList;
 
 /// Length of a generation of the top lists, µs.
 const GENERATION_US: u64 = 15 * timeline::MINUTE_US;
-/// Candidates of a list.
-pub const CANDIDATES: usize = 1024;
+/// Values of a list, of which a list shows those that it is sure of: 64 KiB. What is more than a 4,096th of all is shown.
+pub const CANDIDATES: usize = 4096;
 /// Bytes of a path or user agent that are shown.
 pub const TEXT_BYTES_MAX: usize = 192;
-/// Blocks of a sketch: 256 KiB.
-const BLOCKS: usize = 4096;
 
 /// The top lists of a generation.
 #[derive(Debug)]
@@ -48,9 +45,9 @@ impl Generation {
     fn new() -> Self {
         Self {
             since_us: 0,
-            sources: TopList::new(CANDIDATES, 0, BLOCKS),
-            paths: TopList::new(CANDIDATES, TEXT_BYTES_MAX, BLOCKS),
-            user_agents: TopList::new(CANDIDATES, TEXT_BYTES_MAX, BLOCKS),
+            sources: TopList::new(CANDIDATES, 0),
+            paths: TopList::new(CANDIDATES, TEXT_BYTES_MAX),
+            user_agents: TopList::new(CANDIDATES, TEXT_BYTES_MAX),
         }
     }
 }
@@ -84,10 +81,10 @@ impl Summary {
         }
     }
 
-    /// Counts a request, whose fingerprints are those that [`Self::prefetch`] said.
+    /// Counts a request.
     #[inline]
-    pub fn count<'a>(&mut self, observation: &Observation<'a>, record: &RecordView<'_>, scratch: &'a Bump) {
-        let application = observation.application;
+    pub fn count<'a>(&mut self, observation: &Observation<'a>, scratch: &'a Bump) {
+        let (application, record) = (observation.application, observation.record());
         self.timeline.count(Counted {
             application,
             status: observation.status,
@@ -102,25 +99,20 @@ impl Summary {
         self.hot.count(observation.source.key());
         let now = &mut self.generations[0];
         now.sources.count(observation.source_fingerprint, application, observation.source.key(), || &[]);
-        let [path, user_agent] = observation.summary_fingerprints;
+        let path = observation.target.template_fingerprint ^ of_application(observation);
         now.paths.count(path, application, 0, || observation.template(scratch));
         if !record.user_agent().is_empty() {
+            let user_agent = observation.user_agent_fingerprint ^ of_application(observation);
             now.user_agents.count(user_agent, application, 0, || record.user_agent());
         }
     }
 
-    /// Brings what [`Self::count`] will look at into the cache. Returns the fingerprints of path and user agent, of this application.
+    /// Brings what [`Self::count`] will look at into the cache, as far as it does not hang on the path.
     #[inline]
-    pub fn prefetch(&self, observation: &Observation<'_>, user_agent: u64) -> [u64; 2] {
+    pub fn prefetch(&self, observation: &Observation<'_>) {
         let now = &self.generations[0];
-        // Keyed already: an odd multiple is enough to tell applications apart.
-        let of_application = u64::from(observation.application.cast_unsigned()).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let path = observation.target.template_fingerprint ^ of_application;
-        let user_agent = user_agent ^ of_application;
         now.sources.prefetch(observation.source_fingerprint);
-        now.paths.prefetch(path);
-        now.user_agents.prefetch(user_agent);
-        [path, user_agent]
+        now.user_agents.prefetch(observation.user_agent_fingerprint ^ of_application(observation));
     }
 
     /// Counts a path alone. For tests.
@@ -133,6 +125,12 @@ impl Summary {
     pub fn generations(&self) -> impl Iterator<Item = &Generation> {
         self.generations.iter().filter(|generation| generation.since_us > 0)
     }
+}
+
+/// Tells the fingerprints of path and user agent of different applications apart: they are keyed already, so an odd multiple is enough.
+#[inline]
+fn of_application(observation: &Observation<'_>) -> u64 {
+    u64::from(observation.application.cast_unsigned()).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
 impl Default for Summary {

@@ -1,23 +1,24 @@
-//! The most frequent of very many values, in fixed memory: a blocked count-min sketch with a map of candidates.
+//! The most frequent of very many values, in fixed memory: SpaceSaving (Metwally, Agrawal, El Abbadi 2005) in sets of four.
 //!
 //! ```text
-//! candidates   sets of 4: fingerprint, count, error of each; beside them what a value is to be shown as
-//! sketch       blocks of 16 counters, one block a value, 4 counters of it: one cache line
+//! sets     one cache line each: fingerprint, count, error of four values
+//! labels   beside them: what a value is to be shown as
 //! ```
 //!
-//! A value is looked for among the candidates of its set. If it is one, its count goes up, exactly. Else the sketch counts it
-//! (conservatively: only its smallest counters go up), and if the sketch's estimate is over the least candidate of the set, it
-//! takes that one's place, and the sketch is told that one's count. **Laws**: a count is at least the truth and at most too
-//! large by its error; a value that is no candidate was seen at most [`TopList::floor`] times.
+//! A value is looked for in its set. If it is there, its count goes up, exactly. Else it takes the place of the one with the least
+//! count, and goes on from that: by so much its count may be too large. A label is written when a place is taken for the first
+//! time, and else when its value came [`LABELLED`] times since it took the place: so that what comes once costs one line of the
+//! cache, and no text. **Laws**: a count is at least the truth and at most too large by its error; a value that is not
+//! shown was seen at most [`TopList::floor`] times.
 
 use crate::arena::mapping::prefetch;
 
 /// Ways of a set.
 const WAYS: usize = 4;
-/// Counters of a block.
-const COUNTERS: usize = 16;
+/// A value is shown once it came so often since it took its place from another.
+const LABELLED: u32 = 8;
 
-/// Four candidates, one cache line.
+/// Four values, one cache line.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(align(64))]
 struct Set {
@@ -28,15 +29,17 @@ struct Set {
 
 const _: () = assert!(size_of::<Set>() == 64);
 
-/// What a candidate is shown as.
+/// What a value is shown as.
 #[derive(Clone, Copy, Debug, Default)]
 struct Label {
+    /// Of the value that it was written for; the place may be another's meanwhile.
+    fingerprint: u64,
+    number: u64,
     application: i32,
     length: u32,
-    number: u64,
 }
 
-/// A candidate.
+/// A value that is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Candidate<'a> {
     /// Application.
@@ -58,20 +61,18 @@ pub struct TopList {
     labels: Vec<Label>,
     texts: Vec<u8>,
     text_bytes_max: usize,
-    sketch: Vec<[u32; COUNTERS]>,
     /// Values counted.
     pub total: u64,
 }
 
 impl TopList {
-    /// A list of so many candidates with texts of so many bytes, over a sketch of so many blocks; powers of two.
-    pub fn new(candidates: usize, text_bytes_max: usize, blocks: usize) -> Self {
+    /// A list of so many values, a power of two, with texts of so many bytes.
+    pub fn new(candidates: usize, text_bytes_max: usize) -> Self {
         Self {
             sets: vec![Set::default(); candidates / WAYS],
             labels: vec![Label::default(); candidates],
             texts: vec![0; candidates * text_bytes_max],
             text_bytes_max,
-            sketch: vec![[0; COUNTERS]; blocks],
             total: 0,
         }
     }
@@ -80,7 +81,6 @@ impl TopList {
     #[inline]
     pub fn prefetch(&self, fingerprint: u64) {
         prefetch(&self.sets[set_of(fingerprint, self.sets.len())]);
-        prefetch(&self.sketch[block_of(fingerprint, self.sketch.len())]);
     }
 
     /// Counts a value. `fingerprint` tells values apart, application and all; its text is asked for when it is to be shown.
@@ -91,43 +91,42 @@ impl TopList {
         let fingerprint = fingerprint.max(1);
         let at = set_of(fingerprint, self.sets.len());
         let set = &mut self.sets[at];
-        match set.fingerprints.iter().position(|known| *known == fingerprint) {
-            Some(way) => set.counts[way] = set.counts[way].saturating_add(1),
-            None => self.count_other(fingerprint, application, number, text),
+        let way = match set.fingerprints.iter().position(|known| *known == fingerprint) {
+            Some(way) => way,
+            None => {
+                let way = least(&set.counts);
+                (set.fingerprints[way], set.errors[way]) = (fingerprint, set.counts[way]);
+                way
+            }
+        };
+        let count = set.counts[way].saturating_add(1);
+        set.counts[way] = count;
+        if count == 1 || count - set.errors[way] == LABELLED {
+            let label = Label { fingerprint, number, application, length: 0 };
+            self.label(at * WAYS + way, label, text());
         }
     }
 
     #[inline(never)]
-    fn count_other<'a>(&mut self, fingerprint: u64, application: i32, number: u64, text: impl FnOnce() -> &'a [u8]) {
-        let estimate = self.raise(fingerprint, 1);
-        let at = set_of(fingerprint, self.sets.len());
-        let set = &self.sets[at];
-        let Some(way) = (0..WAYS).min_by_key(|way| set.counts[*way]) else { return };
-        let (yielding, count) = (set.fingerprints[way], set.counts[way]);
-        if estimate <= count {
-            return;
-        }
-        if count > 0 {
-            self.raise_to(yielding, count);
-        }
-        let set = &mut self.sets[at];
-        (set.fingerprints[way], set.counts[way], set.errors[way]) = (fingerprint, estimate, estimate - 1);
-        let slot = at * WAYS + way;
-        let text = text();
+    fn label(&mut self, slot: usize, label: Label, text: &[u8]) {
         let text = &text[..text.len().min(self.text_bytes_max)];
-        self.labels[slot] = Label { application, length: text.len() as u32, number };
+        self.labels[slot] = Label { length: text.len() as u32, ..label };
         self.texts[slot * self.text_bytes_max..][..text.len()].copy_from_slice(text);
     }
 
-    /// No value that is no candidate was seen more often.
+    /// No value that is not shown was seen more often.
     pub fn floor(&self) -> u32 {
-        self.sets.iter().map(|set| set.counts.iter().copied().min().unwrap_or(0)).max().unwrap_or(0)
+        // Of what stands nowhere: the least of its set. Of what is not shown: its count.
+        let least = self.sets.iter().map(|set| set.counts[least(&set.counts)]);
+        let hidden =
+            self.slots().filter(|(fingerprint, label, ..)| label.fingerprint != *fingerprint).map(|(_, _, _, count, _)| count);
+        least.chain(hidden).max().unwrap_or(0)
     }
 
-    /// The candidates, in no order.
+    /// The values that are shown, in no order.
     pub fn candidates(&self) -> impl Iterator<Item = Candidate<'_>> {
-        let slots = self.sets.iter().flat_map(|set| (0..WAYS).map(move |way| (set.counts[way], set.errors[way])));
-        slots.zip(&self.labels).enumerate().filter(|(_, ((count, _), _))| *count > 0).map(|(slot, ((count, error), label))| {
+        let shown = self.slots().filter(|(fingerprint, label, ..)| *fingerprint != 0 && label.fingerprint == *fingerprint);
+        shown.map(|(_, label, slot, count, error)| {
             let text = &self.texts[slot * self.text_bytes_max..][..label.length as usize];
             Candidate { application: label.application, number: label.number, text, count, error }
         })
@@ -136,26 +135,17 @@ impl TopList {
     /// Forgets all.
     pub fn clear(&mut self) {
         self.sets.fill(Set::default());
-        self.sketch.fill([0; COUNTERS]);
+        self.labels.fill(Label::default());
         self.total = 0;
     }
 
-    /// Counts in the sketch; returns the new estimate.
-    fn raise(&mut self, fingerprint: u64, by: u32) -> u32 {
-        let places = places(fingerprint);
-        let block = &self.sketch[block_of(fingerprint, self.sketch.len())];
-        let least = places.iter().map(|place| block[*place]).min().unwrap_or(0);
-        let estimate = least.saturating_add(by);
-        self.raise_to(fingerprint, estimate);
-        estimate
-    }
-
-    fn raise_to(&mut self, fingerprint: u64, count: u32) {
-        let at = block_of(fingerprint, self.sketch.len());
-        for place in places(fingerprint) {
-            let counter = &mut self.sketch[at][place];
-            *counter = (*counter).max(count);
-        }
+    /// {fingerprint, label, position, count, error} of every place.
+    fn slots(&self) -> impl Iterator<Item = (u64, &Label, usize, u32, u32)> {
+        let ways =
+            self.sets.iter().flat_map(|set| (0..WAYS).map(move |way| (set.fingerprints[way], set.counts[way], set.errors[way])));
+        ways.zip(&self.labels)
+            .enumerate()
+            .map(|(slot, ((fingerprint, count, error), label))| (fingerprint, label, slot, count, error))
     }
 }
 
@@ -163,14 +153,12 @@ const fn set_of(fingerprint: u64, sets: usize) -> usize {
     (fingerprint >> 40) as usize & (sets - 1)
 }
 
-const fn block_of(fingerprint: u64, blocks: usize) -> usize {
-    fingerprint as usize & (blocks - 1)
-}
-
-/// Four counters of a block, one in each quarter, so that they differ.
-const fn places(fingerprint: u64) -> [usize; 4] {
-    let bits = (fingerprint >> 24) as usize;
-    [bits & 3, 4 | bits >> 2 & 3, 8 | bits >> 4 & 3, 12 | bits >> 6 & 3]
+/// The way with the least count.
+#[inline]
+const fn least(counts: &[u32; WAYS]) -> usize {
+    let low = (counts[1] < counts[0]) as usize;
+    let high = 2 + (counts[3] < counts[2]) as usize;
+    if counts[high] < counts[low] { high } else { low }
 }
 
 #[cfg(test)]
@@ -181,10 +169,10 @@ mod tests {
     use std::collections::HashMap;
 
     proptest! {
-        /// Even where everything collides: a few sets, a few blocks.
+        /// Even where everything collides: four sets.
         #[test]
         fn counts_are_right_within_their_error(values in prop::collection::vec(0u64..400, 0..3000)) {
-            let (mut list, mut exact) = (TopList::new(16, 4, 4), HashMap::<u64, u32>::new());
+            let (mut list, mut exact) = (TopList::new(16, 4), HashMap::<u64, u32>::new());
             for value in &values {
                 // Small values come often.
                 let value = value * value / 400;
@@ -209,7 +197,7 @@ mod tests {
 
     #[test]
     fn the_frequent_are_found_among_very_many() {
-        let mut list = TopList::new(1024, 8, 4096);
+        let mut list = TopList::new(1024, 8);
         let mut random = fastrand::Rng::with_seed(1);
         for _ in 0..400_000 {
             let value = if random.u32(..10) == 0 { random.u64(..20) } else { 20 + random.u64(..100_000) };
@@ -225,7 +213,7 @@ mod tests {
 
     #[test]
     fn a_cleared_list_is_empty() {
-        let mut list = TopList::new(16, 4, 4);
+        let mut list = TopList::new(16, 4);
         list.count(mix(1), 0, 1, || b"long text");
         assert_eq!(list.candidates().next().expect("one").text, b"long");
         list.clear();

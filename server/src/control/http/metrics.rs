@@ -137,7 +137,7 @@ const SHARD_FAMILIES: [ShardFamily; 57] = [
     }),
     ("postanalytics_listings_no_room_total", "Listings not made while too many of one batch wait", |s| s.listings_no_room as f64),
     ("postanalytics_derived_lost_total", "Events for the correlator that were dropped", |s| s.derived_lost as f64),
-    ("postanalytics_scratch_peak_bytes", "Largest scratch memory of a turn", |s| s.scratch_bytes_peak as f64),
+    ("postanalytics_scratch_peak_bytes", "Largest scratch memory of a batch", |s| s.scratch_bytes_peak as f64),
     ("postanalytics_arena_bytes", "Bytes of the arena", |s| s.arena_bytes_total as f64),
     ("postanalytics_arena_used_bytes", "Bytes of slabs that hold records", |s| s.arena_bytes_used as f64),
     ("postanalytics_timeframe_seconds", "Oldest to newest stored request by arrival", |s| s.timeframe_us() as f64 / 1e6),
