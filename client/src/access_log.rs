@@ -344,7 +344,7 @@ fn after_syslog_prefix(head: &[u8]) -> &[u8] {
         return rest.strip_prefix(b"\xef\xbb\xbf").unwrap_or(rest);
     }
     // The tag ends in a colon, and no address does that is followed by its two fields.
-    if !head.iter().any(|&byte| byte == b':') {
+    if !head.contains(&b':') {
         return head;
     }
     let mut rest = head;

@@ -59,7 +59,7 @@ pub fn login_user(content_type: &[u8], body: &[u8]) -> Option<Vec<u8>> {
         }
         let field = decoder.decode(part.name, true).to_ascii_lowercase();
         let has = |word: &&str| memchr::memmem::find(&field, word.as_bytes()).is_some();
-        if PASSWORD_WORDS.iter().any(|word| has(&word)) {
+        if PASSWORD_WORDS.iter().any(has) {
             // An empty one is tried too.
             has_password = true;
         } else if part.role == Role::Value
