@@ -157,6 +157,9 @@ fn headers_of_addresses_are_looked_at_as_parameters_are() {
             assert_eq!(found, [format!("{expected} header_{}", name.to_ascii_lowercase())], "{name}: {value}");
         }
     }
+    // It is a path, which may hold what no address does.
+    let headers = [(&b"X-Forwarded-Uri"[..], &b"192.0.2.1'--"[..])];
+    assert_eq!(points(&RawRequest { headers: &headers, ..RawRequest::default() }), [""; 0]);
 }
 
 #[test]
