@@ -41,6 +41,14 @@ fn every_input_is_handled() {
 
 #[test]
 fn every_target_is_built_and_small() {
+    // `tests/full fuzz` runs what this folder has.
+    let sources = std::fs::read_dir(folder().join("fuzz_targets")).expect("readable");
+    let mut sources: Vec<String> =
+        sources.map(|file| file.expect("readable").file_name().into_string().expect("a name")).collect();
+    let mut targets: Vec<String> = TARGETS.iter().map(|(target, _)| format!("{target}.rs")).collect();
+    sources.sort();
+    targets.sort();
+    assert_eq!(sources, targets, "the folder fuzz_targets has what the list TARGETS has");
     let manifest = std::fs::read_to_string(folder().join("Cargo.toml")).expect("readable");
     let mut bytes = 0;
     for (target, _) in TARGETS {
