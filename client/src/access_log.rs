@@ -18,6 +18,9 @@ use postanalytics_protocol::Extension;
 use postanalytics_protocol::schema::v1::{FLAG_CREDENTIALS, Method, TAG_METHOD};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+/// Longest time in brackets.
+const TIME_BYTES_MAX: usize = 64;
+
 /// One line, its fields borrowed from it. A field that the log writes as `-` is empty or 0.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogLine<'a> {
@@ -219,14 +222,28 @@ pub fn method_number(text: &[u8]) -> u8 {
     }
 }
 
-/// Finds the bracketed time. A bracket that holds a time wins over one that does not, for a syslog tag such as
-/// `nginx[812]:` has brackets too; without any time the first bracket that is followed by a quoted field counts.
+/// Finds the bracketed time: the first that a quoted field follows. A visitor writes into the fields before it (the virtual
+/// host is his `Host`, the user what he says he is), and a time of his in brackets must not hide his request; a quote in these
+/// fields is escaped by the log. Where no quoted field follows any time, the first bracket with a time wins over one without,
+/// for a syslog tag such as `nginx[812]:` has brackets too, and then the first one that a quoted field follows.
 fn split_at_time(line: &[u8]) -> Option<(&[u8], Option<u64>, &[u8])> {
+    // No bracket is passed over, however many there are: each costs no more than its few bytes before it.
+    for close in memchr::memchr_iter(b']', line) {
+        let (before, rest) = (&line[..close], &line[close + 1..]);
+        if !rest.starts_with(b" \"") {
+            continue;
+        }
+        let from = close.saturating_sub(TIME_BYTES_MAX);
+        let Some(open) = memchr::memrchr(b'[', &before[from..]).map(|at| from + at) else { continue };
+        if let Some(time_us) = parse_time(&before[open + 1..]) {
+            return Some((&line[..open], Some(time_us), rest));
+        }
+    }
     let mut fallback = None;
-    // Times stand near the start; the bound keeps a hostile line of brackets from costing its length squared.
+    // Times stand near the start; the bound keeps a hostile line of brackets from costing many times its length.
     for open in memchr::memchr_iter(b'[', line).take(16) {
         let inside = &line[open + 1..];
-        let Some(close) = inside.iter().take(64).position(|&byte| byte == b']') else { continue };
+        let Some(close) = inside.iter().take(TIME_BYTES_MAX).position(|&byte| byte == b']') else { continue };
         let split = (&line[..open], &inside[close + 1..]);
         if let Some(time_us) = parse_time(&inside[..close]) {
             return Some((split.0, Some(time_us), split.1));
@@ -252,7 +269,7 @@ pub fn parse_time(text: &[u8]) -> Option<u64> {
         return None;
     }
     let date = days_of(year_at(0)?, two(5)?, two(8)?)?;
-    let mut rest = &text[19..];
+    let mut rest = text.get(19..)?;
     let mut micros = 0;
     if let Some(decimals) = rest.strip_prefix(b".") {
         let count = decimals.iter().take_while(|byte| byte.is_ascii_digit()).count();

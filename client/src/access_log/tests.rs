@@ -117,6 +117,52 @@ fn structure_decides() {
 }
 
 #[test]
+fn a_time_that_is_cut_is_none() {
+    let whole = b"2026-01-01T00:00:00Z";
+    for length in 0..whole.len() {
+        assert_eq!(parse_time(&whole[..length]), None, "{length} bytes");
+        let text =
+            [&b"["[..], &whole[..length], b"] 192.0.2.9 - - [17/May/2015:10:05:03 +0000] \"GET / HTTP/1.1\" 200 5"].concat();
+        assert_eq!(parse_line(&text).map(|line| line.time_us), Some(Some(TIME_US)), "{length} bytes");
+    }
+    assert_eq!(parse_time(whole), Some(1_767_225_600_000_000));
+    for whole in ["2026-01-01T00:00:00.5+01:00", "17/May/2015:10:05:03 +0000"] {
+        for at in 0..=whole.len() {
+            // A letter of several bytes at each place, and in place of as many bytes.
+            let longer = [&whole[..at], "\u{1f600}", &whole[at..]].concat();
+            let same = [&whole[..at], "\u{1f600}", whole.get(at + 4..).unwrap_or_default()].concat();
+            for text in [longer, same] {
+                for length in 0..=text.len() {
+                    assert_eq!(parse_time(&text.as_bytes()[..length]).filter(|_| length > at), None, "{text}, {length} bytes");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_time_of_the_visitors_own_hides_no_request() {
+    let rest = r#"[17/May/2015:10:05:03 +0000] "GET /etc/passwd HTTP/1.1" 200 5 "-" "sqlmap/1.8""#;
+    let brackets = "[".repeat(40);
+    for head in [
+        "[2026-01-01t00:00:00z] 192.0.2.9 - -",
+        "192.0.2.9 - [2026-01-01t00:00:00z]",
+        "192.0.2.9 - a[2026-01-01t00:00:00z]b",
+        "192.0.2.9 - [17/May/2025:10:05:03 +0000] [2026-01-01t00:00:00z]",
+        &format!("192.0.2.9 - {brackets}"),
+        r"[2026-01-01t00:00:00z] \x22GET 192.0.2.9 - -",
+    ] {
+        let text = format!("{head} {rest}");
+        let line = parsed(&text);
+        assert_eq!((line.method, line.path, line.time_us), (&b"GET"[..], &b"/etc/passwd"[..], Some(TIME_US)), "{head}");
+        assert_eq!((line.status, line.user_agent), (200, &b"sqlmap/1.8"[..]), "{head}");
+    }
+    // What comes behind the time is the visitor's, too.
+    let line = parsed(r#"192.0.2.9 - - [17/May/2015:10:05:03 +0000] "GET /[2026-01-01t00:00:00z] "a" HTTP/1.1" 200 5"#);
+    assert_eq!((line.address, line.time_us), (&b"192.0.2.9"[..], Some(TIME_US)));
+}
+
+#[test]
 fn every_line_of_a_real_log() {
     let Some(folder) = std::env::var_os("POSTANALYTICS_DATA") else {
         eprintln!("SKIPPED: set POSTANALYTICS_DATA to a folder with access-elastic-5000.log to run this test");

@@ -336,6 +336,12 @@ mod tests {
             assert_eq!(json_time("", time), Some(wanted));
         }
         assert_eq!((json_time("", "-1"), json_time("", "NaN"), json_time("", "")), (None, None, None));
+        // Cut anywhere, or with letters of several bytes, a time is none.
+        let whole = "2015-05-17T10:05:03Z";
+        for at in 0..whole.len() {
+            assert_eq!(json_time("", &whole[..at]), None, "{at}");
+            assert_eq!(json_time("", &format!("{}\u{1f600}", &whole[..at])), None, "{at}");
+        }
     }
 
     #[test]
