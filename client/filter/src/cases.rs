@@ -382,3 +382,38 @@ fn a_name_that_is_encoded_hides_its_value_in_samples_as_well() {
         assert_eq!((hit.point, hit.payload), (&b"get_password"[..], &b"***"[..]));
     }
 }
+
+#[test]
+fn what_was_encoded_within_a_secret_ends_it_in_no_sample() {
+    let deep = format!(r#"{{"{}":{{"password":"hunter2' or '1'='1"}}}}"#, "k".repeat(300));
+    let deeper = format!(r#"{{"{}":{{"password":"hunter2' or '1'='1"}}}}"#, "k".repeat(5000));
+    for (name, value, body) in [
+        ("referer", "http://a/?password=hun%26ter2%27+or+%271%27=%271", ""),
+        ("referer", "http://a/?password=hun%2526ter2%27+or+%271%27=%271", ""),
+        ("referer", "http://a/?password=hun%22ter2%27+or+%271%27=%271", ""),
+        ("referer", "http://a/?password=hun%0ater2%27+or+%271%27=%271", ""),
+        ("referer", "http://a/?q=%7b%22password%22:%22hun%5c%22ter2'+or+'1'='1", ""),
+        ("referer", "http://bob:hun%2fter2@a/?a=%27+or+%271%27=%271", ""),
+        ("x-any", "password=hun%26ter2%27 or %271%27=%271", ""),
+        ("content-type", "text/plain", "a\nuserpass=hun%26ter2' or '1'='1\nb"),
+        ("content-type", "text/xml", "<a><password>hun&lt;ter2' or '1'='1 <script>alert(1)</script></password></a>"),
+        ("content-type", "application/json", &deep),
+        ("content-type", "application/json", &deeper),
+    ] {
+        let headers = [(name.as_bytes(), value.as_bytes())];
+        let request = RawRequest { uri: b"/", headers: &headers, body: body.as_bytes(), ..RawRequest::default() };
+        let found = Engine::builtin().inspect(&request, Duration::from_secs(60), &mut Scratch::default()).found;
+        assert!(!found.is_empty(), "{value}{body}");
+        for hit in found {
+            let payload = String::from_utf8_lossy(&hit.payload).into_owned();
+            assert!(!payload.contains("hun") && !payload.contains("ter2"), "{value}{body}: {payload}");
+        }
+    }
+    // Lines that a body has end a value.
+    let body = "some text\npassword=hun%26ter2\nb=%3Cscript%3Ealert(1)%3C/script%3E";
+    let request =
+        RawRequest { uri: b"/", headers: &[(b"content-type", b"text/plain")], body: body.as_bytes(), ..RawRequest::default() };
+    let found = Engine::builtin().inspect(&request, Duration::from_secs(60), &mut Scratch::default()).found;
+    let payloads: Vec<_> = found.iter().map(|hit| String::from_utf8_lossy(&hit.payload)).collect();
+    assert!(payloads.iter().any(|payload| payload.contains("<script>")), "{payloads:?}");
+}

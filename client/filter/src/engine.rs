@@ -372,12 +372,12 @@ impl Inspection<'_> {
         let rules = &self.engine.rules;
         let asked = rules.at(place);
         let (text, seen) = self.decoded(buffers.value, raw, plus, asked);
-        self.text(text, &seen.rules, name, buffers.point)?;
+        self.text(text, raw, &seen.rules, name, buffers.point)?;
         let has_path = || memchr::memmem::find(text, b"//").is_some() || memchr::memmem::find(text, b"/.").is_some();
         if seen.classes & FOLDABLE != 0 || !seen.rules.is_empty() && has_path() {
             fold(text, buffers.folded);
             if buffers.folded != text {
-                self.text(buffers.folded, &rules.scan(buffers.folded, asked).rules, name, buffers.point)?;
+                self.text(buffers.folded, raw, &rules.scan(buffers.folded, asked).rules, name, buffers.point)?;
             }
         }
         // A plus that is left was encoded: a blank for whoever decodes twice.
@@ -385,17 +385,24 @@ impl Inspection<'_> {
             unquote(text, buffers.unquoted);
             if buffers.unquoted != text {
                 let seen = rules.scan(buffers.unquoted, &asked.and(rules.of_shell()));
-                self.text(buffers.unquoted, &seen.rules, name, buffers.point)?;
+                self.text(buffers.unquoted, raw, &seen.rules, name, buffers.point)?;
             }
         }
         if seen.classes & UNPACKED == 0 && unpack(text, buffers.unquoted) {
-            self.text(buffers.unquoted, &rules.scan(buffers.unquoted, asked).rules, name, buffers.point)?;
+            self.text(buffers.unquoted, raw, &rules.scan(buffers.unquoted, asked).rules, name, buffers.point)?;
         }
         ControlFlow::Continue(())
     }
 
-    /// One form of one value against the rules whose literals it holds.
-    fn text(&mut self, text: &[u8], candidates: &RuleSet, name: &dyn PointName, point: &mut Vec<u8>) -> ControlFlow<()> {
+    /// One form of one value, which came as `raw`, against the rules whose literals it holds.
+    fn text(
+        &mut self,
+        text: &[u8],
+        raw: &[u8],
+        candidates: &RuleSet,
+        name: &dyn PointName,
+        point: &mut Vec<u8>,
+    ) -> ControlFlow<()> {
         self.clock(text.len())?;
         if candidates.is_empty() {
             return ControlFlow::Continue(());
@@ -420,7 +427,7 @@ impl Inspection<'_> {
                         break;
                     }
                     let found = start + found.start..start + found.end;
-                    self.hit(rule.attack_type, rule.severity, rule.id, point, self.sample(text, found, name));
+                    self.hit(rule.attack_type, rule.severity, rule.id, point, self.sample(text, raw, found, name));
                     if self.findings.found.len() >= HITS_MAX {
                         return ControlFlow::Break(());
                     }
@@ -436,7 +443,7 @@ impl Inspection<'_> {
     }
 
     /// The payload with a little around it, masked.
-    fn sample(&self, text: &[u8], found: Range<usize>, name: &dyn PointName) -> Vec<u8> {
+    fn sample(&self, text: &[u8], raw: &[u8], found: Range<usize>, name: &dyn PointName) -> Vec<u8> {
         let masker = &self.engine.masker;
         let start = found.start.saturating_sub(32);
         let end = text.len().min(found.end.min(found.start + 160) + 32);
@@ -447,7 +454,8 @@ impl Inspection<'_> {
         let from = start.saturating_sub(4096);
         let to = text.len().min(end + 64);
         let around = &text[from..to];
-        let mut sample = masked(around, &masker.secrets(around), start - from..end - from);
+        let secrets = if text == raw { masker.secrets(around) } else { masker.secrets_of_decoded(around, raw) };
+        let mut sample = masked(around, &secrets, start - from..end - from);
         sample.truncate(SAMPLE_BYTES_MAX);
         sample
     }
@@ -533,7 +541,9 @@ impl PointName for Name<'_> {
         let is_cookie = self.source.place == Place::Cookie && masker.hides_header(b"cookie");
         let is_secret =
             |name: &[u8]| masker.hides_parameter(name) || masker.hides_parameter(Decoder::default().decode(name, true));
-        is_cookie || self.part.role == Role::Value && is_secret(self.part.name)
+        // Of joined keys that were cut nobody knows what the last one says.
+        let is_cut = || self.part.name.len() >= points::JOINED_BYTES_MAX;
+        is_cookie || self.part.role == Role::Value && (is_cut() || is_secret(self.part.name))
     }
 }
 

@@ -32,8 +32,8 @@ const USER_FIELDS: [&str; 14] = [
     "usr",
     "name",
 ];
-/// What the names of fields for passwords contain.
-const PASSWORD_WORDS: [&str; 5] = ["pass", "pwd", "kennwort", "senha", "contrase"];
+/// What the names of fields for passwords contain. The masker hides the values of such fields, a test says.
+pub(crate) const PASSWORD_WORDS: [&str; 5] = ["pass", "pwd", "kennwort", "senha", "contrase"];
 
 /// The user whom a request tries to log in, lower-case; `None` unless its body (a form, in parts or not, or JSON) has both a name and a
 /// password. For requests that change something (POST, PUT): in others a body means nothing.

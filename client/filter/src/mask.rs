@@ -18,6 +18,15 @@ const MASK: &[u8] = b"***";
 const CARD_DIGITS: Range<usize> = 13..20;
 /// Shortest name that is found anywhere in the name of a parameter.
 const ANYWHERE_BYTES_MIN: usize = 5;
+/// Shorter ones that are found so as well: no word holds them.
+const ANYWHERE: [&str; 1] = ["pwd"];
+/// Shorter ones that are found at the end of a word, too (`userpass`, `USERPASS`), and words that end so all the same.
+const ENDINGS: [&str; 3] = ["pass", "psw", "mdp"];
+const ENDING_WORDS: [&str; 8] = ["bypass", "compass", "encompass", "outpass", "overpass", "surpass", "trespass", "underpass"];
+/// Bytes behind a part of a text in which is looked for what identifies a secret that begins in the part.
+const MARGIN_BYTES: usize = 4096;
+/// How far the end of an element of XML is looked for.
+const ELEMENT_BYTES_MAX: usize = 4096;
 /// Shortest user of an address that is taken for a key: `https://3f0c…@host/`.
 const KEY_BYTES_MIN: usize = 20;
 /// Longest host of an address with user and password.
@@ -39,7 +48,8 @@ pub struct MaskConfig {
     /// Names of headers whose values are masked whole, in any case.
     pub headers: Vec<String>,
     /// Names of parameters whose values are masked, in any case. One of five letters or more is found anywhere in a name
-    /// (`password` in `newPassword2`), a shorter one only as a word of it (`pin` in `card[pin]`, not in `shipping`).
+    /// (`password` in `newPassword2`), as is `pwd`; a shorter one only as a word of it (`pin` in `card[pin]`, not in `shipping`), `pass`,
+    /// `psw` and `mdp` also at the end of one (`userpass`, not `bypass` or `compass`).
     pub parameters: Vec<String>,
     /// Whether numbers of 13 to 19 digits are masked that have the check digit of a payment card (Luhn) and begin like one.
     pub card_numbers: bool,
@@ -70,6 +80,13 @@ impl Default for MaskConfig {
                 "passwd",
                 "passphrase",
                 "passcode",
+                "passwort",
+                "kennwort",
+                "senha",
+                "contrase",
+                "motdepasse",
+                "mot_de_passe",
+                "mdp",
                 "pass",
                 "pwd",
                 "psw",
@@ -120,12 +137,32 @@ pub enum MaskError {
     Names(String),
 }
 
+/// Where in a name one of the configuration is found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fit {
+    Anywhere,
+    EndOfWord,
+    Word,
+}
+
+impl Fit {
+    fn of(name: &str) -> Self {
+        let is_one_of = |names: &[&str]| names.iter().any(|one| one.eq_ignore_ascii_case(name));
+        match name.len() {
+            ANYWHERE_BYTES_MIN.. => Self::Anywhere,
+            _ if is_one_of(&ANYWHERE) => Self::Anywhere,
+            _ if is_one_of(&ENDINGS) => Self::EndOfWord,
+            _ => Self::Word,
+        }
+    }
+}
+
 /// Masks texts. What it gives may leave the node. Allocates only where something is encoded or masked.
 #[derive(Clone, Debug)]
 pub struct Masker {
     headers: Vec<String>,
     names: AhoCorasick,
-    name_bytes: Vec<usize>,
+    fits: Vec<Fit>,
     card_numbers: bool,
 }
 
@@ -146,7 +183,7 @@ impl Masker {
         Ok(Self {
             headers: config.headers.clone(),
             names,
-            name_bytes: config.parameters.iter().map(String::len).collect(),
+            fits: config.parameters.iter().map(|name| Fit::of(name)).collect(),
             card_numbers: config.card_numbers,
         })
     }
@@ -156,6 +193,19 @@ impl Masker {
     pub fn text<'a>(&self, text: &'a [u8]) -> Cow<'a, [u8]> {
         let secrets = self.secrets(text);
         if secrets.is_empty() { Cow::Borrowed(text) } else { Cow::Owned(masked(text, &secrets, 0..text.len())) }
+    }
+
+    /// The first `most` bytes of a text, masked as they would be in the text: a card number that lies across the cut is one, and so
+    /// is a password whose `@` comes behind it. Looks at no more than 4 KiB behind the cut.
+    pub fn start_of_text<'a>(&self, text: &'a [u8], most: usize) -> Cow<'a, [u8]> {
+        let end = text.len().min(most);
+        let secrets = self.secrets(&text[..text.len().min(most.saturating_add(MARGIN_BYTES))]);
+        if secrets.first().is_none_or(|first| first.start >= end) {
+            return Cow::Borrowed(&text[..end]);
+        }
+        let mut start = masked(text, &secrets, 0..end);
+        start.truncate(most);
+        Cow::Owned(start)
     }
 
     /// The value of a header.
@@ -174,17 +224,34 @@ impl Masker {
         self.names.find_overlapping_iter(name).any(|found| self.is_telling(name, found.range(), found.pattern().as_usize()))
     }
 
-    /// Whether a name that was found in a text is one: long enough, or a word of its own.
+    /// Whether a name that was found in a text is one: long enough, or a word of its own or the end of one.
     fn is_telling(&self, text: &[u8], at: Range<usize>, pattern: usize) -> bool {
-        self.name_bytes[pattern] >= ANYWHERE_BYTES_MIN || begins_word(text, at.start) && ends_word(text, at.end)
+        match self.fits[pattern] {
+            Fit::Anywhere => true,
+            Fit::EndOfWord => ends_word(text, at.end) && (begins_word(text, at.start) || !is_other_word(text, at.end)),
+            Fit::Word => begins_word(text, at.start) && ends_word(text, at.end),
+        }
     }
 
     /// Where secrets lie in a text, in order, without overlap.
     pub(crate) fn secrets(&self, text: &[u8]) -> Vec<Range<usize>> {
+        self.secrets_ending(text, |value| value.end)
+    }
+
+    /// The same in a text that was decoded from `raw`. There a quote or an ampersand of a value can no longer be told from one
+    /// that ends it: values with names go on to the end of the line, or of the text if `raw` has no lines.
+    pub(crate) fn secrets_of_decoded(&self, text: &[u8], raw: &[u8]) -> Vec<Range<usize>> {
+        let has_lines = memchr::memchr2(b'\r', b'\n', raw).is_some();
+        let line_end = |at: usize| memchr::memchr2(b'\r', b'\n', &text[at..]).map_or(text.len(), |end| at + end);
+        self.secrets_ending(text, |value| if has_lines { line_end(value.end) } else { text.len() })
+    }
+
+    /// Where secrets lie; `end` says where a value with a name ends.
+    fn secrets_ending(&self, text: &[u8], end: impl Fn(&Range<usize>) -> usize) -> Vec<Range<usize>> {
         let mut secrets: Vec<Range<usize>> = Vec::new();
         match Readable::of(text) {
-            Some(Readable { letters, begins }) => self.named(&letters, |at| begins[at], text, &mut secrets),
-            None => self.named(text, |at| at, text, &mut secrets),
+            Some(Readable { letters, begins }) => self.named(&letters, |at| begins[at], text, end, &mut secrets),
+            None => self.named(text, |at| at, text, end, &mut secrets),
         }
         passwords(text, &mut secrets);
         if self.card_numbers {
@@ -195,15 +262,22 @@ impl Masker {
     }
 
     /// Adds where values lie in `text` whose names are in `letters`; `begins` says where a letter of these begins in the text.
-    fn named(&self, letters: &[u8], begins: impl Fn(usize) -> usize, text: &[u8], secrets: &mut Vec<Range<usize>>) {
+    fn named(
+        &self,
+        letters: &[u8],
+        begins: impl Fn(usize) -> usize,
+        text: &[u8],
+        end: impl Fn(&Range<usize>) -> usize,
+        secrets: &mut Vec<Range<usize>>,
+    ) {
         let mut from = 0;
         for found in self.names.find_overlapping_iter(letters) {
             if begins(found.start()) < from || !self.is_telling(letters, found.range(), found.pattern().as_usize()) {
                 continue;
             }
             if let Some(value) = value_after(text, begins(found.end())) {
-                from = value.end;
-                secrets.push(value);
+                from = end(&value);
+                secrets.push(value.start..from);
             }
         }
     }
@@ -237,6 +311,14 @@ fn merge(secrets: &mut Vec<Range<usize>>) {
 fn begins_word(text: &[u8], at: usize) -> bool {
     let Some(&before) = at.checked_sub(1).and_then(|before| text.get(before)) else { return true };
     !before.is_ascii_alphanumeric() || ends_encoded(&text[..at]) || before.is_ascii_lowercase() && text[at].is_ascii_uppercase()
+}
+
+/// Whether one of the words that are no passwords ends here.
+fn is_other_word(text: &[u8], end: usize) -> bool {
+    ENDING_WORDS.iter().any(|word| {
+        let begin = end.checked_sub(word.len());
+        begin.is_some_and(|begin| text[begin..end].eq_ignore_ascii_case(word.as_bytes()) && begins_word(text, begin))
+    })
 }
 
 /// Whether a text ends in `%3F`, `%253F` and so on, or in `\u0022` or `\x22`.
@@ -343,7 +425,11 @@ fn password(text: &[u8], start: usize) -> (Option<Range<usize>>, usize) {
     let (mut end, mut colon, mut host) = (start, None, None);
     for _ in 0..AUTHORITY_LETTERS_MAX {
         let Some((byte, next)) = letter(text, end) else { break };
+        // What is encoded is the password's own, unless the slashes are encoded as well.
+        let is_own = next > end + 1 && start > 0 && text[start - 1] == b'/';
         match byte {
+            b'/' | b'?' | b'#' if is_own || host.is_none() && colon.is_some_and(|colon| !is_port(&text[colon..end])) => {}
+            b'"' | b'\'' | b'<' | b'>' | b'\\' if is_own => {}
             b'/' | b'?' | b'#' | b'"' | b'\'' | b'<' | b'>' | b'\\' => break,
             byte if byte.is_ascii_whitespace() => break,
             // A password may have one, but not before what looks like the next parameter.
@@ -360,6 +446,11 @@ fn password(text: &[u8], start: usize) -> (Option<Range<usize>>, usize) {
         None => (host - start >= KEY_BYTES_MIN).then_some(start..host),
     });
     (secret.filter(|secret| !secret.is_empty()), end)
+}
+
+/// What an address may have between a colon and a slash: nothing but the digits of a port. Else a slash there is a password's.
+fn is_port(text: &[u8]) -> bool {
+    text.iter().take(6).all(u8::is_ascii_digit) && text.len() <= 5
 }
 
 /// Whether a text begins with a name and `=`.
@@ -381,7 +472,7 @@ fn skip(text: &[u8], mut at: usize, most: usize, is_skipped: impl Fn(u8) -> bool
 
 /// The value that follows a name, if what follows is a value.
 fn value_after(text: &[u8], at: usize) -> Option<Range<usize>> {
-    let at = skip(text, at, 48, |byte| byte.is_ascii_alphanumeric() || b"_-.[]".contains(&byte));
+    let at = skip(text, at, 48, |byte| byte.is_ascii_alphanumeric() || !byte.is_ascii() || b"_-.[]".contains(&byte));
     let (mut at, is_quoted) = match closing_quote(text, at) {
         Some(next) => (next, true),
         None => (at, false),
@@ -395,11 +486,16 @@ fn value_after(text: &[u8], at: usize) -> Option<Range<usize>> {
         at += 1;
     }
     let value = match separator {
-        b'>' if !is_quoted => element(text, at),
+        b'>' if !is_quoted => element(text, at)?,
         b'=' | b':' => {
             // `a=b c` begins at once; JSON and its like may have blanks.
             let at = if separator == b':' || is_quoted { skip(text, at, 16, |byte| byte.is_ascii_whitespace()) } else { at };
             scalar(text, at, separator)
+        }
+        // `<password type="text">`
+        _ if !is_quoted => {
+            let inside = &text[at..text.len().min(at + 1024)];
+            element(text, at + memchr::memchr(b'>', inside)? + 1)?
         }
         _ => return None,
     };
@@ -423,11 +519,27 @@ fn part_body(text: &[u8], at: usize) -> Option<Range<usize>> {
     (start < end).then_some(start..end)
 }
 
-/// The text of an element of XML.
-fn element(text: &[u8], at: usize) -> Range<usize> {
+/// What is in an element of XML whose tag ends before `at`, other elements too; `None` if no element begins there.
+fn element(text: &[u8], at: usize) -> Option<Range<usize>> {
+    let from = at.saturating_sub(1024 + 64);
+    let tag = from + memchr::memrchr(b'<', &text[from..at])?;
+    let inside = &text[tag + 1..at - 1];
+    let name = inside.iter().take_while(|byte| byte.is_ascii_alphanumeric() || b"_-.:".contains(byte)).count();
+    let is_tag = name > 0 && !inside.ends_with(b"/") && inside.get(name).is_none_or(u8::is_ascii_whitespace);
+    if !is_tag {
+        // `</password>`, or no tag.
+        return None;
+    }
     let rest = &text[at..];
-    let end = if rest.starts_with(b"<![CDATA[") { memchr::memmem::find(rest, b"]]>") } else { memchr::memchr(b'<', rest) };
-    at..end.map_or(text.len(), |end| at + end)
+    let end = if rest.starts_with(b"<![CDATA[") {
+        memchr::memmem::find(rest, b"]]>")
+    } else {
+        let near = &rest[..rest.len().min(ELEMENT_BYTES_MAX)];
+        let own = memchr::memmem::find(near, &[b"</", &inside[..name]].concat());
+        // Where its end is far or missing: of an element that has others in it all, of another its text.
+        own.or_else(|| memchr::memchr(b'<', rest).filter(|&end| !rest[..end].trim_ascii().is_empty()))
+    };
+    Some(at..end.map_or(text.len(), |end| at + end))
 }
 
 /// A value after `=` or `:`: in quotes, in brackets, or bare.
@@ -494,16 +606,15 @@ fn brackets_end(text: &[u8], start: usize) -> usize {
     text.len()
 }
 
-/// Adds where numbers of payment cards lie: 13 to 19 digits, in groups of four and more with one blank, dash or plus between
-/// (or `%20`), with a right check digit and a beginning that cards have.
+/// Adds where numbers of payment cards lie: 13 to 19 digits, in groups of four and more with one blank, dash, plus or dot between
+/// (or `%20`, `%2520`, `\u0020` and so on), with a right check digit and a beginning that cards have.
 fn cards(text: &[u8], secrets: &mut Vec<Range<usize>>) {
     if text.iter().filter(|byte| byte.is_ascii_digit()).count() < CARD_DIGITS.start {
         return;
     }
     let mut at = 0;
     while let Some(start) = text[at..].iter().position(u8::is_ascii_digit).map(|digit| at + digit) {
-        // `%20` before a card: its digits are no part of it.
-        let start = if start > 0 && text[start - 1] == b'%' && text.len() > start + 2 { start + 2 } else { start };
+        let start = after_escape(text, start);
         match card_at(text, start) {
             Some(end) => {
                 secrets.push(start..end);
@@ -515,6 +626,16 @@ fn cards(text: &[u8], secrets: &mut Vec<Range<usize>>) {
             break;
         }
     }
+}
+
+/// Where digits begin that are no part of an encoding: behind the `%20` before a card.
+fn after_escape(text: &[u8], digit: usize) -> usize {
+    let begin = match &text[..digit] {
+        [.., b'%'] => digit - 1,
+        [.., b'\\', b'u' | b'x' | b'X'] => digit - 2,
+        _ => return digit,
+    };
+    letter(text, begin).map_or(digit, |(_, next)| next.max(digit))
 }
 
 /// Where the card number that begins here ends.
@@ -537,9 +658,8 @@ fn card_at(text: &[u8], start: usize) -> Option<usize> {
         if group < 4 {
             return found;
         }
-        at = match &text[at..] {
-            [b' ' | b'-' | b'+', b'0'..=b'9', ..] => at + 1,
-            [b'%', b'2', b'0' | b'B' | b'b' | b'D' | b'd', b'0'..=b'9', ..] => at + 3,
+        at = match letter(text, at) {
+            Some((b' ' | b'-' | b'+' | b'.', next)) if text.get(next).is_some_and(u8::is_ascii_digit) => next,
             _ => return found,
         };
     }
@@ -597,6 +717,63 @@ mod tests {
         check("password=&a=1", "password=&a=1");
         check("the password is lost", "the password is lost");
         check("/author/authority?author=x&bypass=1&passage=2", "/author/authority?author=x&bypass=1&passage=2");
+        check(
+            "compass=n&cache_bypass=1&noBypass=1&over-pass=x&underpass=2",
+            "compass=n&cache_bypass=1&noBypass=1&over-pass=***&underpass=2",
+        );
+    }
+
+    #[test]
+    fn names_of_passwords() {
+        for name in [
+            "userpass",
+            "newpass",
+            "oldpwd",
+            "dbpass",
+            "loginpwd",
+            "txtpwd",
+            "pwdnew",
+            "USERPASS",
+            "userPass2",
+            "user[loginpass]",
+            "mypsw",
+            "passwort",
+            "neuesPasswort",
+            "kennwort",
+            "senha",
+            "novasenha",
+            "contrasena",
+            "contrase%C3%B1a",
+            "contrase\u{f1}aNueva",
+            "mdp",
+            "usermdp",
+            "motdepasse",
+            "mot_de_passe",
+        ] {
+            check(&format!("a=1&{name}=hunter2&b=2"), &format!("a=1&{name}=***&b=2"));
+            check(&format!(r#"{{"{name}":"hunter2"}}"#), &format!(r#"{{"{name}":"***"}}"#));
+            assert!(masker().hides_parameter(name.as_bytes()), "{name}");
+        }
+    }
+
+    #[test]
+    fn whatever_counts_as_a_password_of_a_login_is_hidden() {
+        for word in crate::login::PASSWORD_WORDS {
+            for name in [
+                word.to_owned(),
+                word.to_uppercase(),
+                format!("user{word}"),
+                format!("USER{}", word.to_uppercase()),
+                format!("j_{word}"),
+                format!("user[{word}]"),
+                format!("{word}2"),
+                format!("{word}_confirmation"),
+                format!("txt{word}"),
+            ] {
+                assert!(masker().hides_parameter(name.as_bytes()), "{name}");
+                check(&format!("{name}=hunter2&b=2"), &format!("{name}=***&b=2"));
+            }
+        }
     }
 
     #[test]
@@ -634,6 +811,9 @@ mod tests {
         check(r#"{"u":"ftp:\/\/bob:hun@ter2@a.example\/"}"#, r#"{"u":"ftp:\/\/bob:***@a.example\/"}"#);
         check("//:hunter2@a.example", "//:***@a.example");
         check("u=http://bob:hun&ter2@a.example", "u=http://bob:***@a.example");
+        check("u=http://bob:hun%2Fter2@a.example/", "u=http://bob:***@a.example/");
+        check("u=http://bob:1%2f2%22@a.example/", "u=http://bob:***@a.example/");
+        check("u=http://bob:hun/ter?2@a.example/x@y", "u=http://bob:***@a.example/x@y");
         for neighbour in
             ["return=https://www.shop-example.com&email=anna@example.org", "url=http://shop.example:8080&mail=bob@x.example&a=b"]
         {
@@ -661,6 +841,12 @@ mod tests {
         );
         check("<a><password>x</password><b>1</b></a>", "<a><password>***</password><b>1</b></a>");
         check("<password><![CDATA[a<b]]></password>", "<password>***]]></password>");
+        check("<password><value>x</value></password><b>1</b>", "<password>***</password><b>1</b>");
+        check("<a:password>\n <value type=\"t\">x</value> y</a:password><b>1</b>", "<a:password>***</a:password><b>1</b>");
+        check("<password type=\"text\" >x</password><b>1</b>", "<password type=\"text\" >***</password><b>1</b>");
+        check("<password><value>cut of", "<password>***");
+        check("<password></password><b>1</b> <password/><b>2</b>", "<password></password><b>1</b> <password/><b>2</b>");
+        check("<password>x</password>text<b>1</b>", "<password>***</password>text<b>1</b>");
         check("password: hunter2\nuser: bob", "password: ***\nuser: bob");
     }
 
@@ -671,6 +857,10 @@ mod tests {
         check("n=4111%201111%201111%201111", "n=***");
         check("Agent 3782-822463-10005 (x)", "Agent *** (x)");
         check("n=%204111111111111111", "n=%20***");
+        check("n=%25204111111111111111", "n=%2520***");
+        check("n=4111%25201111%25201111%25201111&a=1", "n=***&a=1");
+        check("n=4111.1111.1111.1111.", "n=***.");
+        check(r"n=\u00204111\u00201111\u00201111\x201111", r"n=\u0020***");
         check("see 1234 4111 1111 1111 1111", "see 1234 ***");
         check("n=6011000990139424,5500000000000004", "n=***,***");
         // Wrong check digit, too short, too long, begins like a time.
@@ -694,6 +884,33 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_text_that_is_cut_shows_nothing_of_a_secret_that_the_cut_lies_in() {
+        let masker = masker();
+        for (secret, pieces) in [
+            ("4111111111111111", &["411", "111"][..]),
+            ("4111 1111 1111 1111", &["411", "111"]),
+            ("http://bob:hunter2-and-more@a.example/", &["hun", "ter", "2-and", "more"]),
+            ("password=hunter2-and-more", &["hun", "ter", "2-and", "more"]),
+        ] {
+            let text = format!("/a/{secret} end");
+            for most in 0..=text.len() + 1 {
+                let start = masker.start_of_text(text.as_bytes(), most);
+                assert!(start.len() <= most);
+                let found = String::from_utf8_lossy(&start);
+                assert!(pieces.iter().all(|piece| !found.contains(piece)), "{found}");
+            }
+            let far = format!("{secret}{}", "x".repeat(100_000));
+            let start = masker.start_of_text(far.as_bytes(), 64);
+            assert!(pieces.iter().all(|piece| !String::from_utf8_lossy(&start).contains(piece)));
+        }
+        // What is masked makes no room for more.
+        let text = format!("pin={}&a=4111111111111111", "7".repeat(50));
+        assert_eq!(&*masker.start_of_text(text.as_bytes(), 62), b"pin=***&a=***");
+        assert!(matches!(masker.start_of_text(b"/plain/text", 6), Cow::Borrowed(b"/plain")));
+        assert!(matches!(masker.start_of_text(b"/plain?pin=1234", 6), Cow::Borrowed(b"/plain")));
     }
 
     #[test]
@@ -740,6 +957,8 @@ mod tests {
                 seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
                 text.push_str(PIECES[(seed >> 59) as usize]);
             }
+            let decoded = masker.secrets_of_decoded(text.as_bytes(), b"");
+            assert!(decoded.iter().all(|secret| secret.start < secret.end && secret.end <= text.len()), "{text}: {decoded:?}");
             let secrets = masker.secrets(text.as_bytes());
             assert!(secrets.iter().all(|secret| secret.start < secret.end && secret.end <= text.len()), "{text}: {secrets:?}");
             assert!(secrets.is_sorted_by(|one, next| one.end <= next.start), "{text}: {secrets:?}");

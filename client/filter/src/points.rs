@@ -8,6 +8,9 @@ use std::ops::ControlFlow;
 pub(crate) const DEPTH_MAX: usize = 32;
 /// Longest name of a point.
 pub(crate) const NAME_BYTES_MAX: usize = 256;
+/// Most bytes of the joined keys of JSON: more than a point shows, for the last of them may say that the value is a secret. Joined
+/// keys of this length may have been cut.
+pub(crate) const JOINED_BYTES_MAX: usize = 4096;
 
 /// Takes each value; breaking ends the parser.
 pub(crate) type Take<'t> = dyn FnMut(Part<'_>) -> ControlFlow<()> + 't;
@@ -256,12 +259,11 @@ impl Json {
                     if is_key && colon {
                         take(Part { role: Role::Name, name: &self.name, value })?;
                         self.name.truncate(base);
-                        if self.name.len() + value.len() < NAME_BYTES_MAX {
-                            if !self.name.is_empty() {
-                                self.name.push(b'_');
-                            }
-                            self.name.extend_from_slice(value);
+                        if !self.name.is_empty() {
+                            self.name.push(b'_');
                         }
+                        self.name.extend_from_slice(value);
+                        self.name.truncate(JOINED_BYTES_MAX);
                     } else {
                         take(Part { role: Role::Value, name: &self.name, value })?;
                     }
