@@ -22,6 +22,10 @@ pub mod serve;
 pub mod shard;
 mod sync;
 
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub use agent::agent_line;
+
 use anyhow::Context;
 use clap::{CommandFactory, Parser};
 use config::Config;

@@ -1,5 +1,8 @@
 //! A line of a log as a request: what it says, what the filter engine finds in it, and what may leave the node.
 
+#[cfg(feature = "fuzzing")]
+pub(super) mod fuzzing;
+
 use crate::config::flags::LineFormat;
 use ipnet::IpNet;
 use postanalytics_client::access_log::{client_ip, method_number, parse_ip, parse_line, parse_time, request_parts};
@@ -70,7 +73,7 @@ impl Reader {
         let (path, query) = (masker.text(request.path), masker.text(request.query));
         let (user_agent, referer) = (masker.text(request.user_agent), masker.text(request.referer));
         let masked = Request {
-            client_ip: self.visitor(request.client_ip, said.forwarded_for),
+            client_ip: visitor(&self.trusted_proxies, request.client_ip, said.forwarded_for),
             application: self.application,
             detection_us: findings.elapsed_us(),
             flags: request.flags | if findings.overlimit { FLAG_OVERLIMIT } else { 0 },
@@ -88,19 +91,19 @@ impl Reader {
         let bytes = RECORD_BYTES + texts + samples + masked.host.len() + masked.user.len() + said.method.len();
         Ok(Taken::Sent { bytes, hits: hits.len() })
     }
+}
 
-    /// The visitor's address: that of the line, unless it is a proxy's that is trusted. Then the last address of X-Forwarded-For
-    /// that is no such proxy, for what stands before it is the visitor's word.
-    fn visitor(&self, address: IpAddr, forwarded_for: &[u8]) -> IpAddr {
-        let is_trusted = |address: IpAddr| self.trusted_proxies.iter().any(|network| network.contains(&address.to_canonical()));
-        let mut visitor = address;
-        let mut hops = forwarded_for.rsplit(|&byte| byte == b',');
-        while is_trusted(visitor) {
-            let Some(hop) = hops.next().and_then(|hop| address_of_hop(hop.trim_ascii())) else { break };
-            visitor = hop;
-        }
-        visitor
+/// The visitor's address: that of the line, unless it is a proxy's that is trusted. Then the last address of X-Forwarded-For
+/// that is no such proxy, for what stands before it is the visitor's word.
+fn visitor(trusted_proxies: &[IpNet], address: IpAddr, forwarded_for: &[u8]) -> IpAddr {
+    let is_trusted = |address: IpAddr| trusted_proxies.iter().any(|network| network.contains(&address.to_canonical()));
+    let mut visitor = address;
+    let mut hops = forwarded_for.rsplit(|&byte| byte == b',');
+    while is_trusted(visitor) {
+        let Some(hop) = hops.next().and_then(|hop| address_of_hop(hop.trim_ascii())) else { break };
+        visitor = hop;
     }
+    visitor
 }
 
 /// An address, with or without port.
@@ -282,16 +285,6 @@ fn json_time(event_us: &str, time: &str) -> Option<u64> {
 mod tests {
     use super::*;
 
-    fn reader(proxies: &[&str]) -> Reader {
-        Reader {
-            format: LineFormat::Combined,
-            application: -1,
-            trusted_proxies: proxies.iter().map(|network| network.parse().expect("a network")).collect(),
-            engine: Engine::builtin(),
-            scratch: Scratch::default(),
-        }
-    }
-
     #[test]
     fn combined_with_more_fields() {
         let line = br#"10.0.0.1 - bob [17/May/2015:10:05:03 +0000] "GET /a?q=\x22\xC3\x27 HTTP/1.1" 200 5 "-" "ua" "1.2.3.4, 5.6.7.8" 0.123 rt=7.5"#;
@@ -347,7 +340,7 @@ mod tests {
     #[test]
     fn only_trusted_proxies_are_believed() {
         let address = |text: &str| text.parse::<IpAddr>().expect("an address");
-        let reader = reader(&["10.0.0.0/8"]);
+        let proxies: [IpNet; 1] = ["10.0.0.0/8".parse().expect("a network")];
         for (peer, forwarded_for, visitor) in [
             ("198.51.100.1", "1.2.3.4", "198.51.100.1"),
             ("10.0.0.1", "6.6.6.6, 1.2.3.4", "1.2.3.4"),
@@ -358,7 +351,8 @@ mod tests {
             ("10.0.0.1", "1.2.3.4:443", "1.2.3.4"),
             ("10.0.0.1", "10.0.0.2", "10.0.0.2"),
         ] {
-            assert_eq!(reader.visitor(address(peer), forwarded_for.as_bytes()), address(visitor), "{peer} {forwarded_for}");
+            let found = super::visitor(&proxies, address(peer), forwarded_for.as_bytes());
+            assert_eq!(found, address(visitor), "{peer} {forwarded_for}");
         }
     }
 }

@@ -16,6 +16,9 @@ mod state;
 mod tests;
 mod window;
 
+#[cfg(feature = "fuzzing")]
+pub use line::fuzzing::agent_line;
+
 use crate::config::LogFormat;
 use crate::config::flags::AgentFlags;
 use anyhow::{Context, Result, bail};

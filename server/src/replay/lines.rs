@@ -7,7 +7,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
 /// Longest line; a longer one is counted as unreadable.
-const LINE_BYTES_MAX: usize = 1 << 20;
+pub(super) const LINE_BYTES_MAX: usize = 1 << 20;
 const BUFFER_BYTES: usize = 256 << 10;
 
 /// The lines of one file.
@@ -24,9 +24,14 @@ impl Lines {
     /// Opens a file.
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let name = path.display().to_string();
-        let context = || format!("cannot open {name}: check the name and that this user may read it");
-        let mut reader = BufReader::with_capacity(BUFFER_BYTES, File::open(path).with_context(context)?);
-        let is_gzip = reader.fill_buf().with_context(context)?.starts_with(&[0x1f, 0x8b]);
+        let file = File::open(path).and_then(|file| Self::of(file, name.clone()));
+        file.with_context(|| format!("cannot open {name}: check the name and that this user may read it"))
+    }
+
+    /// What `name` holds, from its first byte.
+    pub(super) fn of(file: impl Read + 'static, name: String) -> std::io::Result<Self> {
+        let mut reader = BufReader::with_capacity(BUFFER_BYTES, file);
+        let is_gzip = reader.fill_buf()?.starts_with(&[0x1f, 0x8b]);
         let reader: Box<dyn BufRead> = if is_gzip {
             Box::new(BufReader::with_capacity(BUFFER_BYTES, MultiGzDecoder::new(reader)))
         } else {

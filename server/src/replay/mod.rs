@@ -13,6 +13,8 @@
 //! Alerts are written at the end, ordered by deciding event.
 
 mod from_server;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub(crate) mod lines;
 pub(crate) mod record;
 

@@ -56,7 +56,7 @@ fn read_log_line<T>(line: &[u8], filter: Option<&mut LineFilter>, take: impl FnO
 }
 
 /// `METHOD target HTTP/x[.y]`; all else is no request.
-fn request(line: &[u8]) -> Option<(&[u8], &[u8])> {
+pub(super) fn request(line: &[u8]) -> Option<(&[u8], &[u8])> {
     let blank = line.iter().position(|&byte| byte == b' ')?;
     let (method, rest) = (&line[..blank], &line[blank + 1..]);
     let last = rest.iter().rposition(|&byte| byte == b' ')?;

@@ -1,7 +1,8 @@
 //! Requests through the engine that looks for attacks.
 
 use super::Script;
-use postanalytics_filter::{Engine, RawRequest, Scratch};
+use postanalytics_filter::{Engine, LineFilter, RawRequest, Scratch};
+use std::cell::RefCell;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use std::time::Duration;
 const SECRET: &[u8] = b"Basic kQ9x2Zp7Vw4s";
 
 /// Whatever a request holds, its hits are few and short, do not depend on what was looked at before, and show nothing of a
-/// masked header. What masking gives is masked.
+/// masked header. What masking gives is masked. A line of a log has the hits of its request, whatever lines came before it.
 pub fn filter(data: &[u8]) {
     static ENGINE: OnceLock<Engine> = OnceLock::new();
     let engine = ENGINE.get_or_init(Engine::builtin);
@@ -34,9 +35,28 @@ pub fn filter(data: &[u8]) {
         assert!(hit.point.len() <= 256 && hit.payload.len() <= 256, "{hit:?}");
         assert!(!hit.payload.windows(6).any(|window| SECRET[6..].windows(6).any(|secret| secret == window)), "{hit:?}");
     }
+    line(engine, uri, request.body, &mut scratch);
     for text in [uri, request.body] {
         let masked = engine.masker().text(text);
         assert!(masked.len() <= 4 * text.len() + 3);
         let _ = engine.masker().text(&masked);
     }
+}
+
+/// A target and a user agent as a line of a log has them.
+fn line(engine: &Engine, target: &[u8], agent: &[u8], scratch: &mut Scratch) {
+    thread_local! {
+        static LINES: RefCell<LineFilter> = RefCell::default();
+    }
+    let headers = [(&b"user-agent"[..], agent)];
+    let request = RawRequest { uri: target, headers: &headers, ..RawRequest::default() };
+    let expected = engine.inspect(&request, Duration::from_secs(60), scratch);
+    let request_line = [b"GET ", target, b" HTTP/1.1"].concat();
+    LINES.with_borrow_mut(|lines| {
+        for _ in 0..2 {
+            let found = lines.inspect(&request_line, agent);
+            assert!(found.incomplete || expected.incomplete || found.found == expected.found, "{found:?} is not {expected:?}");
+        }
+        let _ = lines.inspect(target, agent);
+    });
 }

@@ -16,26 +16,31 @@ pub use filter::filter;
 pub use frames::{assembler, frames};
 pub use logs::log_reader;
 pub use postanalytics_client::fuzzing::{client, server_address};
+pub use postanalytics_server::agent_line;
 pub use postanalytics_server::config::machine::fuzzing::machine;
 pub use postanalytics_server::control::http::fuzzing::http;
+pub use postanalytics_server::replay::fuzzing::replay_lines;
 pub use shard::shard;
-pub use texts::{access_log, env_file, node_yaml, values};
+pub use texts::{access_log, detection, env_file, node_yaml, values};
 
 /// What a target does with an input.
 pub type Body = fn(&[u8]);
 
 /// Name and body of every target; `tests/fuzz/corpus/NAME` is its corpus.
-pub const TARGETS: [(&str, Body); 14] = [
+pub const TARGETS: [(&str, Body); 17] = [
     ("frames", frames),
     ("assembler", assembler),
     ("batch", batch),
     ("env_file", env_file),
     ("node_yaml", node_yaml),
+    ("detection", detection),
     ("values", values),
     ("machine", machine),
     ("server_address", server_address),
     ("access_log", access_log),
+    ("agent_line", agent_line),
     ("log_reader", log_reader),
+    ("replay_lines", replay_lines),
     ("http", http),
     ("filter", filter),
     ("client", client),

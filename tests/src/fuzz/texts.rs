@@ -6,6 +6,7 @@ use postanalytics_loadgen::assertion::Assertion;
 use postanalytics_loadgen::plan;
 use postanalytics_loadgen::replay::LogClock;
 use postanalytics_protocol::frames::PackageVersion;
+use postanalytics_server::config::detection::DetectionConfig;
 use postanalytics_server::config::{env_file as env, node_yaml as node, values as value};
 use postanalytics_server::control::http::{escape, unescape};
 
@@ -44,6 +45,24 @@ pub fn node_yaml(data: &[u8]) {
             Err(error) => assert!(!error.contains("HUSH") && !error.contains('\n'), "{error:?}"),
         }
     }
+}
+
+/// What detectors count: an error names a line and column that the text has, and what was read can be written so that it reads
+/// the same.
+pub fn detection(data: &[u8]) {
+    let text = &*String::from_utf8_lossy(data);
+    let config = match DetectionConfig::parse(text) {
+        Ok(config) => config,
+        Err(error) => {
+            let place = error.strip_prefix("line ").and_then(|rest| rest.split_once(": ")?.0.split_once(", column "));
+            let (line, column) = place.unwrap_or_else(|| panic!("{error:?} names no place"));
+            let (line, column): (usize, usize) = (line.parse().expect("a number"), column.parse().expect("a number"));
+            let there = text.split('\n').nth(line - 1).unwrap_or_else(|| panic!("{error:?}: the text has no such line"));
+            return assert!((1..=there.chars().count() + 1).contains(&column), "{error:?}: {there:?} has no such column");
+        }
+    };
+    assert_eq!(DetectionConfig::parse(&config.to_toml()).as_ref(), Ok(&config));
+    assert_eq!(config.changed_detectors(&config), [""; 0]);
 }
 
 /// Sizes, times, counts, addresses and networks, of the server and of the load generator.

@@ -1,12 +1,12 @@
 //! What fuzzing drives of the status pages: see `tests/src/fuzz` of the workspace.
 
-use super::denylist;
 use super::pages::wanted_of;
 use super::parameters::{LIMIT_MAX, Parameters, parse_id};
 use super::request::{self, BODY_BYTES_MAX, HEAD_BYTES_MAX, Method};
+use super::{cursor, denylist};
 
-/// A request: nothing panics, it takes no more than it may, and reads the same whatever follows it. Its query, host, id and
-/// body are read as the pages read them.
+/// A request: nothing panics, it takes no more than it may, and reads the same whatever follows it. Its query, host, id, cursor
+/// and body are read as the pages read them.
 pub fn http(bytes: &[u8]) {
     let (request, taken) = match request::parse(bytes) {
         Ok(Some(found)) => found,
@@ -23,6 +23,10 @@ pub fn http(bytes: &[u8]) {
     let ours = request::host_is_ours(host, None, None, &[]);
     assert_eq!(ours, request::host_is_ours(&host.to_ascii_uppercase(), None, None, &[]));
     assert!(!ours || host.to_ascii_lowercase().contains("localhost") || host.contains("127.") || host.contains("::"), "{host:?}");
+    if let Some(text) = request.query_value("cursor") {
+        cursor::go_on_with(text);
+        denylist::go_on(text);
+    }
     let parameters = Parameters::of(&request, &["source", "since", "limit"], 1 << 50);
     if let Ok(wanted) = parameters.and_then(|parameters| wanted_of(&parameters)) {
         assert!((1..=LIMIT_MAX).contains(&wanted.limit) && wanted.request_id.is_none());
