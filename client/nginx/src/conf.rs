@@ -332,7 +332,7 @@ fn set_mode(conf: &mut LocationConf, words: &Words) -> Result<(), String> {
 
 fn set_application(conf: &mut LocationConf, words: &Words) -> Result<(), String> {
     match words.first().parse::<i32>() {
-        Ok(id) if id >= -1 => once(&mut conf.application, words, id),
+        Ok(id) if id == -1 || id >= 1 => once(&mut conf.application, words, id),
         _ => bad(words, "the id of an application, a number from 1 on; -1 is the default application"),
     }
 }

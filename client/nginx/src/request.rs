@@ -32,7 +32,8 @@ const DECLINED: ffi::ngx_int_t = ffi::NGX_DECLINED as ffi::ngx_int_t;
 const DONE: ffi::ngx_int_t = ffi::NGX_DONE as ffi::ngx_int_t;
 const FORBIDDEN: ffi::ngx_int_t = ffi::NGX_HTTP_FORBIDDEN as ffi::ngx_int_t;
 
-/// Longest of the texts that go into a record; what is longer is cut. They are inspected whole.
+/// Longest of the texts that go into a record; what is longer is cut, after a look behind the cut for what it must mask. They are
+/// inspected whole.
 const TEXT_BYTES_MAX: usize = 8 * 1024;
 /// Longest part of a line that is no request that is told as its path.
 const LINE_BYTES_MAX: usize = 1024;
@@ -108,6 +109,7 @@ unsafe extern "C" fn access_phase(r: *mut ffi::ngx_http_request_t) -> ffi::ngx_i
             // SAFETY: as NGINX's own modules read a body before the content phase: the reading holds a reference to the request,
             // which is given back here.
             unsafe {
+                read_as_dav_would(r);
                 let answer = ffi::ngx_http_read_client_request_body(r, Some(body_is_read));
                 if answer >= ffi::NGX_HTTP_SPECIAL_RESPONSE as ffi::ngx_int_t {
                     return answer;
@@ -122,6 +124,27 @@ unsafe extern "C" fn access_phase(r: *mut ffi::ngx_http_request_t) -> ffi::ngx_i
 
 /// What [`check`] says if the body is to be read first. NGINX knows no such code.
 const READ_BODY: ffi::ngx_int_t = -1000;
+
+/// NGINX's DAV module makes a file of a PUT by renaming the one that the body is in, and asks for that only when it reads the
+/// body itself, which is too late here: it would answer 500. It runs only where no other handler has the location (`proxy_pass`
+/// and the like), so no body that is passed on comes into a file by this.
+///
+/// # Safety
+/// `r` is a request whose location is known and whose body nobody has read.
+unsafe fn read_as_dav_would(r: *mut ffi::ngx_http_request_t) {
+    // SAFETY: the caller's word.
+    unsafe {
+        if (*r).method & ffi::NGX_HTTP_PUT as usize == 0 || (*r).content_handler.is_some() {
+            return;
+        }
+        (*r).set_request_body_in_file_only(1);
+        // It has a name, so that it can be renamed, until the request ends.
+        (*r).set_request_body_in_persistent_file(1);
+        (*r).set_request_body_in_clean_file(1);
+        (*r).set_request_body_file_group_access(1);
+        (*r).set_request_body_file_log_level(0);
+    }
+}
 
 unsafe extern "C" fn body_is_read(r: *mut ffi::ngx_http_request_t) {
     // SAFETY: the request waits in our access handler, which is called once more.
@@ -311,10 +334,11 @@ unsafe fn record(worker: &Worker, r: *mut ffi::ngx_http_request_t) {
             None => (target, &b""[..]),
         };
         let masker = worker.engine().masker();
-        let (path, query) = (masker.text(cut(path)), masker.text(cut(query)));
-        let user_agent = masker.text(cut(header(r.headers_in.user_agent)));
-        let referer = masker.text(cut(header(r.headers_in.referer)));
-        let host = cut(header(r.headers_in.host));
+        let told = |text| masker.start_of_text(text, TEXT_BYTES_MAX);
+        let (path, query) = (told(path), told(query));
+        let (user_agent, referer) = (told(header(r.headers_in.user_agent)), told(header(r.headers_in.referer)));
+        let host = header(r.headers_in.host);
+        let host = &host[..host.len().min(TEXT_BYTES_MAX)];
 
         let method = std::str::from_utf8(method_text).ok().and_then(Method::from_name);
         let unnumbered = [Extension { tag: TAG_METHOD, value: &method_text[..method_text.len().min(32)] }];
@@ -516,10 +540,6 @@ fn parse_ip(text: &[u8]) -> Option<IpAddr> {
     let text = std::str::from_utf8(text).ok()?.trim();
     let address = text.parse().ok().or_else(|| text.parse::<SocketAddr>().ok().map(|address| address.ip()));
     address.map(|address: IpAddr| address.to_canonical())
-}
-
-fn cut(text: &[u8]) -> &[u8] {
-    &text[..text.len().min(TEXT_BYTES_MAX)]
 }
 
 /// The context of a request, if it has one.
