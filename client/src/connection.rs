@@ -95,6 +95,12 @@ pub(crate) enum Break {
          each server by an address of its own"
     )]
     TwoServers { ours: String, got: String },
+    /// Ends no connection: where one lane is all there is, only the other server can be had.
+    #[error(
+        "two servers answer at this address in turn, {ours} and {got}, as behind a load balancer: each sees a part of what a source \
+         does; give each server by an address of its own"
+    )]
+    InTurn { ours: String, got: String },
     /// It may not take part together with the others.
     #[error("{0}")]
     Clash(String),

@@ -557,7 +557,7 @@ impl Core {
 }
 
 /// An id as people write it.
-fn uuid(id: [u8; 16]) -> String {
+pub(crate) fn uuid(id: [u8; 16]) -> String {
     let hex = |range: std::ops::Range<usize>| {
         id[range].iter().fold(String::new(), |mut text, byte| {
             let _ = write!(text, "{byte:02x}");

@@ -12,7 +12,7 @@ use crate::ack::Acks;
 use crate::bundle::{Bundle, Item};
 use crate::config::Config;
 use crate::connection::{Break, Connection, DRAIN_US, PINGS_MAX, Stage};
-use crate::core::{AWAY_US, EXPIRY_US, Now, SHARDS_MAX};
+use crate::core::{AWAY_US, EXPIRY_US, Now, SHARDS_MAX, uuid};
 use crate::counters::Ledger;
 use crate::denylist::Lister;
 use crate::lane::{Lane, Wire};
@@ -29,6 +29,8 @@ use postanalytics_protocol::schema::v1::SCHEMA;
 
 /// A server that is silent for so long although it was asked, or a lane with records that is closed for so long: not healthy.
 pub(crate) const SILENT_US: u64 = 15_000_000;
+/// Ids of servers that were at an address before, that are remembered.
+const FORMER_IDS_MAX: usize = 4;
 
 /// What all servers of a client share.
 pub(crate) struct Common {
@@ -99,6 +101,10 @@ pub(crate) struct Server {
     session: u64,
     address: String,
     topology: Option<Topology>,
+    /// Ids of servers that were at this address before the one of now, the last of them last.
+    former_ids: Vec<[u8; 16]>,
+    /// One of them came back after another.
+    in_turn: bool,
     slots: Vec<Slot>,
     answers: Vec<Option<Stats>>,
     reported: Reported,
@@ -118,6 +124,8 @@ impl Server {
             session,
             address: config.servers[number].text.clone(),
             topology: None,
+            former_ids: Vec::new(),
+            in_turn: false,
             slots: vec![Slot { lane: Lane::new(session, config), connection: Connection::default() }],
             answers: Vec::new(),
             reported: Reported::Nothing,
@@ -605,6 +613,9 @@ impl Server {
             return Err(refuse(Break::WrongShard { wanted: at as u32, got: welcome.shard }));
         }
         let former = known.map(|known| (known.epoch, known.server_id));
+        if let Some((_, ours)) = former.filter(|(_, ours)| *ours != welcome.server_id) {
+            self.replaced(ours, welcome.server_id, common);
+        }
         self.topology = Some(Topology::new(welcome, &common.config, now));
         let (at, mut displaced) = if same { (at, Vec::new()) } else { self.adopt(at, welcome, former, common, now) };
 
@@ -633,6 +644,23 @@ impl Server {
         Ok(displaced)
     }
 
+    /// Another server is at the address. A restarted one has a new id at most; one whose id was here before has been running all
+    /// the time, or took over from the other and gave back: two servers at one address, which is reported and borne.
+    fn replaced(&mut self, ours: [u8; 16], got: [u8; 16], common: &mut Common) {
+        if self.former_ids.contains(&got) {
+            let why = Break::InTurn { ours: uuid(ours), got: uuid(got) };
+            if !std::mem::replace(&mut self.in_turn, true) {
+                tracing::error!(server = %self.address, "{why}");
+            }
+            self.note(why.to_string(), common);
+        }
+        self.former_ids.retain(|former| *former != ours);
+        if self.former_ids.len() == FORMER_IDS_MAX {
+            self.former_ids.remove(0);
+        }
+        self.former_ids.push(ours);
+    }
+
     /// Another topology than before: makes its lanes, moves the connection to its own. Returns every record that the old one
     /// did not store, to be placed afresh.
     fn adopt(
@@ -655,8 +683,8 @@ impl Server {
             tracing::warn!(server = %self.address, lanes = welcome.shard_count, "{}: unacknowledged records are sent again", Break::TopologyChanged);
         }
         // Of another server nobody knows what it has; this one is not it. A single one was restarted without an id to keep, and
-        // has nothing any more.
-        let several = common.config.servers.len() > 1;
+        // has nothing any more, unless there are two that take turns.
+        let several = common.config.servers.len() > 1 || self.in_turn;
         let elsewhere = several && former.is_some_and(|(_, server_id)| server_id != welcome.server_id);
         let mut displaced = Vec::new();
         for (shard, slot) in old.iter_mut().enumerate() {

@@ -483,6 +483,45 @@ fn two_servers_behind_one_address_are_an_error_and_the_first_is_kept() {
 }
 
 #[test]
+fn two_servers_that_take_turns_at_one_address_are_reported_and_a_restarted_one_is_not() {
+    let reported = |world: &mut World| statuses(world)[0].last_error.contains("two servers answer at this address in turn");
+    for count in [1, 2] {
+        let mut world = world(30, count);
+        world.servers[0].shards = 1;
+        let first = world.servers[0].server_id;
+        let replace = |world: &mut World, id: Option<u8>, dies_abruptly: bool| {
+            let (key, now) = (world.servers[0].identity_key, world.servers[0].server_id);
+            if dies_abruptly {
+                // Its connections are silent for a while before they break.
+                world.servers[0].cut = true;
+                traffic(world, 3 * SECOND);
+            }
+            world.restart(1);
+            (world.servers[0].identity_key, world.servers[0].server_id) = (key, id.unwrap_or(world.servers[0].server_id));
+            traffic(world, 5 * SECOND);
+            assert!(statuses(world)[0].connected, "from {now} to {}", world.servers[0].server_id);
+        };
+        traffic(&mut world, SECOND);
+        // It dies and comes back as itself, then under new ids.
+        for (id, dies_abruptly) in [(Some(first), false), (Some(first), true), (None, false), (None, true), (None, false)] {
+            replace(&mut world, id, dies_abruptly);
+            assert!(!reported(&mut world), "{:?}", statuses(&mut world)[0].last_error);
+        }
+        let second = world.servers[0].server_id;
+        // Another comes, and the one before it comes back.
+        replace(&mut world, None, false);
+        assert!(!reported(&mut world));
+        for id in [second, world.servers[0].server_id, second] {
+            replace(&mut world, Some(id), false);
+            assert!(reported(&mut world), "{:?}", statuses(&mut world)[0].last_error);
+        }
+        world.settle();
+        let ledger = world.core.ledger();
+        assert_eq!((ledger.acked, ledger.lost), (world.sent, 0), "whoever answers takes the records");
+    }
+}
+
+#[test]
 fn what_any_server_lists_is_listed_and_outlives_it() {
     let mut world = world(18, 2);
     (world.servers[0].verdicts, world.servers[1].verdicts) = (vec![address(1), address(2)], vec![address(2), address(3)]);
