@@ -452,7 +452,8 @@ int pa_client_status(const struct pa_client *client, struct pa_status *status);
 int pa_client_server_status(const struct pa_client *client, uint32_t number, struct pa_server_status *status);
 
 // Takes no more records, waits up to timeout_ms until the others are settled, ends the thread, frees the client, and tells
-// in stats, if not NULL, what became of all. The client is gone, whatever it returns. client may be NULL.
+// in stats, if not NULL, what became of all. The client is gone, whatever it returns. In a forked child of the process that made it
+// it frees what the child has, tells nothing and returns PA_EFORK. client may be NULL.
 int pa_client_close(struct pa_client *client,
                     uint64_t timeout_ms,
                     struct pa_stats *stats);

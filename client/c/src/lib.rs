@@ -192,13 +192,18 @@ pub unsafe extern "C" fn pa_client_server_status(client: *const pa_client, numbe
 }
 
 /// Takes no more records, waits up to timeout_ms until the others are settled, ends the thread, frees the client, and tells
-/// in stats, if not NULL, what became of all. The client is gone, whatever it returns. client may be NULL.
+/// in stats, if not NULL, what became of all. The client is gone, whatever it returns. In a forked child of the process that made it
+/// it frees what the child has, tells nothing and returns PA_EFORK. client may be NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn pa_client_close(client: *mut pa_client, timeout_ms: u64, stats: *mut pa_stats) -> c_int {
     guard(|| {
         // SAFETY: the last use of a handle that pa_client_new made, as the header asks.
         let Some(client) = (unsafe { take_handle(client) }) else { return Ok(PA_OK) };
+        let fork = forked(&client);
         let counters = client.client.close(Duration::from_millis(timeout_ms));
+        if let Some(failure) = fork {
+            return Err(failure);
+        }
         if !stats.is_null() {
             // SAFETY: a structure as the header asks.
             unsafe { write(stats, &stats_of(&counters)) }?;
@@ -277,13 +282,18 @@ unsafe fn handle<'a>(client: *const pa_client) -> Result<&'a pa_client, Failure>
 unsafe fn own_handle<'a>(client: *const pa_client) -> Result<&'a pa_client, Failure> {
     // SAFETY: the caller's promise.
     let client = unsafe { handle(client) }?;
-    if client.owner == std::process::id() {
-        return Ok(client);
-    }
-    Err(Failure::new(
-        PA_EFORK,
-        format_args!("the client belongs to process {}, of which this one is a fork; make one after fork", client.owner),
-    ))
+    forked(client).map_or(Ok(client), Err)
+}
+
+/// What to say of a client of the process that this one is a fork of.
+fn forked(client: &pa_client) -> Option<Failure> {
+    let failure = || {
+        Failure::new(
+            PA_EFORK,
+            format_args!("the client belongs to process {}, of which this one is a fork; make one after fork", client.owner),
+        )
+    };
+    (client.owner != std::process::id()).then(failure)
 }
 
 /// # Safety

@@ -336,11 +336,19 @@ static void a_child(pa_client *client) {
         SAYS("after fork");
         CHECK(pa_client_flush(client, 10000) == PA_EFORK && pa_client_stats(client, &stats) == PA_EFORK);
         CHECK(pa_client_status(client, &status) == PA_EFORK && pa_denylist_contains(client, denied) == 1);
-        pa_client_free(client);
+        stats.offered = 7;
+        CHECK(pa_client_close(client, 10000, &stats) == PA_EFORK && stats.offered == 7);
+        SAYS("after fork");
         /* Nobody is to look for leaks in here: what its parent's threads hold can never be freed. */
         kill(getpid(), SIGKILL);
     }
     int status = -1;
+    CHECK(child > 0 && waitpid(child, &status, 0) == child && WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
+    child = fork();
+    if (child == 0) {
+        pa_client_free(client);
+        kill(getpid(), SIGKILL);
+    }
     CHECK(child > 0 && waitpid(child, &status, 0) == child && WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
 }
 
