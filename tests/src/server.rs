@@ -1,8 +1,10 @@
 //! The server under test: the real binary, a process of its own.
 
 use serde_json::Value;
+use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
@@ -190,6 +192,39 @@ impl Server {
     /// Its process id.
     pub fn id(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Which of these texts its memory holds: its own, not what is mapped of files.
+    pub fn holds(&self, texts: &[&str]) -> Vec<String> {
+        const PIECE_BYTES: u64 = 1 << 20;
+        let memory = File::open(format!("/proc/{}/mem", self.id())).unwrap();
+        let maps = std::fs::read_to_string(format!("/proc/{}/maps", self.id())).unwrap();
+        let overlap = texts.iter().map(|text| text.len()).max().unwrap_or(0);
+        let mut found = vec![false; texts.len()];
+        for line in maps.lines() {
+            let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+            let name = fields.get(5).copied().unwrap_or_default();
+            let is_file = fields[4] != "0" && !name.starts_with("/memfd:") && !name.starts_with("/dev/zero");
+            if is_file || !fields[1].starts_with('r') || name.starts_with("[v") || name.starts_with("anon_inode:") {
+                continue;
+            }
+            let (begin, end) = fields[0].split_once('-').unwrap();
+            let (mut at, end) = (u64::from_str_radix(begin, 16).unwrap(), u64::from_str_radix(end, 16).unwrap());
+            let mut piece = Vec::new();
+            while at < end {
+                let kept = piece.len().min(overlap);
+                piece.drain(..piece.len() - kept);
+                piece.resize(kept + (end - at).min(PIECE_BYTES) as usize, 0);
+                // It may be gone by now.
+                let Ok(read @ 1..) = memory.read_at(&mut piece[kept..], at) else { break };
+                piece.truncate(kept + read);
+                at += read as u64;
+                for (text, found) in texts.iter().zip(&mut found).filter(|(_, found)| !**found) {
+                    *found = memchr::memmem::find(&piece, text.as_bytes()).is_some();
+                }
+            }
+        }
+        texts.iter().zip(found).filter(|(_, found)| *found).map(|(text, _)| (*text).to_owned()).collect()
     }
 
     /// The log lines with this message.

@@ -156,6 +156,26 @@ fn a_log_is_replayed_plain_compressed_and_from_syslog() {
     assert_eq!(report["records_generated"], lines, "{report}");
 }
 
+#[test]
+fn secrets_of_a_log_that_is_replayed_do_not_leave() {
+    let (server, folder) = (Server::new(), tempfile::tempdir().unwrap());
+    let log = folder.path().join("access.log");
+    let line = "198.51.100.7 - - [17/May/2015:10:05:03 +0000] \"GET /a4111-1111-1111-1111/h4rmless-path?userpass=qu3ry-pl4nted&b=h4rmless-query HTTP/1.1\" \
+                200 12 \"http://bob:pl4nted-p@ss@a.example/h4rmless-referer\" \"h4rmless-agent (token=4gent-pl4nted)\"\n";
+    std::fs::write(&log, line).unwrap();
+    let target = server.ingest.to_string();
+    let output = loadgen(&["--target", &target, "--replay", log.to_str().unwrap()]);
+    assert!(output.status.success(), "{}", text_of(&output));
+    assert_eq!(server.total("records_stored"), 1);
+    let planted = ["4111-1111", "qu3ry-pl4nted", "pl4nted-p@ss", "4gent-pl4nted"];
+    let marks = ["h4rmless-path", "h4rmless-query", "h4rmless-referer", "h4rmless-agent"];
+    assert_eq!(server.holds(&[&planted[..], &marks].concat()), marks);
+    let (_, page) = server.get("/requests?source=198.51.100.7");
+    let page: serde_json::Value = serde_json::from_str(&page).unwrap();
+    let request = &page["requests"][0];
+    assert_eq!((&request["path"], &request["query"]), (&"/a***/h4rmless-path".into(), &"userpass=***&b=h4rmless-query".into()));
+}
+
 fn compress(path: &Path) -> bool {
     Command::new("gzip").arg(path).status().is_ok_and(|status| status.success())
 }

@@ -1,6 +1,6 @@
 //! The engine over lines of an access log.
 
-use crate::{Engine, Findings, PROCESS_TIME_LIMIT, RawRequest, Scratch};
+use crate::{Engine, Findings, Masker, PROCESS_TIME_LIMIT, RawRequest, Scratch};
 use foldhash::quality::RandomState;
 use std::hash::BuildHasher;
 
@@ -28,6 +28,11 @@ impl Default for LineFilter {
 }
 
 impl LineFilter {
+    /// What masks the samples, for the texts of a line that leave the node.
+    pub const fn masker(&self) -> &Masker {
+        self.engine.masker()
+    }
+
     /// What was found in a request line, as written in the log, and a user agent.
     pub fn inspect(&mut self, request_line: &[u8], user_agent: &[u8]) -> Findings {
         let uri = target(request_line);

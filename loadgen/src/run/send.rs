@@ -17,6 +17,7 @@ use crate::replay::{LogClock, LogReader};
 use crate::traffic::{Pool, Traffic};
 use anyhow::Result;
 use fastrand::Rng;
+use postanalytics_client::Request;
 use postanalytics_filter::LineFilter;
 use postanalytics_protocol::{Source, shard_of};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -180,9 +181,19 @@ impl Sender<'_> {
             }
             let findings = filter.inspect(line.request_line, line.user_agent);
             let hits = findings.hits();
-            let mut request = line.request(ids.u128(..).to_le_bytes(), clock.now_us());
-            request.hits = &hits;
-            request.detection_us = findings.elapsed_us();
+            let request = line.request(ids.u128(..).to_le_bytes(), clock.now_us());
+            let masker = filter.masker();
+            let (path, query) = (masker.text(request.path), masker.text(request.query));
+            let (user_agent, referer) = (masker.text(request.user_agent), masker.text(request.referer));
+            let mut request = Request {
+                path: &path,
+                query: &query,
+                user_agent: &user_agent,
+                referer: &referer,
+                hits: &hits,
+                detection_us: findings.elapsed_us(),
+                ..request
+            };
             // One source stays in one session, so that its records stay in order.
             let session = shard_of(Source::of(request.client_ip), 0, self.sessions.len() as u32);
             let session = &self.sessions[session as usize];
