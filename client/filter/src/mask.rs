@@ -423,12 +423,15 @@ fn passwords(text: &[u8], secrets: &mut Vec<Range<usize>>) {
 /// The password in an address whose user would begin here, and where its host ends.
 fn password(text: &[u8], start: usize) -> (Option<Range<usize>>, usize) {
     let (mut end, mut colon, mut host) = (start, None, None);
+    // `[::1]` has colons of its own.
+    let is_ipv6 = text.get(start) == Some(&b'[');
     for _ in 0..AUTHORITY_LETTERS_MAX {
         let Some((byte, next)) = letter(text, end) else { break };
         // What is encoded is the password's own, unless the slashes are encoded as well.
         let is_own = next > end + 1 && start > 0 && text[start - 1] == b'/';
         match byte {
-            b'/' | b'?' | b'#' if is_own || host.is_none() && colon.is_some_and(|colon| !is_port(&text[colon..end])) => {}
+            b'/' | b'?' | b'#'
+                if is_own || host.is_none() && !is_ipv6 && colon.is_some_and(|colon| !is_port(&text[colon..end])) => {}
             b'"' | b'\'' | b'<' | b'>' | b'\\' if is_own => {}
             b'/' | b'?' | b'#' | b'"' | b'\'' | b'<' | b'>' | b'\\' => break,
             byte if byte.is_ascii_whitespace() => break,
@@ -822,6 +825,7 @@ mod tests {
         check("git clone https://0123456789abcdef0123@git.example/x", "git clone https://***@git.example/x");
         for plain in [
             "http://a.example:8080/x:y@z",
+            "http://[::1]:8080/x:y@z",
             "http://a.example/?mail=b:c@d.example",
             "http://shop.example@a.example/",
             "http://bob:@a.example/",

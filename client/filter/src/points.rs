@@ -259,11 +259,11 @@ impl Json {
                     if is_key && colon {
                         take(Part { role: Role::Name, name: &self.name, value })?;
                         self.name.truncate(base);
-                        if !self.name.is_empty() {
+                        if !self.name.is_empty() && self.name.len() < JOINED_BYTES_MAX {
                             self.name.push(b'_');
                         }
-                        self.name.extend_from_slice(value);
-                        self.name.truncate(JOINED_BYTES_MAX);
+                        let room = JOINED_BYTES_MAX.saturating_sub(self.name.len());
+                        self.name.extend_from_slice(&value[..value.len().min(room)]);
                     } else {
                         take(Part { role: Role::Value, name: &self.name, value })?;
                     }
@@ -385,6 +385,21 @@ mod tests {
         assert_eq!(json(r#"{"a":1 or 1=1}"#), ["name =a", "a=1=1}"]);
         assert_eq!(json("{a:<script>}"), ["=<script>}"]);
         assert_eq!(json("}}]],,::"), Vec::<String>::new());
+    }
+
+    #[test]
+    fn joined_keys_are_bounded_and_keep_the_last_one_while_there_is_room() {
+        let long = format!(r#"{{"{}":{{"password":"x"}}}}"#, "k".repeat(300));
+        assert!(json(&long).contains(&format!("{}_password=x", "k".repeat(300))));
+        let text = format!(r#"{{"{}":"#, "k".repeat(3000)).repeat(100);
+        let mut parser = Json::default();
+        let mut names = Vec::new();
+        let _ = parser.values(text.as_bytes(), &mut |part| {
+            names.push(part.name.len());
+            ControlFlow::Continue(())
+        });
+        assert_eq!((names.iter().max(), parser.name.len()), (Some(&JOINED_BYTES_MAX), JOINED_BYTES_MAX));
+        assert!(parser.name.capacity() <= 2 * JOINED_BYTES_MAX);
     }
 
     #[test]
