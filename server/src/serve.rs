@@ -10,7 +10,7 @@ use crate::analytics::settings::Settings;
 use crate::analytics::{AnalyticsPlan, Reload, Room};
 use crate::config::detection::DetectionConfig;
 use crate::config::machine::Machine;
-use crate::config::plan::Plan;
+use crate::config::plan::{Plan, keys_of};
 use crate::config::reload::{self, Change};
 use crate::config::{Config, ConfigError};
 use crate::control::{self, ControlConfig, ToControl, sockets};
@@ -315,11 +315,6 @@ fn random<const N: usize>() -> anyhow::Result<[u8; N]> {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes).map_err(|error| anyhow::anyhow!("the kernel gives no random numbers: {error}"))?;
     Ok(bytes)
-}
-
-/// Keys of a shard's detectors: one for each KiB of its arena, so that their state takes about a seventh as much.
-pub(crate) fn keys_of(arena_bytes: u64) -> usize {
-    (arena_bytes >> 10).clamp(1 << 14, 1 << 22) as usize
 }
 
 /// The shards are gone: gives the correlator a moment to write what they said last.

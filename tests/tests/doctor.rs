@@ -90,6 +90,33 @@ fn a_bad_arena_is_told_before_the_server_stumbles_over_it() {
 }
 
 #[test]
+fn a_file_of_events_that_cannot_be_written_is_found_as_the_server_finds_it() {
+    let folder = tempfile::tempdir().unwrap();
+    for (events, word) in [(folder.path().to_path_buf(), "is a folder"), (folder.path().join("none/events"), "No such file")] {
+        let events = format!("--events={}", events.display());
+        let output = doctor(&[&events, "--json"]);
+        assert_eq!(output.status.code(), Some(1), "{}", text_of(&output));
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let found = finding(&report, "events");
+        assert!(found["judgement"] == "not_fine" && found["value"].as_str().unwrap().contains(word), "{found}");
+        let server = postanalytics(&[
+            "--env-file=/dev/null",
+            "--node-yaml=/dev/null",
+            "--listen=127.0.0.1:0",
+            "--status=127.0.0.1:0",
+            "--arena=0.0625",
+            "--shards=1",
+            &events,
+        ]);
+        assert_eq!(server.status.code(), Some(1), "{}", text_of(&server));
+    }
+    let good = folder.path().join("events");
+    let output = doctor(&[&format!("--events={}", good.display()), "--json"]);
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&finding(&report, "events")["judgement"], good.exists()), (&Value::from("fine"), false), "{report}");
+}
+
+#[test]
 fn it_reads_the_env_file_that_the_server_would_read() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("env");
@@ -124,14 +151,19 @@ fn a_limit_on_locked_memory_is_found_as_the_server_finds_it() {
 #[test]
 fn completions_and_manual_pages_cover_every_subcommand() {
     let folder = tempfile::tempdir().unwrap();
-    for (program, subcommands) in
-        [("postanalytics", &["serve", "doctor", "completions", "man"][..]), ("loadgen", &["merge", "completions", "man"])]
-    {
+    for program in ["postanalytics", "loadgen"] {
         let run = |arguments: &[&str]| {
             let output = Command::new(binary(program)).args(arguments).stdin(Stdio::null()).output().unwrap();
             assert!(output.status.success(), "{program} {arguments:?}: {}", text_of(&output));
             String::from_utf8(output.stdout).unwrap()
         };
+        let help = run(&["--help"]);
+        // Those that the help lists, but for itself.
+        let listed = help.split_once("Commands:\n").unwrap().1.lines().take_while(|line| !line.is_empty());
+        let names = listed.filter(|line| line.starts_with("  ") && !line.starts_with("   "));
+        let mut subcommands: Vec<&str> = names.filter_map(|line| line.split_whitespace().next()).collect();
+        subcommands.retain(|name| *name != "help");
+        assert!(subcommands.len() >= 3 && subcommands.contains(&"man"), "{help}");
         for shell in ["bash", "zsh", "fish"] {
             let completions = run(&["completions", shell]);
             assert!(subcommands.iter().all(|name| completions.contains(name)), "{program} for {shell}");
@@ -140,7 +172,7 @@ fn completions_and_manual_pages_cover_every_subcommand() {
         let page =
             |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
         assert!(page(&format!("{program}.1")).contains(program));
-        for name in subcommands {
+        for name in &subcommands {
             let whole = page(&format!("{program}-{name}.1"));
             assert!(whole.contains(&format!("{program}\\-{name}")), "{whole}");
             assert_eq!(run(&["man", name]), whole, "one page alone is the same page");

@@ -8,8 +8,8 @@
 use crate::analytics::alerts::time_text;
 use crate::arena::place::PLACE_HEADER_BYTES;
 use crate::arena::{SLAB_BYTES, SLABS_MIN};
+use crate::config::plan::keys_of;
 use crate::config::values::GIGABYTE;
-use crate::serve::keys_of;
 use postanalytics_protocol::RecordFields;
 use postanalytics_protocol::batch::{blob_bytes, body_bytes};
 use serde::Serialize;

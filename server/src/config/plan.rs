@@ -11,6 +11,36 @@ const MEMORY_PART_MAX: f64 = 0.95;
 /// Part of the memory above which receive buffers are refused.
 const BUFFERS_PART_MAX: f64 = 0.25;
 
+/// Memory of a key of a shard's detectors: its cell and the tag of it, its part of the lists, and of the places of probation.
+pub(crate) const KEY_BYTES: u64 = 152;
+
+/// Keys of a shard's detectors: one for each KiB of its arena, so that their state takes about a seventh as much.
+pub(crate) const fn keys_of(arena_bytes: u64) -> usize {
+    let keys = arena_bytes >> 10;
+    if keys < 1 << 14 {
+        1 << 14
+    } else if keys > 1 << 22 {
+        1 << 22
+    } else {
+        keys as usize
+    }
+}
+
+/// Memory of the detectors' keys of all shards; none if no detector runs.
+pub(crate) fn keys_bytes(config: &Config, shards: u32) -> u64 {
+    if config.detection.is_none() {
+        return 0;
+    }
+    let shards = u64::from(shards.max(1));
+    (keys_of(config.arena_bytes / shards) as u64).saturating_mul(shards * KEY_BYTES)
+}
+
+/// The largest arena, in gigabytes with two decimals, that takes no more than so much together with the keys it brings.
+pub(crate) fn arena_within(config: &Config, bytes: f64) -> f64 {
+    let with_keys = if config.detection.is_some() { 1.0 + KEY_BYTES as f64 / 1024.0 } else { 1.0 };
+    (bytes / with_keys / GIGABYTE as f64 * 100.0).floor() / 100.0
+}
+
 /// See the module.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
@@ -34,24 +64,28 @@ impl Plan {
     pub fn make(config: &Config, machine: &Machine, slab_bytes: u64, slabs_min: u64) -> Result<Self, ConfigError> {
         let (memory, limit_name) = machine.memory_allowed();
         let mut remarks = Vec::new();
-        let part = config.arena_bytes as f64 / memory.max(1) as f64;
+        let allowed = machine.cpus_allowed();
+        let wanted = config.shards.map_or((allowed - 1).max(1), |shards| shards as usize);
+        let fitting = usize::try_from(config.arena_bytes / slab_bytes / slabs_min).unwrap_or(usize::MAX);
+        let shards = wanted.min(fitting);
+        let keys_bytes = keys_bytes(config, shards as u32);
+        let part = (config.arena_bytes as f64 + keys_bytes as f64) / memory.max(1) as f64;
         if part > MEMORY_PART_WARN {
             let how_much =
                 if part > 1.0 { "larger than the memory".to_owned() } else { format!("{:.0} % of the memory", part * 100.0) };
             let text = format!(
-                "the arena of {} is {how_much}: {limit_name} is {}; give a smaller --arena (SLAB_ALLOC_ARENA), \
+                "the arena of {}{} is {how_much}: {limit_name} is {}; give a smaller --arena (SLAB_ALLOC_ARENA), \
                  at most {:.2}, for the rest of the machine and of this process need some too",
                 in_gigabytes(config.arena_bytes),
+                if keys_bytes > 0 { format!(" with {} for the detectors", in_gigabytes(keys_bytes)) } else { String::new() },
                 in_gigabytes(memory),
-                (memory as f64 * MEMORY_PART_WARN / GIGABYTE as f64 * 100.0).floor() / 100.0
+                arena_within(config, memory as f64 * MEMORY_PART_WARN)
             );
             if part > MEMORY_PART_MAX {
                 return Err(ConfigError::start(text));
             }
             remarks.push(text);
         }
-        let allowed = machine.cpus_allowed();
-        let wanted = config.shards.map_or((allowed - 1).max(1), |shards| shards as usize);
         if config.pin && wanted > allowed {
             return Err(ConfigError::start(format!(
                 "{wanted} shards are more than the {allowed} CPUs allowed to this process ({} in its affinity mask, quota {}): give \
@@ -60,7 +94,6 @@ impl Plan {
                 machine.cpu_quota.map_or_else(|| "none".to_owned(), |quota| format!("{quota} CPUs")),
             )));
         }
-        let fitting = usize::try_from(config.arena_bytes / slab_bytes / slabs_min).unwrap_or(usize::MAX);
         if fitting == 0 {
             return Err(ConfigError::start(format!(
                 "the arena of {} is too small for even one shard, which needs {slabs_min} slabs of {} MiB: give --arena {:.2} \
@@ -70,7 +103,6 @@ impl Plan {
                 ((slab_bytes * slabs_min) as f64 / GIGABYTE as f64 * 100.0).ceil() / 100.0
             )));
         }
-        let shards = wanted.min(fitting);
         if shards < wanted {
             remarks.push(format!(
                 "starting {shards} shards instead of {wanted}: the arena of {} has room for no more, each needs {} MiB; give a \
@@ -148,6 +180,39 @@ mod tests {
 
     fn machine(cpus: usize, quota: Option<usize>) -> Machine {
         Machine { cpus: (0..cpus).collect(), cpu_quota: quota, memory_bytes: 8 * GIGABYTE, memory_limit_bytes: None }
+    }
+
+    #[test]
+    fn the_keys_of_detectors_are_memory_as_the_arena_is() {
+        let with_detectors = |arena: &str| {
+            let none = || Some("/dev/null".to_owned());
+            let flags = ServeFlags {
+                arena: Some(arena.to_owned()),
+                env_file: none(),
+                node_yaml: none(),
+                config: none(),
+                ..ServeFlags::default()
+            };
+            let config = Config::resolve(&flags, &|_| None).expect("a good config");
+            Plan::make(&config, &machine(4, None), SLAB, 20)
+        };
+        assert!(plan(None, "7", false, &machine(4, None)).is_ok());
+        let error = with_detectors("7").expect_err("a gigabyte of keys").text;
+        let words = ["7.00 GB", "with 1.04 GB for the detectors", "larger than the memory"];
+        assert!(words.iter().all(|word| error.contains(word)), "{error}");
+        let found = with_detectors("5.5").expect("fits");
+        assert!(found.remarks[0].contains("at most 5.22"), "{:?}", found.remarks);
+        assert_eq!(with_detectors("5.22").expect("fits").remarks, [""; 0]);
+    }
+
+    #[test]
+    fn a_key_takes_what_it_is_counted_with() {
+        use crate::analytics::detectors::Event;
+        use crate::analytics::keys::Cell;
+        // The tag, lists with the owner of each 32 bytes, a place of probation for four keys.
+        let bytes = size_of::<Cell>() + 2 + 64 + 64 / 32 * 4 + size_of::<Event>() / 4;
+        assert_eq!(bytes as u64, KEY_BYTES);
+        assert_eq!((keys_of(0), keys_of(1 << 30), keys_of(u64::MAX)), (1 << 14, 1 << 20, 1 << 22));
     }
 
     #[test]

@@ -52,6 +52,8 @@ pub struct Facts {
     pub ports: Vec<PortFact>,
     /// Why the log file cannot be written, if there is one and it cannot.
     pub log_file_error: Option<String>,
+    /// The same of the file of events.
+    pub events_error: Option<String>,
 }
 
 /// One address that the server would listen to.
@@ -70,6 +72,7 @@ pub struct PortFact {
 impl Facts {
     /// Reads everything. Without a configuration what depends on it is left out.
     pub fn read(config: Option<&Config>) -> Self {
+        let error_of = |path: fn(&Config) -> Option<&Path>| config.and_then(path).and_then(file_error);
         Self {
             kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
             ring: ring::probe().map_err(|error| error.to_string()),
@@ -89,7 +92,8 @@ impl Facts {
             congestion_control: text("/proc/sys/net/ipv4/tcp_congestion_control"),
             clock_source: text("/sys/devices/system/clocksource/clocksource0/current_clocksource"),
             ports: config.map(ports).unwrap_or_default(),
-            log_file_error: config.and_then(|config| config.log_file.as_deref()).and_then(log_file_error),
+            log_file_error: error_of(|config| config.log_file.as_deref()),
+            events_error: error_of(|config| config.events.as_deref()),
         }
     }
 
@@ -199,7 +203,7 @@ fn listeners(table: &str, port: u16) -> Vec<(u64, u32)> {
 }
 
 /// As far as can be told without making the file.
-fn log_file_error(path: &Path) -> Option<String> {
+fn file_error(path: &Path) -> Option<String> {
     use rustix::fs::{Access, access};
     let checked = if path.exists() {
         if path.is_dir() {
@@ -274,8 +278,8 @@ mod tests {
     fn a_log_file_that_cannot_be_written_is_found_before_it_is_made() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("server.log");
-        assert_eq!((log_file_error(&path), path.exists()), (None, false));
-        assert!(log_file_error(&folder.path().join("missing/server.log")).expect("no folder").contains("missing/server.log"));
-        assert!(log_file_error(folder.path()).expect("a folder").contains("is a folder"));
+        assert_eq!((file_error(&path), path.exists()), (None, false));
+        assert!(file_error(&folder.path().join("missing/server.log")).expect("no folder").contains("missing/server.log"));
+        assert!(file_error(folder.path()).expect("a folder").contains("is a folder"));
     }
 }

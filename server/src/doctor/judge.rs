@@ -3,7 +3,7 @@
 use super::facts::{Facts, PortFact};
 use super::{Finding, Judgement};
 use crate::arena;
-use crate::config::plan::Plan;
+use crate::config::plan::{self, Plan};
 use crate::config::values::GIGABYTE;
 use crate::config::{Config, ConfigError, Source, env_file};
 use crate::control::sockets::BACKLOG;
@@ -18,7 +18,7 @@ pub fn findings(config: Result<&Config, &ConfigError>, facts: &Facts) -> Vec<Fin
         Ok(config) => {
             all.extend([configuration(config), env_file(config), access(config)]);
             all.push(detectors(config));
-            all.extend(log_file(config, facts));
+            all.extend([log_file(config, facts), events(config, facts)].into_iter().flatten());
         }
         Err(error) => all.push(not_fine("configuration", error.text.clone(), "")),
     }
@@ -138,6 +138,14 @@ fn log_file(config: &Config, facts: &Facts) -> Option<Finding> {
     })
 }
 
+fn events(config: &Config, facts: &Facts) -> Option<Finding> {
+    let path = config.events.as_ref()?;
+    Some(match &facts.events_error {
+        Some(error) => not_fine("events", error.clone(), "give --events a file that this user may write to"),
+        None => fine("events", path.display().to_string()),
+    })
+}
+
 fn kernel(facts: &Facts) -> Finding {
     let (major, minor) = KERNEL_MIN;
     let value = format!("Linux {}; {major}.{minor} or later is needed", facts.kernel);
@@ -214,12 +222,13 @@ fn cpu_list(plan: &Plan) -> String {
     if cpus.is_empty() { "of the kernel's choice".to_owned() } else { cpus.join(", ") }
 }
 
-/// Whether the arena, which is filled at start, finds memory. Reserved huge pages are not part of what is available.
+/// Whether the arena and the detectors' keys, which are filled at start, find memory. Reserved huge pages are not part of what is available.
 fn memory(config: &Config, facts: &Facts, shards: u32) -> Finding {
     const CHECK: &str = "memory";
     let buffers = u64::from(shards) * u64::from(config.receive_buffers) * u64::from(config.receive_buffer_bytes);
     let from_huge = if facts.huge_bytes_free() >= config.arena_bytes { config.arena_bytes } else { 0 };
-    let needed = config.arena_bytes - from_huge + buffers;
+    let keys = plan::keys_bytes(config, shards);
+    let needed = config.arena_bytes - from_huge + keys + buffers;
     let (available, what) = match (facts.memory_available_bytes, facts.group_room_bytes) {
         (Some(available), Some(room)) if room < available => (room, "left in the control group"),
         (Some(available), _) => (available, "available (MemAvailable)"),
@@ -227,13 +236,14 @@ fn memory(config: &Config, facts: &Facts, shards: u32) -> Finding {
         (None, None) => return warning(CHECK, "what is available cannot be read", "mount /proc"),
     };
     let value = format!(
-        "the arena of {} and receive buffers of {} MiB need {} of the {} {what}",
+        "the arena of {}{} and receive buffers of {} MiB need {} of the {} {what}",
         gigabytes(config.arena_bytes),
+        if keys > 0 { format!(", the detectors' keys of {} MiB", keys >> 20) } else { String::new() },
         buffers >> 20,
         gigabytes(needed),
         gigabytes(available)
     );
-    let fitting = (available.saturating_sub(buffers) as f64 * 0.75 / GIGABYTE as f64 * 100.0).floor() / 100.0;
+    let fitting = plan::arena_within(config, available.saturating_sub(buffers) as f64 * 0.75);
     let remedy = format!("a smaller --arena (SLAB_ALLOC_ARENA), at most {fitting:.2}, or end what else uses the memory");
     if needed > available {
         not_fine(CHECK, value, remedy)

@@ -57,7 +57,7 @@ fn cut(what: usize, text: &[u8]) {
     let mut packed = packed.expect("memory takes all");
     assert_eq!(lines(packed.clone()), (expected.clone(), true));
     let at = what * 7 % packed.len();
-    if what % 2 == 0 {
+    if what.is_multiple_of(2) {
         packed.truncate(at);
         let (found, is_whole) = lines(packed);
         assert!(at < 2 || !is_whole && expected.starts_with(&found), "a file that ends early says so");
@@ -74,7 +74,7 @@ fn lines(file: Vec<u8>) -> (Vec<(Vec<u8>, bool)>, bool) {
     loop {
         match lines.next() {
             Ok(Some((line, is_too_long))) => {
-                assert!(line.len() < LINE_BYTES_MAX && !(is_too_long && !line.is_empty()));
+                assert!(line.len() < LINE_BYTES_MAX && (line.is_empty() || !is_too_long));
                 found.push((line.to_vec(), is_too_long));
             }
             Ok(None) => return (found, true),

@@ -26,6 +26,7 @@ fn facts() -> Facts {
         clock_source: Some("tsc".to_owned()),
         ports: vec![free("127.0.0.1:3313")],
         log_file_error: None,
+        events_error: None,
     }
 }
 
@@ -154,7 +155,8 @@ fn cpus_and_shards() {
 
 #[test]
 fn memory_is_held_against_what_is_available_here_and_in_the_group() {
-    let arena = |gigabytes: &str| ServeFlags { arena: Some(gigabytes.to_owned()), ..flags() };
+    let with_detectors = |gigabytes: &str| ServeFlags { arena: Some(gigabytes.to_owned()), ..flags() };
+    let arena = |gigabytes: &str| ServeFlags { config: None, ..with_detectors(gigabytes) };
     let available = |gigabytes: u64| Facts { memory_available_bytes: Some(gigabytes * GIGABYTE), ..facts() };
     expect("memory", Judgement::Fine, &["4.00 GB", "MemAvailable"], &arena("4"), &available(7));
     expect("memory", Judgement::NotFine, &["3.00 GB available", "--arena", "at most 2.23"], &arena("4"), &available(3));
@@ -162,6 +164,9 @@ fn memory_is_held_against_what_is_available_here_and_in_the_group() {
     let group = Facts { group_room_bytes: Some(2 * GIGABYTE), ..available(7) };
     expect("memory", Judgement::NotFine, &["2.00 GB left in the control group"], &arena("4"), &group);
     expect("plan", Judgement::NotFine, &["larger than the memory"], &arena("9"), &facts());
+    // Of 4 GB, detectors need another 0.59.
+    expect("memory", Judgement::Fine, &[], &arena("4"), &available(5));
+    expect("memory", Judgement::Warning, &["keys of 607 MiB", "at most 3.25"], &with_detectors("4"), &available(5));
     // Reserved huge pages are not part of MemAvailable, and the arena lies on them.
     expect("memory", Judgement::Fine, &[], &arena("4"), &Facts { huge_pages_free: 2048, ..available(1) });
 }
@@ -234,6 +239,10 @@ fn files_clock_and_network() {
     let error = Facts { log_file_error: Some("/nowhere/server.log cannot be written: no folder".to_owned()), ..facts() };
     expect("log file", Judgement::NotFine, &["/nowhere/server.log", "--log-file"], &log, &error);
     expect("log file", Judgement::Fine, &["/nowhere/server.log"], &log, &facts());
+    let events = ServeFlags { events: Some("/nowhere/events".to_owned()), ..flags() };
+    let error = Facts { events_error: Some("/nowhere/events cannot be written: no folder".to_owned()), ..facts() };
+    expect("events", Judgement::NotFine, &["/nowhere/events", "--events"], &events, &error);
+    expect("events", Judgement::Fine, &["/nowhere/events"], &events, &facts());
     let slow = Facts { clock_source: Some("hpet".to_owned()), backlog_max: Some(128), ..facts() };
     expect("clock source", Judgement::Warning, &["hpet", "tsc"], &flags(), &slow);
     expect("net.core.somaxconn", Judgement::Warning, &["128", "1024"], &flags(), &slow);
