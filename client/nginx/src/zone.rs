@@ -2,12 +2,14 @@
 //!
 //! ```text
 //!   Zone │ start id │ application ids │ slot 0 │ slot 1 │ … │ slot 255 │
-//!   Slot │ pid │ records accepted, acked, given up │ counters, since the zone was made │ the same for each application │
+//!   Slot │ owner │ records accepted, acked, given up, lost │ counters, since the zone was made │ the same for each application │
 //! ```
 //!
 //! A slot belongs to one worker at a time and is never set back: the next owner counts on, so what a worker that has ended had
 //! counted stays. A worker that was killed leaves its pid behind; whoever looks next counts the records that it had not got rid
-//! of as `tnt_errors`, and the slot is free again. Everything is atomic and relaxed: a page may be read while workers count.
+//! of as `tnt_errors`, and the slot is free again. Whoever does that may be killed as well: his pid stands in the slot then, and the
+//! next one begins anew, for the records are counted in one step, and the death in the step that frees the slot. Everything is
+//! atomic and relaxed: a page may be read while workers count.
 
 use std::sync::atomic::{
     AtomicU32, AtomicU64,
@@ -18,8 +20,11 @@ use std::sync::atomic::{
 const SLOTS: usize = 256;
 /// Applications with counters of their own; others are in the totals only.
 const APPLICATIONS: usize = 32;
-/// In place of the pid of a worker whose records are being counted as lost. No process has it.
-const BURYING: u32 = u32::MAX;
+/// An owner: the pid of the worker, 0 if there is none, in the lower half; above it, how many owners were killed.
+const PID: u64 = u32::MAX as u64;
+const KILLED: u64 = PID + 1;
+/// Beside the pid of whoever counts the records of a killed worker. The kernel gives no pid that has this bit.
+const BURYING: u64 = 1 << 31;
 
 /// What is counted of a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,15 +96,43 @@ pub struct Zone {
 /// A line of the processor's cache of its own at the front.
 #[repr(C, align(64))]
 struct Slot {
-    pid: AtomicU32,
+    owner: AtomicU64,
     /// A [`ClientState`].
     client: AtomicU32,
     /// Records that the client took, those that the server has, and those that the client has given up. The rest it still holds.
     accepted: AtomicU64,
     acked: AtomicU64,
     given_up: AtomicU64,
+    /// Records that killed workers held.
+    lost: AtomicU64,
     counts: [AtomicU64; Counter::COUNT],
     applications: [[AtomicU64; Counter::OF_APPLICATION]; APPLICATIONS],
+}
+
+impl Slot {
+    /// Takes the slot of a worker that is no more, or over from whoever was killed at its burial: nobody else may do it, and nobody
+    /// may move in, until all is counted.
+    fn begin_burial(&self, own: u32, lives: impl Fn(u32) -> bool) -> Option<u64> {
+        let owner = self.owner.load(Relaxed);
+        let pid = (owner & PID & !BURYING) as u32;
+        // One's own pid can only be that of a former process: nobody is called in the middle of a burial.
+        let is_over = pid != 0 && (!lives(pid) || owner & BURYING != 0 && pid == own);
+        let taken = owner & !PID | BURYING | u64::from(own);
+        // A burial that was broken off is taken over even by a process with the same pid, which changes nothing.
+        (is_over && self.owner.compare_exchange(owner, taken, Acquire, Relaxed).is_ok()).then_some(taken)
+    }
+
+    /// Counts what is neither settled nor counted: a second time adds nothing.
+    fn count_lost(&self) {
+        let gone = self.acked.load(Relaxed) + self.given_up.load(Relaxed) + self.lost.load(Relaxed);
+        self.lost.fetch_add(self.accepted.load(Relaxed).saturating_sub(gone), Relaxed);
+    }
+
+    /// Counts the death and frees the slot, in one step.
+    fn end_burial(&self, owner: u64) {
+        let free = (owner & !PID).wrapping_add(KILLED);
+        let _ = self.owner.compare_exchange(owner, free, Release, Relaxed);
+    }
 }
 
 /// Whether a worker tells postanalytics of its requests.
@@ -135,7 +168,10 @@ impl Zone {
     pub fn claim(&self, pid: u32, lives: impl Fn(u32) -> bool) -> SlotNumber {
         self.bury(lives);
         let own = &self.slots[..SlotNumber::SHARED.0];
-        let claimed = own.iter().position(|slot| slot.pid.compare_exchange(0, pid, Acquire, Relaxed).is_ok());
+        let claimed = own.iter().position(|slot| {
+            let owner = slot.owner.load(Relaxed);
+            owner & PID == 0 && slot.owner.compare_exchange(owner, owner | u64::from(pid), Acquire, Relaxed).is_ok()
+        });
         claimed.map_or(SlotNumber::SHARED, SlotNumber)
     }
 
@@ -146,25 +182,20 @@ impl Zone {
     /// The worker ends as it should.
     pub fn release(&self, slot: SlotNumber) {
         if !slot.is_shared() {
-            self.slots[slot.0].pid.store(0, Release);
+            self.slots[slot.0].owner.fetch_and(!PID, Release);
         }
     }
 
     /// Frees the slots of workers that are no more, and counts what they had not got rid of.
     pub fn bury(&self, lives: impl Fn(u32) -> bool) {
+        self.bury_as(std::process::id(), lives);
+    }
+
+    fn bury_as(&self, own: u32, lives: impl Fn(u32) -> bool) {
         for slot in &self.slots[..SlotNumber::SHARED.0] {
-            let pid = slot.pid.load(Relaxed);
-            if matches!(pid, 0 | BURYING) || lives(pid) {
-                continue;
-            }
-            // Nobody else may do it, and nobody may move in, until all is counted.
-            if slot.pid.compare_exchange(pid, BURYING, Relaxed, Relaxed).is_ok() {
-                let settled = slot.acked.load(Relaxed) + slot.given_up.load(Relaxed);
-                let held = slot.accepted.load(Relaxed).saturating_sub(settled);
-                slot.given_up.fetch_add(held, Relaxed);
-                slot.counts[Counter::TntErrors as usize].fetch_add(held, Relaxed);
-                slot.counts[Counter::Segfaults as usize].fetch_add(1, Relaxed);
-                slot.pid.store(0, Release);
+            if let Some(owner) = slot.begin_burial(own, &lives) {
+                slot.count_lost();
+                slot.end_burial(owner);
             }
         }
     }
@@ -212,7 +243,10 @@ impl Zone {
         let known = self.application_ids.iter().map(|id| id.load(Relaxed)).take_while(|&id| id != 0);
         totals.applications = known.map(|id| ((id - 1) as u32 as i32, Counts::default())).collect();
         for slot in &self.slots {
-            if slot.pid.load(Relaxed) != 0 {
+            let owner = slot.owner.load(Relaxed);
+            totals.counts.0[Counter::Segfaults as usize] += owner / KILLED;
+            totals.counts.0[Counter::TntErrors as usize] += slot.lost.load(Relaxed);
+            if owner & PID != 0 && owner & BURYING == 0 {
                 let client = slot.client.load(Relaxed);
                 totals.workers += 1;
                 totals.connected += u64::from(client == ClientState::There as u32);
@@ -268,6 +302,66 @@ mod tests {
         assert_eq!((totals.counts.of(Counter::Requests), totals.counts.of(Counter::TntErrors), totals.workers), (6, 2, 1));
         assert_eq!((totals.applications.len(), totals.applications[0].0), (1, -1));
         assert_eq!(totals.applications[0].1.of(Counter::Requests), 6);
+    }
+
+    #[test]
+    fn a_burial_that_was_broken_off_is_finished_by_the_next_and_counts_once() {
+        // Killed after each of its steps.
+        for steps in 0..=3 {
+            let zone = zone();
+            let slot = zone.claim(7, |_| true);
+            zone.set_client(slot, ClientState::There);
+            for _ in 0..6 {
+                zone.accepted(slot);
+            }
+            zone.acked(slot, 4);
+            let dead = &zone.slots[slot.0];
+            if steps > 0 {
+                let owner = dead.begin_burial(8, |pid| pid != 7).expect("7 is dead");
+                assert_eq!(dead.begin_burial(9, |pid| pid != 7), None, "8 is at it");
+                assert_eq!(zone.totals().workers, 0);
+                if steps > 1 {
+                    dead.count_lost();
+                }
+                if steps > 2 {
+                    dead.end_burial(owner);
+                }
+            }
+            for _ in 0..2 {
+                zone.bury_as(9, |pid| pid > 8);
+                let totals = zone.totals();
+                let found = (totals.counts.of(Counter::TntErrors), totals.counts.of(Counter::Segfaults), totals.workers);
+                assert_eq!(found, (2, 1, 0), "killed after step {steps}");
+            }
+            assert_eq!(zone.claim(9, |pid| pid > 8), slot, "the slot is free");
+        }
+        // The pid of who was killed at it may be one's own now.
+        let zone = zone();
+        let slot = zone.claim(7, |_| true);
+        assert!(zone.slots[slot.0].begin_burial(8, |_| false).is_some());
+        zone.bury_as(8, |_| true);
+        assert_eq!((zone.totals().counts.of(Counter::Segfaults), zone.claim(8, |_| true)), (1, slot));
+    }
+
+    #[test]
+    fn many_that_bury_at_once_count_once() {
+        let zone = zone();
+        for round in 1..=50 {
+            for _ in 0..8 {
+                let slot = zone.claim(7, |_| true);
+                zone.accepted(slot);
+            }
+            std::thread::scope(|scope| {
+                for own in 8..12 {
+                    let zone = &zone;
+                    scope.spawn(move || zone.bury_as(own, |pid| pid != 7));
+                }
+            });
+            zone.bury_as(12, |pid| pid != 7);
+            let totals = zone.totals();
+            let found = (totals.counts.of(Counter::TntErrors), totals.counts.of(Counter::Segfaults), totals.workers);
+            assert_eq!(found, (8 * round, 8 * round, 0));
+        }
     }
 
     #[test]
