@@ -46,6 +46,9 @@ fn a_seed_always_does_the_same() {
     for seed in 0..20 {
         let [first, second] = [0; 2].map(|_| once(seed, None).expect("it holds"));
         assert_eq!((first.trace, first.faults, first.steps), (second.trace, second.faults, second.steps), "seed {seed}");
+        let struck: u64 =
+            first.to_string().lines().skip(1).filter_map(|line| line.split_whitespace().next()?.parse::<u64>().ok()).sum();
+        assert_eq!(struck, first.faults.iter().sum::<u64>(), "it tells what struck: {first}");
         assert_ne!(first.trace, once(seed + 1, None).expect("it holds").trace, "the trace tells worlds apart");
     }
 }
@@ -56,6 +59,8 @@ fn every_bug_that_was_put_in_is_found() {
         let summary = many(0..SEEDS_TO_FIND, Some(bug), THREADS, 1);
         let found = summary.failures.first();
         let found = found.unwrap_or_else(|| panic!("{} is not found within {SEEDS_TO_FIND} seeds", bug.name()));
+        let replay = format!("-p postanalytics-tests --bin simulate -- --seed {} --bug {}`", found.seed, bug.name());
+        assert!(found.to_string().contains(&replay), "{found}");
         eprintln!("{} is found by {}", bug.name(), found.to_string().lines().take(3).collect::<Vec<_>>().join(" "));
     }
 }

@@ -40,7 +40,7 @@ fn main() -> ExitCode {
     if let Some(seed) = arguments.seed {
         return match once(seed, arguments.bug) {
             Ok(report) => {
-                println!("seed {seed}: trace {:016x}, {} steps, {:?}", report.trace, report.steps, report.totals);
+                print!("seed {seed}: {report}");
                 ExitCode::SUCCESS
             }
             Err(failure) => {

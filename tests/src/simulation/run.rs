@@ -29,14 +29,31 @@ pub struct Report {
 pub struct Failure {
     /// The seed.
     pub seed: u64,
+    /// The bug that was switched on.
+    pub bug: Option<Bug>,
     /// What the oracle said.
     pub text: String,
 }
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "seed {} (replay it with --seed {}): {}", self.seed, self.seed, self.text)
+        let seed = self.seed;
+        let bug = self.bug.map_or_else(String::new, |bug| format!(" --bug {}", bug.name()));
+        let replay = format!("cargo run --release -p postanalytics-tests --bin simulate -- --seed {seed}{bug}");
+        write!(f, "seed {seed} (replay it with `{replay}`): {}", self.text)
     }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "trace {:016x}, {} steps; {:?}", self.trace, self.steps, self.totals)?;
+        write_faults(&self.faults, f)
+    }
+}
+
+/// How often each fault struck, a line for each.
+fn write_faults(faults: &[u64; KINDS], f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    Fault::ALL.iter().try_for_each(|fault| writeln!(f, "{:>12}  {}", faults[*fault as usize], fault.text()))
 }
 
 /// Many worlds together.
@@ -73,10 +90,7 @@ impl Summary {
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{} worlds, {} steps, {} failures; {:?}", self.worlds, self.steps, self.failures.len(), self.totals)?;
-        for fault in Fault::ALL {
-            writeln!(f, "{:>12}  {}", self.faults[*fault as usize], fault.text())?;
-        }
-        Ok(())
+        write_faults(&self.faults, f)
     }
 }
 
@@ -119,7 +133,7 @@ pub fn once(seed: u64, bug: Option<Bug>) -> Result<Report, Failure> {
     // Also a panic that something caught on its way is one too many.
     match (ran, PANIC.take()) {
         (Ok(report), None) => Ok(report),
-        (_, text) => Err(Failure { seed, text: text.unwrap_or_default() }),
+        (_, text) => Err(Failure { seed, bug, text: text.unwrap_or_default() }),
     }
 }
 
