@@ -65,8 +65,8 @@ fn compare(arguments: &Arguments) -> Result<ExitCode> {
         missing.join(", ")
     );
     let machine = report::machine();
-    let findings = run::run(&plan, &programs)?;
-    let report = Report::new(&plan, &machine, &findings);
+    let outcome = run::run(&plan, &programs)?;
+    let report = Report::new(&plan, &machine, &outcome.findings);
     if let Some(file) = &arguments.json {
         let json = serde_json::to_string_pretty(&report.lines)?;
         std::fs::write(file, json + "\n").with_context(|| format!("cannot write {}", file.display()))?;
@@ -74,5 +74,10 @@ fn compare(arguments: &Arguments) -> Result<ExitCode> {
     let mut out = std::io::stdout().lock();
     write!(out, "{}", report.text())?;
     missing.iter().try_for_each(|name| writeln!(out, "SKIPPED {name}: it is not here"))?;
+    if !outcome.failures.is_empty() {
+        // What was finished is written; what failed is not in it.
+        outcome.failures.iter().for_each(|failure| eprintln!("peers: failed: {failure}"));
+        return Ok(ExitCode::from(EXIT_COULD_NOT_RUN));
+    }
     Ok(if report.void().is_empty() { ExitCode::SUCCESS } else { ExitCode::from(EXIT_VOID) })
 }

@@ -96,9 +96,14 @@ fn find(name: &str, unpacked: Option<&Path>) -> Option<PathBuf> {
 
 /// Beside the build's profiles: target/peers.
 fn cache() -> Result<PathBuf> {
-    let program = env::current_exe()?;
-    let folder = program.ancestors().nth(2).context("this program lies in no build folder")?;
-    Ok(folder.join("peers"))
+    cache_of(&env::current_exe()?).context("this program lies in no build folder")
+}
+
+/// Programs lie in target/PROFILE, tests and benches in target/PROFILE/deps.
+fn cache_of(program: &Path) -> Option<PathBuf> {
+    let folder = program.parent()?;
+    let profile = if folder.ends_with("deps") { folder.parent()? } else { folder };
+    Some(profile.parent()?.join("peers"))
 }
 
 fn fetch() -> Result<()> {
@@ -135,4 +140,17 @@ fn missing() -> Result<Vec<String>> {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let names = text.lines().filter_map(|line| line.strip_prefix("Inst ")?.split_whitespace().next());
     Ok(names.map(str::to_owned).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_and_tests_of_a_build_have_one_folder() {
+        for program in ["/build/release/peers", "/build/debug/deps/peers-1f", "/build/debug/peers"] {
+            assert_eq!(cache_of(Path::new(program)), Some(PathBuf::from("/build/peers")), "{program}");
+        }
+        assert_eq!(cache_of(Path::new("/peers")), None);
+    }
 }

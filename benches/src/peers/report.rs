@@ -2,7 +2,7 @@
 
 use crate::peers::measure::{GENERATOR_BOUND_SHARE, median, ratio};
 use crate::peers::plan::{Plan, SystemKind, Workload};
-use crate::peers::run::{Finding, Path};
+use crate::peers::run::{Entry, Finding, Path};
 use comfy_table::{CellAlignment, Table, presets};
 use postanalytics_loadgen::machine::Machine;
 use postanalytics_loadgen::report::grouped;
@@ -30,6 +30,7 @@ pub struct Line {
     pub p99_us: f64,
     pub p999_us: f64,
     pub bytes_per_record: f64,
+    pub resident_bytes_per_record: f64,
     pub stored: u64,
     pub checksum: String,
     pub path: &'static str,
@@ -182,6 +183,7 @@ fn line(plan: &Plan, finding: &Finding) -> Line {
         p99_us: median(runs, |run| run.latency_us(0.99)),
         p999_us: median(runs, |run| run.latency_us(0.999)),
         bytes_per_record: rounded(finding.read.bytes_per_record),
+        resident_bytes_per_record: rounded(finding.read.resident_bytes_per_record),
         stored: finding.read.stored.rows,
         checksum: format!("{:016x}", finding.read.stored.checksum),
         path: entry.path.name(),
@@ -195,7 +197,7 @@ fn line(plan: &Plan, finding: &Finding) -> Line {
         generator_bound: own_share > GENERATOR_BOUND_SHARE,
         latency_records_per_second: median(runs, |run| run.third.rate()).round(),
         runs: runs.len(),
-        void: if plan.quick { None } else { void(finding, rate.min(per_cpu)) },
+        void: finding.void.clone().or_else(|| if plan.quick { None } else { void(entry, rate.min(per_cpu)) }),
         note: finding.note.clone(),
         congestion: plan.congestion.clone(),
         machine: String::new(),
@@ -205,8 +207,7 @@ fn line(plan: &Plan, finding: &Finding) -> Line {
 }
 
 /// Why a peer's figure voids the run.
-fn void(finding: &Finding, rate: f64) -> Option<String> {
-    let entry = finding.entry;
+fn void(entry: Entry, rate: f64) -> Option<String> {
     let reference = REFERENCE.iter().find(|(system, workload, _)| (*system, *workload) == (entry.system, entry.workload))?.2;
     (rate < reference / 2.0).then(|| {
         format!(
@@ -228,4 +229,24 @@ pub fn machine() -> String {
     let kib =
         memory_info.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
     format!("{} CPUs ({}), {} GB", Machine::here().cpus, model.unwrap_or("unknown"), kib.unwrap_or(0).div_ceil(1 << 20))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_below_half_of_what_it_is_known_for_voids_the_run() {
+        for (system, workload, reference) in REFERENCE {
+            let entry = Entry { system, workload, path: Path::Raw };
+            let (below, half, above) = (reference / 2.0 - 1.0, reference / 2.0, reference / 2.0 + 1.0);
+            let reason = void(entry, below).expect("it is too slow");
+            assert!(reason.contains(&entry.title()) && reason.contains(&grouped(reference)), "{reason}");
+            assert_eq!((void(entry, half), void(entry, above)), (None, None), "{}", entry.title());
+        }
+        let unknown = [(SystemKind::Postanalytics, Workload::Batched), (SystemKind::Discard, Workload::Batched)];
+        for (system, workload) in unknown.into_iter().chain([(SystemKind::Redis, Workload::Single)]) {
+            assert_eq!(void(Entry { system, workload, path: Path::Raw }, 0.0), None, "nothing is known of it");
+        }
+    }
 }

@@ -78,37 +78,63 @@ pub struct Finding {
     pub wire_bytes_per_record: f64,
     /// What the reader should know.
     pub note: String,
+    /// Why it is not comparable with the others, whatever its figures.
+    pub void: Option<String>,
     /// Its version.
     pub version: String,
 }
 
-/// Makes all runs.
-pub fn run(plan: &Plan, programs: &Programs) -> Result<Vec<Finding>> {
+/// What came of all runs.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// Of the entries that were finished, in the order measured.
+    pub findings: Vec<Finding>,
+    /// What went wrong with the others.
+    pub failures: Vec<String>,
+}
+
+/// Makes all runs. What fails in one group takes nothing from the others.
+pub fn run(plan: &Plan, programs: &Programs) -> Result<Outcome> {
     pin_this_thread(Some(plan.generator_cpu)).map_err(anyhow::Error::msg)?;
     set_fine_timers();
-    let mut findings = Vec::new();
-    for entries in groups(plan) {
-        let browse = entries.iter().any(|entry| entry.workload == Workload::Detectors);
-        let corpus = &if browse { Corpus::browsing() } else { Corpus::new() };
-        if entries.iter().any(|entry| entry.workload == Workload::Fleet) {
-            plan.raise_file_limit(FLEET_FILES)?;
-        }
-        let start = |entry: &Entry| Contestant::start(*entry, plan, programs, corpus).with_context(|| entry.title());
-        let mut contestants = entries.iter().map(start).collect::<Result<Vec<_>>>()?;
-        for run in 0..plan.runs {
-            for contestant in &mut contestants {
-                eprint!("\r\x1b[Krun {} of {}: {}", run + 1, plan.runs, contestant.entry.title());
-                contestant.run(plan, corpus, run).with_context(|| contestant.entry.title())?;
-            }
-        }
-        for contestant in contestants {
-            eprint!("\r\x1b[Kproof: {}", contestant.entry.title());
-            let title = contestant.entry.title();
-            findings.push(contestant.finish(plan, programs, corpus).context(title)?);
+    Ok(of_groups(&groups(plan), |entries, outcome| run_group(plan, programs, entries, outcome)))
+}
+
+fn of_groups(groups: &[Vec<Entry>], mut run: impl FnMut(&[Entry], &mut Outcome) -> Result<()>) -> Outcome {
+    let mut outcome = Outcome::default();
+    for entries in groups {
+        if let Err(error) = run(entries, &mut outcome) {
+            outcome.failures.push(format!("{error:#}"));
         }
         eprint!("\r\x1b[K");
     }
-    Ok(findings)
+    outcome
+}
+
+/// Entries that are measured in turn. An error before their proofs is one of all of them, for they were to be compared.
+fn run_group(plan: &Plan, programs: &Programs, entries: &[Entry], outcome: &mut Outcome) -> Result<()> {
+    let browse = entries.iter().any(|entry| entry.workload == Workload::Detectors);
+    let corpus = &if browse { Corpus::browsing() } else { Corpus::new() };
+    if entries.iter().any(|entry| entry.workload == Workload::Fleet) {
+        plan.raise_file_limit(FLEET_FILES)?;
+    }
+    let start = |entry: &Entry| Contestant::start(*entry, plan, programs, corpus).with_context(|| entry.title());
+    let mut contestants = entries.iter().map(start).collect::<Result<Vec<_>>>()?;
+    for run in 0..plan.runs {
+        for contestant in &mut contestants {
+            eprint!("\r\x1b[Krun {} of {}: {}", run + 1, plan.runs, contestant.entry.title());
+            contestant.run(plan, corpus, run).with_context(|| contestant.entry.title())?;
+        }
+    }
+    for contestant in contestants {
+        eprint!("\r\x1b[Kproof: {}", contestant.entry.title());
+        let title = contestant.entry.title();
+        match contestant.finish(plan, programs, corpus).context(title) {
+            Ok(finding) => outcome.findings.push(finding),
+            Err(error) => outcome.failures.push(format!("{error:#}")),
+        }
+    }
+    Ok(())
 }
 
 /// What is measured in turn. The entries of the fleet are measured one after the other: a process may seldom have the files for
@@ -123,7 +149,7 @@ fn groups(plan: &Plan) -> Vec<Vec<Entry>> {
     };
     let fleet = of(&[Workload::Fleet]).into_iter().map(|entry| vec![entry]);
     let together = [&[Workload::Batched, Workload::BatchedNoindex][..], &[Workload::Detectors], &[Workload::Single]];
-    together.into_iter().map(of).chain(fleet).collect()
+    together.into_iter().map(of).filter(|group| !group.is_empty()).chain(fleet).collect()
 }
 
 fn entries(plan: &Plan, workload: Workload) -> Vec<Entry> {
@@ -282,10 +308,71 @@ impl Contestant {
             connections,
             wire_bytes_per_record: self.wire_bytes_per_record,
             note: self.system.note.clone(),
+            void: self.system.void.clone(),
             version,
         };
         drop(self.sender);
         self.system.stop()?;
         Ok(finding)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::ValueEnum;
+    use std::time::Duration;
+
+    fn plan(workloads: &[Workload], systems: &[SystemKind], no_client: bool) -> Plan {
+        Plan {
+            workloads: workloads.to_vec(),
+            systems: systems.to_vec(),
+            no_client,
+            server_option: Vec::new(),
+            runs: 1,
+            duration: Duration::from_millis(1),
+            warm_up: Duration::ZERO,
+            rows: 10_000,
+            arena_gb: 0.0625,
+            quick: true,
+            install: false,
+            server_cpu: 0,
+            generator_cpu: 1,
+            congestion: "cubic".to_owned(),
+        }
+    }
+
+    fn titles(plan: &Plan) -> Vec<Vec<String>> {
+        groups(plan).iter().map(|group| group.iter().map(Entry::title).collect()).collect()
+    }
+
+    #[test]
+    fn what_is_compared_is_measured_in_turn_and_the_fleet_one_by_one() {
+        let found = titles(&plan(Workload::value_variants(), SystemKind::value_variants(), false));
+        let [batched, detectors, single, fleet @ ..] = &found[..] else { panic!("{found:?}") };
+        let of = |workload: &str| {
+            ["postanalytics", "postanalytics (client crate)", "tarantool", "redis", "discard"]
+                .map(|name| format!("{workload} {name}"))
+        };
+        assert_eq!(batched[..5], of("batched"));
+        assert_eq!(batched[5..], ["batched_noindex tarantool"], "it is compared with batched");
+        assert_eq!((&detectors[..], &single[..]), (&of("detectors")[..], &of("single")[..]));
+        assert_eq!(fleet.concat(), of("fleet"));
+        assert!(fleet.iter().all(|group| group.len() == 1));
+        let few = plan(&[Workload::Single, Workload::BatchedNoindex], &[SystemKind::Postanalytics], true);
+        assert_eq!(titles(&few), [["single postanalytics"]], "no group without entries");
+    }
+
+    #[test]
+    fn a_group_that_fails_takes_nothing_from_the_others() {
+        let groups = groups(&plan(&[Workload::Batched, Workload::Single, Workload::Detectors], &[SystemKind::Redis], true));
+        let mut seen = Vec::new();
+        let outcome = of_groups(&groups, |entries, _| {
+            seen.push(entries[0].title());
+            ensure!(entries[0].workload != Workload::Detectors, "it ended");
+            Ok(())
+        });
+        assert_eq!(seen, ["batched redis", "detectors redis", "single redis"]);
+        assert_eq!(outcome.failures, ["it ended"]);
     }
 }

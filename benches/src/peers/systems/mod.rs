@@ -12,7 +12,7 @@ use crate::peers::connection::{Connection, Owes};
 use crate::peers::install::Programs;
 use crate::peers::messages::Messages;
 use crate::peers::plan::{Plan, SystemKind, Workload};
-use crate::peers::process::ServerProcess;
+use crate::peers::process::{ServerProcess, SocketSettings};
 use crate::peers::records::{Corpus, Stored};
 use anyhow::{Context, Result};
 use std::net::SocketAddr;
@@ -34,8 +34,10 @@ pub struct System {
     pub other: SocketAddr,
     /// Resident memory before the first record.
     pub resident_bytes_empty: u64,
-    /// Why accepted sockets may not have the wanted congestion control; empty if they do.
+    /// What could not be checked of accepted sockets; empty if all was.
     pub note: String,
+    /// What accepted sockets have instead of what is equal for all.
+    pub void: Option<String>,
     folder: TempDir,
 }
 
@@ -48,6 +50,8 @@ pub struct ReadBack {
     pub taken: u64,
     /// Bytes of memory for each surviving row.
     pub bytes_per_record: f64,
+    /// Resident memory of its process, whatever it is for, for each surviving row.
+    pub resident_bytes_per_record: f64,
 }
 
 impl System {
@@ -72,7 +76,8 @@ impl System {
             set.err().map(|error| format!("{}: accepted sockets have the system's congestion control: {error:#}", kind.name()));
         let resident_bytes_empty = process.resident_bytes()?;
         let keys_min = if workload == Workload::Detectors { postanalytics::keys_min(plan) } else { 0.0 };
-        Ok(Self { kind, keys_min, process, address, other, resident_bytes_empty, note: note.unwrap_or_default(), folder })
+        let note = note.unwrap_or_default();
+        Ok(Self { kind, keys_min, process, address, other, resident_bytes_empty, note, void: None, folder })
     }
 
     /// Opens connections to it and checks what the accepted sockets are set to.
@@ -85,13 +90,11 @@ impl System {
         };
         let connections = (0..count).map(open).collect::<Result<Vec<_>>>()?;
         match self.process.accepted(self.address.port()) {
-            Ok(settings) if settings.congestion != plan.congestion || !settings.nodelay => {
-                self.note = format!("{}: an accepted socket has {settings:?}, not {}", self.kind.name(), plan.congestion);
-            }
+            Ok(settings) => self.void = unequal(self.kind, &settings, &plan.congestion),
             Err(error) if self.note.is_empty() => {
                 self.note = format!("{}: the settings of accepted sockets cannot be read: {error:#}", self.kind.name());
             }
-            _ => {}
+            Err(_) => {}
         }
         Ok(connections)
     }
@@ -126,17 +129,22 @@ impl System {
 
     /// Reads everything back that it has stored.
     pub fn read_back(&self, corpus: &Corpus) -> Result<ReadBack> {
-        let resident = self.process.resident_bytes()?.saturating_sub(self.resident_bytes_empty);
+        let resident = self.process.resident_bytes()?;
         let mut read = match self.kind {
             SystemKind::Postanalytics => {
                 postanalytics::detectors_were_at_work(self.other, self.keys_min)?;
-                return postanalytics::read_back(&self.process, self.other);
+                postanalytics::read_back(&self.process, self.other)?
             }
             SystemKind::Tarantool => tarantool::read_back(self.address)?,
             SystemKind::Redis => redis::read_back(self.address, corpus)?,
             SystemKind::Discard => return Ok(ReadBack::default()),
         };
-        read.bytes_per_record = crate::peers::measure::ratio(resident as f64, read.stored.rows as f64);
+        let for_each_row = |bytes: u64| crate::peers::measure::ratio(bytes as f64, read.stored.rows as f64);
+        read.resident_bytes_per_record = for_each_row(resident);
+        // Ours has its arena from the start, and says what is in use.
+        if self.kind != SystemKind::Postanalytics {
+            read.bytes_per_record = for_each_row(resident.saturating_sub(self.resident_bytes_empty));
+        }
         Ok(read)
     }
 
@@ -159,6 +167,16 @@ impl System {
     }
 }
 
+/// What a socket has that those of all are to have alike, if it has another.
+fn unequal(kind: SystemKind, settings: &SocketSettings, congestion: &str) -> Option<String> {
+    (settings.congestion != congestion || !settings.nodelay).then(|| {
+        format!(
+            "{}: an accepted socket has {settings:?}, not {congestion} and TCP_NODELAY as all others: this run compares nothing",
+            kind.name()
+        )
+    })
+}
+
 /// What a system is started with.
 #[derive(Clone, Copy, Debug)]
 pub struct Start<'a> {
@@ -168,4 +186,19 @@ pub struct Start<'a> {
     address: SocketAddr,
     other: SocketAddr,
     connections: usize,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sockets_that_are_set_otherwise_void_the_run() {
+        let of = |congestion: &str, nodelay| {
+            unequal(SystemKind::Redis, &SocketSettings { congestion: congestion.to_owned(), nodelay }, "cubic")
+        };
+        assert_eq!(of("cubic", true), None);
+        assert!(of("bbr", true).is_some_and(|text| text.contains("redis") && text.contains("bbr")));
+        assert!(of("cubic", false).is_some());
+    }
 }

@@ -113,7 +113,7 @@ pub(super) fn read_back(process: &ServerProcess, status: SocketAddr) -> Result<R
         "{} records were found in the server's slabs, {live} are live by its own count; has the layout of a place changed?",
         stored.rows
     );
-    Ok(ReadBack { stored, taken, bytes_per_record: ratio(used as f64, stored.rows as f64) })
+    Ok(ReadBack { stored, taken, bytes_per_record: ratio(used as f64, stored.rows as f64), ..ReadBack::default() })
 }
 
 /// Keys that detectors hold after all sources have come: one has room for a key a KiB of its arena.
