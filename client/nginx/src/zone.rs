@@ -11,21 +11,20 @@
 //! next one begins anew, for the records are counted in one step, and the death in the step that frees the slot. Everything is
 //! atomic and relaxed: a page may be read while workers count.
 
-use std::sync::atomic::{
-    AtomicU32, AtomicU64,
-    Ordering::{Acquire, Relaxed, Release},
-};
+mod owner;
+
+/// What [`owner`] takes atomics from.
+mod atomic {
+    pub(super) use std::sync::atomic::{AtomicU64, Ordering};
+}
+
+use owner::{Owner, place_of};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 /// Workers at a time, those that are shutting down included. More of them share the last slot.
 const SLOTS: usize = 256;
 /// Applications with counters of their own; others are in the totals only.
 const APPLICATIONS: usize = 32;
-/// An owner: the pid of the worker, 0 if there is none, in the lower half; above it, how many owners were killed.
-const PID: u64 = u32::MAX as u64;
-const KILLED: u64 = PID + 1;
-/// Beside the pid of whoever counts the records of a killed worker. The kernel gives no pid that has this bit.
-const BURYING: u64 = 1 << 31;
-
 /// What is counted of a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
@@ -96,43 +95,11 @@ pub struct Zone {
 /// A line of the processor's cache of its own at the front.
 #[repr(C, align(64))]
 struct Slot {
-    owner: AtomicU64,
+    owner: Owner,
     /// A [`ClientState`].
     client: AtomicU32,
-    /// Records that the client took, those that the server has, and those that the client has given up. The rest it still holds.
-    accepted: AtomicU64,
-    acked: AtomicU64,
-    given_up: AtomicU64,
-    /// Records that killed workers held.
-    lost: AtomicU64,
     counts: [AtomicU64; Counter::COUNT],
     applications: [[AtomicU64; Counter::OF_APPLICATION]; APPLICATIONS],
-}
-
-impl Slot {
-    /// Takes the slot of a worker that is no more, or over from whoever was killed at its burial: nobody else may do it, and nobody
-    /// may move in, until all is counted.
-    fn begin_burial(&self, own: u32, lives: impl Fn(u32) -> bool) -> Option<u64> {
-        let owner = self.owner.load(Relaxed);
-        let pid = (owner & PID & !BURYING) as u32;
-        // One's own pid can only be that of a former process: nobody is called in the middle of a burial.
-        let is_over = pid != 0 && (!lives(pid) || owner & BURYING != 0 && pid == own);
-        let taken = owner & !PID | BURYING | u64::from(own);
-        // A burial that was broken off is taken over even by a process with the same pid, which changes nothing.
-        (is_over && self.owner.compare_exchange(owner, taken, Acquire, Relaxed).is_ok()).then_some(taken)
-    }
-
-    /// Counts what is neither settled nor counted: a second time adds nothing.
-    fn count_lost(&self) {
-        let gone = self.acked.load(Relaxed) + self.given_up.load(Relaxed) + self.lost.load(Relaxed);
-        self.lost.fetch_add(self.accepted.load(Relaxed).saturating_sub(gone), Relaxed);
-    }
-
-    /// Counts the death and frees the slot, in one step.
-    fn end_burial(&self, owner: u64) {
-        let free = (owner & !PID).wrapping_add(KILLED);
-        let _ = self.owner.compare_exchange(owner, free, Release, Relaxed);
-    }
 }
 
 /// Whether a worker tells postanalytics of its requests.
@@ -168,10 +135,7 @@ impl Zone {
     pub fn claim(&self, pid: u32, lives: impl Fn(u32) -> bool) -> SlotNumber {
         self.bury(lives);
         let own = &self.slots[..SlotNumber::SHARED.0];
-        let claimed = own.iter().position(|slot| {
-            let owner = slot.owner.load(Relaxed);
-            owner & PID == 0 && slot.owner.compare_exchange(owner, owner | u64::from(pid), Acquire, Relaxed).is_ok()
-        });
+        let claimed = own.iter().position(|slot| slot.owner.claim(pid));
         claimed.map_or(SlotNumber::SHARED, SlotNumber)
     }
 
@@ -182,7 +146,7 @@ impl Zone {
     /// The worker ends as it should.
     pub fn release(&self, slot: SlotNumber) {
         if !slot.is_shared() {
-            self.slots[slot.0].owner.fetch_and(!PID, Release);
+            self.slots[slot.0].owner.release();
         }
     }
 
@@ -193,20 +157,14 @@ impl Zone {
 
     fn bury_as(&self, own: u32, lives: impl Fn(u32) -> bool) {
         for slot in &self.slots[..SlotNumber::SHARED.0] {
-            if let Some(owner) = slot.begin_burial(own, &lives) {
-                slot.count_lost();
-                slot.end_burial(owner);
-            }
+            slot.owner.bury(own, &lives);
         }
     }
 
     /// The place of an application's counters. `None`: there are too many applications.
     pub fn application(&self, id: i32) -> Option<usize> {
         let wanted = u64::from(id as u32) + 1;
-        self.application_ids.iter().position(|place| match place.load(Relaxed) {
-            0 => place.compare_exchange(0, wanted, Relaxed, Relaxed).is_ok() || place.load(Relaxed) == wanted,
-            taken => taken == wanted,
-        })
+        place_of(&self.application_ids, wanted)
     }
 
     pub fn add(&self, slot: SlotNumber, application: Option<usize>, counter: Counter, value: u64) {
@@ -224,17 +182,17 @@ impl Zone {
 
     /// The worker's client took a record.
     pub fn accepted(&self, slot: SlotNumber) {
-        self.slots[slot.0].accepted.fetch_add(1, Relaxed);
+        self.slots[slot.0].owner.accepted.fetch_add(1, Relaxed);
     }
 
     /// The server has so many more.
     pub fn acked(&self, slot: SlotNumber, records: usize) {
-        self.slots[slot.0].acked.fetch_add(records as u64, Relaxed);
+        self.slots[slot.0].owner.acked.fetch_add(records as u64, Relaxed);
     }
 
     /// The client has given up so many more, which are counted as errors, too.
     pub fn given_up(&self, slot: SlotNumber, records: u64) {
-        self.slots[slot.0].given_up.fetch_add(records, Relaxed);
+        self.slots[slot.0].owner.given_up.fetch_add(records, Relaxed);
     }
 
     /// The sum over all slots.
@@ -243,10 +201,9 @@ impl Zone {
         let known = self.application_ids.iter().map(|id| id.load(Relaxed)).take_while(|&id| id != 0);
         totals.applications = known.map(|id| ((id - 1) as u32 as i32, Counts::default())).collect();
         for slot in &self.slots {
-            let owner = slot.owner.load(Relaxed);
-            totals.counts.0[Counter::Segfaults as usize] += owner / KILLED;
-            totals.counts.0[Counter::TntErrors as usize] += slot.lost.load(Relaxed);
-            if owner & PID != 0 && owner & BURYING == 0 {
+            totals.counts.0[Counter::Segfaults as usize] += slot.owner.killed();
+            totals.counts.0[Counter::TntErrors as usize] += slot.owner.lost.load(Relaxed);
+            if slot.owner.is_there() {
                 let client = slot.client.load(Relaxed);
                 totals.workers += 1;
                 totals.connected += u64::from(client == ClientState::There as u32);
@@ -315,7 +272,7 @@ mod tests {
                 zone.accepted(slot);
             }
             zone.acked(slot, 4);
-            let dead = &zone.slots[slot.0];
+            let dead = &zone.slots[slot.0].owner;
             if steps > 0 {
                 let owner = dead.begin_burial(8, |pid| pid != 7).expect("7 is dead");
                 assert_eq!(dead.begin_burial(9, |pid| pid != 7), None, "8 is at it");
@@ -338,7 +295,7 @@ mod tests {
         // The pid of who was killed at it may be one's own now.
         let zone = zone();
         let slot = zone.claim(7, |_| true);
-        assert!(zone.slots[slot.0].begin_burial(8, |_| false).is_some());
+        assert!(zone.slots[slot.0].owner.begin_burial(8, |_| false).is_some());
         zone.bury_as(8, |_| true);
         assert_eq!((zone.totals().counts.of(Counter::Segfaults), zone.claim(8, |_| true)), (1, slot));
     }

@@ -1,7 +1,8 @@
 //! Every order in which two threads can meet in the files of server and client that share memory between threads without a
-//! lock: the statistics page, the wake-up of the queues, the rings of a site's thread, and the denylist's table.
+//! lock: the statistics page, the wake-up of the queues, the rings of a site's thread, and the denylist's table; and what processes
+//! share, the slots of the NGINX module's zone.
 //!
-//! The files are those of server and client, compiled here once more; what they take from `crate::sync` is loom's here, or a
+//! The files are those of server, client and module, compiled here once more; what they take from `crate::sync` is loom's here, or a
 //! stand-in with no more guarantees than the original gives. A model that fails panics with the order that it found.
 
 #[path = "../../../client/src/bundle.rs"]
@@ -32,13 +33,14 @@ mod sync;
 #[allow(dead_code)]
 mod verdict_table;
 mod verdicts;
+mod zone;
 
 use loom::sync::Arc;
 use page::SequenceLock;
 use std::io::Read;
 
 fn main() {
-    let models: [(&str, fn()); 12] = [
+    let models: [(&str, fn()); 17] = [
         ("statistics page: a reading is of one instant", page_is_of_one_instant),
         ("statistics page: no reading is older than the one before", page_never_goes_back),
         ("statistics page: what was published before is in a reading", page_keeps_what_was_announced),
@@ -51,6 +53,11 @@ fn main() {
         ("denylist: who is listed is found while tables are built", verdicts::listed_is_found),
         ("denylist: who is not listed is not found, in memory that others were in", verdicts::others_are_not_found),
         ("denylist: who moves from one list to the other is on one of them", verdicts::moved_is_on_one_list),
+        ("zone of NGINX: two that bury at once bury once, and before anybody moves in", zone::buried_once),
+        ("zone of NGINX: a burial that was broken off at its beginning counts once", zone::broken_off_before_it_counted),
+        ("zone of NGINX: a burial that was broken off at its end counts once", zone::broken_off_after_it_counted),
+        ("zone of NGINX: who moves in sees what the former owner had settled", zone::next_sees_what_was_settled),
+        ("zone of NGINX: an application has one place, whoever sees it first", zone::a_place_each),
     ];
     for (what, model) in models {
         let mut builder = loom::model::Builder::new();
