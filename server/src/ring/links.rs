@@ -117,6 +117,8 @@ struct Link {
     generation: u32,
     phase: Phase,
     receive: Receive,
+    /// Something came since the receive was armed.
+    fed: bool,
     send_in_flight: bool,
     sending: Vec<u8>,
     sent: usize,
@@ -129,7 +131,13 @@ struct Link {
 pub struct Links {
     links: Vec<Link>,
     free: Vec<u32>,
+    /// Links that wait for buffers, whoever had some the longest ago first. One that is armed takes every buffer that there is if its peer
+    /// is busy, and waits again at once: it comes behind all others.
     starved: VecDeque<u32>,
+    /// Those that had none since they were armed: they come first.
+    starved_unfed: VecDeque<u32>,
+    /// Those that had some since they were armed: they come last.
+    starved_fed: VecDeque<u32>,
     operations: Vec<Operation>,
     gone: Vec<u32>,
     /// Links in [`Phase::Finishing`].
@@ -149,6 +157,7 @@ impl Links {
                 generation: 0,
                 phase: Phase::Free,
                 receive: Receive::Idle,
+                fed: false,
                 send_in_flight: false,
                 sending: Vec::new(),
                 sent: 0,
@@ -257,8 +266,13 @@ impl Links {
         self.finishing > 0
     }
 
-    /// Arms receives that wait for buffers, oldest first. Call when buffers were given back; `buffers` is how many are free.
+    /// Arms receives that wait for buffers, whoever had some the longest ago first. Call when buffers were given back; `buffers` is how
+    /// many are free.
     pub fn rearm_starved(&mut self, buffers: usize) {
+        while let Some(link) = self.starved_unfed.pop_back() {
+            self.starved.push_front(link);
+        }
+        self.starved.append(&mut self.starved_fed);
         for _ in 0..buffers.min(self.starved.len()) {
             let Some(link) = self.starved.pop_front() else { return };
             let slot = &self.links[link as usize];
@@ -271,7 +285,7 @@ impl Links {
 
     /// Whether links wait for buffers.
     pub fn has_starved(&self) -> bool {
-        !self.starved.is_empty()
+        [&self.starved, &self.starved_unfed, &self.starved_fed].iter().any(|links| !links.is_empty())
     }
 
     /// What a completion means. Every completion goes through here, and nothing else ends an operation.
@@ -345,7 +359,8 @@ impl Links {
                 Phase::Closing => assert!(slot.send_in_flight || slot.receive == Receive::Armed, "link {index} should be gone"),
                 Phase::Open | Phase::Finishing { .. } => assert!(slot.socket.is_some()),
             }
-            let starved = self.starved.iter().any(|link| *link as usize == index);
+            let starved =
+                self.starved.iter().chain(&self.starved_unfed).chain(&self.starved_fed).any(|link| *link as usize == index);
             let waits = slot.receive == Receive::Starved && !matches!(slot.phase, Phase::Free | Phase::Closing);
             assert!(!waits || starved, "link {index} is starved for ever");
         }
@@ -356,7 +371,8 @@ impl Links {
     }
 
     fn arm_receive(&mut self, link: u32) {
-        self.links[link as usize].receive = Receive::Armed;
+        let slot = &mut self.links[link as usize];
+        (slot.receive, slot.fed) = (Receive::Armed, false);
         self.operations.push(Operation::Receive(link));
     }
 
@@ -369,6 +385,7 @@ impl Links {
         let phase = slot.phase;
         match (buffer_of(completion), completion.result) {
             (Some((buffer, length)), 1..) => {
+                slot.fed = true;
                 if !more && phase != Phase::Closing {
                     self.arm_receive(link);
                 }
@@ -396,8 +413,10 @@ impl Links {
                 Event::Nothing
             }
             (_, ENOBUFS) => {
-                self.links[link as usize].receive = Receive::Starved;
-                self.starved.push_back(link);
+                let slot = &mut self.links[link as usize];
+                slot.receive = Receive::Starved;
+                let waiting = if slot.fed { &mut self.starved_fed } else { &mut self.starved_unfed };
+                waiting.push_back(link);
                 self.receive_starved += 1;
                 Event::Nothing
             }
@@ -542,6 +561,33 @@ mod tests {
         let ended = Event::Ended { link, end: LinkEnd::PeerClosed, buffer: None };
         assert_eq!(links.complete(completion(receive, 0, 0)), ended);
         assert_eq!(links.receive_starved, 1);
+    }
+
+    /// The kernel as it is seen with fewer buffers than one busy peer fills: whoever is armed first takes them all and starves at
+    /// once, those behind it get none.
+    #[test]
+    fn busy_links_take_turns_at_too_few_buffers() {
+        let mut links = Links::default();
+        let all: Vec<u32> = (0..4).map(|_| links.open(socket())).collect();
+        let mut had = Vec::new();
+        for turn in 0..9 {
+            let mut armed = operations(&mut links).into_iter();
+            let Some(Operation::Receive(first)) = armed.next() else { panic!("nobody is armed in turn {turn}") };
+            had.push(first);
+            let received = links.complete(completion(links.receive_user_data(first), 10, F_BUFFER | F_MORE | 1 << 16));
+            assert_eq!(received, Event::Received { link: first, buffer: 1, length: 10 });
+            links.complete(completion(links.receive_user_data(first), -ENOBUFS, 0));
+            for operation in armed {
+                let Operation::Receive(link) = operation else { panic!("{operation:?}") };
+                links.complete(completion(links.receive_user_data(link), -ENOBUFS, 0));
+            }
+            links.invariants();
+            // Fewer buffers than links wait in every other turn.
+            links.rearm_starved(if turn % 2 == 0 { 2 } else { 4 });
+        }
+        for link in all {
+            assert!(had.iter().filter(|had| **had == link).count() >= 2, "link {link}: {had:?}");
+        }
     }
 
     #[test]
