@@ -4,6 +4,9 @@ use crate::error::FrameError;
 use crate::header::{DEFAULT_MAX_BODY_BYTES, FrameHeader, HEADER_BYTES};
 use rkyv::util::AlignedVec;
 
+/// Longest piece of a body handed on at a time: what the CRC has read is still in the first cache when it is copied.
+const PIECE_BYTES_MAX: usize = 8 << 10;
+
 /// What comes next in the stream.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Step<'a> {
@@ -63,7 +66,7 @@ impl Assembler {
                 if input.is_empty() {
                     return Ok(Step::NeedMore);
                 }
-                let (piece, rest) = input.split_at(body.left.min(input.len()));
+                let (piece, rest) = input.split_at(body.left.min(input.len()).min(PIECE_BYTES_MAX));
                 *input = rest;
                 body.left -= piece.len();
                 body.crc.update(piece);
