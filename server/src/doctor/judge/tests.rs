@@ -159,7 +159,7 @@ fn memory_is_held_against_what_is_available_here_and_in_the_group() {
     let arena = |gigabytes: &str| ServeFlags { config: None, ..with_detectors(gigabytes) };
     let available = |gigabytes: u64| Facts { memory_available_bytes: Some(gigabytes * GIGABYTE), ..facts() };
     expect("memory", Judgement::Fine, &["4.00 GB", "MemAvailable"], &arena("4"), &available(7));
-    expect("memory", Judgement::NotFine, &["3.00 GB available", "--arena", "at most 2.23"], &arena("4"), &available(3));
+    expect("memory", Judgement::NotFine, &["3.00 GB available", "--arena", "at most 2.24"], &arena("4"), &available(3));
     expect("memory", Judgement::Warning, &["--arena"], &arena("3.9"), &available(4));
     let group = Facts { group_room_bytes: Some(2 * GIGABYTE), ..available(7) };
     expect("memory", Judgement::NotFine, &["2.00 GB left in the control group"], &arena("4"), &group);
