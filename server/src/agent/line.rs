@@ -329,10 +329,10 @@ mod tests {
             assert_eq!(json_time("", time), Some(wanted));
         }
         assert_eq!((json_time("", "-1"), json_time("", "NaN"), json_time("", "")), (None, None, None));
-        // Cut anywhere, or with letters of several bytes, a time is none.
+        // Cut anywhere, or with letters of several bytes, a time is none; a year alone would be seconds.
         let whole = "2015-05-17T10:05:03Z";
         for at in 0..whole.len() {
-            assert_eq!(json_time("", &whole[..at]), None, "{at}");
+            assert!(at < 5 || json_time("", &whole[..at]).is_none(), "{at}");
             assert_eq!(json_time("", &format!("{}\u{1f600}", &whole[..at])), None, "{at}");
         }
     }
