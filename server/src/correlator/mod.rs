@@ -201,6 +201,7 @@ impl Correlator {
             user_keys_live: engine.table.live() as u64,
             user_keys_max: engine.table.capacity() as u64,
             user_keys_evicted: engine.counters.keys_evicted,
+            user_keys_evicted_hot: engine.counters.keys_evicted_hot,
             attacks_live: self.attacks.len() as u64,
             attacks_forgotten: self.attacks.forgotten,
             attacks_cut_short: self.attacks.cut_short,
