@@ -31,9 +31,12 @@ pub fn filter(data: &[u8]) {
     let second = engine.inspect(&request, limit, &mut scratch);
     assert_eq!((&first.found, first.incomplete), (&second.found, second.incomplete), "a scratch that was used");
     assert!(first.found.len() <= 16);
+    let shows_secret = |text: &[u8]| text.windows(6).any(|window| SECRET[6..].windows(6).any(|secret| secret == window));
+    // An input that has learnt the secret shows it by itself.
+    let knows_secret = shows_secret(data);
     for hit in &first.found {
         assert!(hit.point.len() <= 256 && hit.payload.len() <= 256, "{hit:?}");
-        assert!(!hit.payload.windows(6).any(|window| SECRET[6..].windows(6).any(|secret| secret == window)), "{hit:?}");
+        assert!(knows_secret || !shows_secret(&hit.payload), "{hit:?}");
     }
     line(engine, uri, request.body, &mut scratch);
     for text in [uri, request.body] {
