@@ -25,6 +25,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 const SLOTS: usize = 256;
 /// Applications with counters of their own; others are in the totals only.
 const APPLICATIONS: usize = 32;
+
 /// What is counted of a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]

@@ -15,15 +15,8 @@ const BUFFERS_PART_MAX: f64 = 0.25;
 pub(crate) const KEY_BYTES: u64 = 152;
 
 /// Keys of a shard's detectors: one for each KiB of its arena, so that their state takes about a seventh as much.
-pub(crate) const fn keys_of(arena_bytes: u64) -> usize {
-    let keys = arena_bytes >> 10;
-    if keys < 1 << 14 {
-        1 << 14
-    } else if keys > 1 << 22 {
-        1 << 22
-    } else {
-        keys as usize
-    }
+pub(crate) fn keys_of(arena_bytes: u64) -> usize {
+    (arena_bytes >> 10).clamp(1 << 14, 1 << 22) as usize
 }
 
 /// Memory of the detectors' keys of all shards; none if no detector runs.
