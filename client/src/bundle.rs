@@ -33,16 +33,16 @@ pub(crate) struct Meta {
 }
 
 impl Meta {
-    /// Of a record whose strings are the first.
-    pub(crate) const fn new(request: &Request<'_>, accepted_us: u64, urgent: bool, blob_bytes: usize) -> Self {
+    /// Of a record whose strings are the first. `strings`: bytes of blob, session and user.
+    pub(crate) const fn new(accepted_us: u64, token: u64, urgent: bool, strings: usize, session: u32, user: u32) -> Self {
         Self {
             accepted_us,
-            token: request.token,
+            token,
             blob_start: 0,
-            blob_bytes: blob_bytes as u32,
+            blob_bytes: strings as u32 - session - user,
             identity_start: 0,
-            session_bytes: request.session.len() as u32,
-            user_bytes: request.user.len() as u32,
+            session_bytes: session,
+            user_bytes: user,
             urgent,
             marked: false,
             written_to: 0,
@@ -113,10 +113,11 @@ impl Bundle {
         if self.builder.push(&request.fields(), usize::MAX).is_err() {
             return debug_assert!(false, "the parts of the record were checked before");
         }
+        let strings = self.builder.blob().len() - blob_start + request.identity_bytes();
         let meta = Meta {
             blob_start: blob_start as u32,
             identity_start: self.identities.len() as u32,
-            ..Meta::new(request, accepted_us, urgent, self.builder.blob().len() - blob_start)
+            ..Meta::new(accepted_us, request.token, urgent, strings, request.session.len() as u32, request.user.len() as u32)
         };
         self.identities.extend_from_slice(request.session);
         self.identities.extend_from_slice(request.user);

@@ -311,7 +311,8 @@ impl Queue {
         let string_bytes = blob + request.identity_bytes();
         let cost = RECORD_COST_BYTES + string_bytes;
         let limit = if request.hits.is_empty() { self.limit_bytes - self.limit_bytes / 4 } else { self.limit_bytes };
-        let queue_bytes = state.waiting_bytes + state.ledger.bytes + state.in_fronts().1;
+        let in_fronts: usize = state.fronts.iter().map(Back::cost_bytes_max).sum();
+        let queue_bytes = state.waiting_bytes + state.ledger.bytes + in_fronts;
         if queue_bytes + cost > limit {
             state.refused_full += 1;
             return Err(SendError::QueueFull { queue_bytes, limit });
@@ -550,8 +551,8 @@ impl State {
     }
 
     /// Records in the threads' rings, and what they cost.
-    fn in_fronts(&self) -> (u64, usize) {
-        let fronts = self.fronts.iter().map(Back::records_and_cost);
+    fn in_fronts(&mut self) -> (u64, usize) {
+        let fronts = self.fronts.iter_mut().map(Back::records_and_cost);
         fronts.fold((0, 0), |sum, front| (sum.0 + front.0, sum.1 + front.1))
     }
 
@@ -596,8 +597,8 @@ impl State {
             // A thread may still have used its rings: it had not seen that the gate was shut.
             self.give_up_all();
         }
-        let ledger = &self.ledger;
         let (in_fronts, in_fronts_bytes) = self.in_fronts();
+        let ledger = &self.ledger;
         Counters {
             offered: self.offered + in_fronts,
             accepted: self.accepted + in_fronts,

@@ -6,7 +6,7 @@ use crate::queue::SendError;
 use postanalytics_protocol::batch::{Extension, Hit, RecordFields, body_bytes, check_parts, parts_bytes};
 use postanalytics_protocol::header::DEFAULT_MAX_BODY_BYTES;
 use postanalytics_protocol::routing::address_bytes;
-use postanalytics_protocol::schema::v1::{FLAG_AUTH_FAILED, FLAG_AUTH_SUCCEEDED, Method, Record, Span};
+use postanalytics_protocol::schema::v1::{FLAG_AUTH_FAILED, FLAG_AUTH_SUCCEEDED, Method};
 use std::net::{IpAddr, Ipv4Addr};
 
 /// Most bytes that one record may take, strings and all: what every server takes unless it is told otherwise.
@@ -205,51 +205,6 @@ impl<'a> Request<'a> {
         ]
     }
 
-    /// The record of a plain request, whose blob is its texts one after the other: what
-    /// [`postanalytics_protocol::batch::flatten`] makes, without a blob.
-    #[inline]
-    pub(crate) fn flat(&self) -> Record {
-        debug_assert!(self.is_plain(), "its blob would hold more than texts");
-        let mut offset = 0;
-        let mut span = |text: &[u8]| {
-            let span = Span { offset, length: text.len() as u32 };
-            offset += span.length;
-            span
-        };
-        let (host, path, query) = (span(self.host), span(self.path), span(self.query));
-        let (user_agent, referer) = (span(self.user_agent), span(self.referer));
-        let (raw_headers, raw_body, nothing) = (span(self.raw_headers), span(self.raw_body), span(b""));
-        Record {
-            request_id: self.request_id,
-            client_ip: address_bytes(self.client_ip),
-            event_us: self.event_us,
-            tenant: self.tenant,
-            session_hash: 0,
-            user_hash: 0,
-            request_bytes: self.request_bytes,
-            response_bytes: self.response_bytes,
-            application: self.application,
-            response_us: self.response_us,
-            detection_us: self.detection_us,
-            flags: self.flags,
-            server_port: self.server_port,
-            status: self.status,
-            method: self.method,
-            scheme: self.scheme,
-            http_version: self.http_version,
-            zero: 0,
-            host,
-            path,
-            query,
-            user_agent,
-            referer,
-            raw_headers,
-            raw_body,
-            hits: nothing,
-            extensions: nothing,
-        }
-    }
-
     /// Whether the record may not wait for company: a hit, a 4xx, or an attempt to log in.
     pub(crate) fn is_urgent(&self) -> bool {
         !self.hits.is_empty()
@@ -283,43 +238,6 @@ mod tests {
         assert!(!Request { status: 500, ..plain.clone() }.is_urgent());
         assert!(Request { flags: FLAG_AUTH_FAILED, ..plain.clone() }.is_urgent());
         assert!(Request { hits: &[Hit::default()], ..plain }.is_urgent());
-    }
-
-    #[test]
-    fn flat_is_what_the_protocol_makes() {
-        let texts = [b"a.example".as_slice(), b"/x", b"", b"agent", b"ref", b"", b"body"];
-        let [host, path, query, user_agent, referer, raw_headers, raw_body] = texts;
-        let request = Request {
-            request_id: [7; 16],
-            client_ip: [192, 0, 2, 7].into(),
-            event_us: 1,
-            tenant: 2,
-            application: 3,
-            response_us: 4,
-            detection_us: 5,
-            request_bytes: 6,
-            response_bytes: 7,
-            flags: 8,
-            server_port: 9,
-            status: 10,
-            method: 11,
-            scheme: 12,
-            http_version: 13,
-            host,
-            path,
-            query,
-            user_agent,
-            referer,
-            raw_headers,
-            raw_body,
-            ..Request::default()
-        };
-        let mut blob = Vec::new();
-        let record = postanalytics_protocol::batch::flatten(&request.fields(), &mut blob);
-        let texts = request.strings()[..7].concat();
-        assert_eq!((format!("{:?}", request.flat()), texts), (format!("{record:?}"), blob));
-        assert!(!Request { hits: &[Hit::default()], ..request.clone() }.is_plain());
-        assert!(!Request { extensions: &[Extension { tag: 1, value: b"" }], ..request }.is_plain());
     }
 
     #[test]

@@ -11,7 +11,11 @@ pub(crate) use std::thread_local;
 /// Lines of the smallest table of verdicts, as a power of two.
 pub(crate) const LINES_BITS_MIN: u32 = 6;
 
-/// The rings of a thread.
+/// Bytes of a thread's ring.
+pub(crate) const RING_BYTES: usize = 128 * 1024;
+
+/// The ring of a thread.
 pub(crate) mod rtrb {
+    pub(crate) use ::rtrb::chunks::ReadChunk;
     pub(crate) use ::rtrb::{Consumer, Producer, RingBuffer};
 }

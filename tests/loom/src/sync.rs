@@ -46,6 +46,9 @@ impl Hasher for Identity {
     }
 }
 
+/// One record of a model fits: the next one is refused until it has been taken out, and lies around the end.
+pub(crate) const RING_BYTES: usize = 200;
+
 /// A thread that spins lets others run.
 pub(crate) fn spin_loop() {
     loom::thread::yield_now();
@@ -58,9 +61,6 @@ pub(crate) mod rtrb {
     use super::{Arc, AtomicBool, AtomicU64, Ordering};
     use loom::cell::UnsafeCell;
     use std::cell::{Cell, RefCell};
-
-    /// Slots of a ring at the most: a small one is full, and goes round, soon.
-    pub(crate) const SLOTS_MAX: usize = 4;
 
     #[derive(Debug)]
     struct Slot<T> {
@@ -86,6 +86,14 @@ pub(crate) mod rtrb {
         fn take(&self, number: u64) -> T {
             let slot = &self.slots[number as usize % self.slots.len()];
             slot.touched.with_mut(|_| slot.value.borrow_mut().take()).expect("what is before the tail was put there")
+        }
+
+        fn read(&self, number: u64) -> T
+        where
+            T: Copy,
+        {
+            let slot = &self.slots[number as usize % self.slots.len()];
+            slot.touched.with(|_| *slot.value.borrow()).expect("what is before the tail was put there")
         }
 
         /// How many of `count` slots from `number` on lie before the end of the memory.
@@ -116,7 +124,7 @@ pub(crate) mod rtrb {
     impl RingBuffer {
         pub(crate) fn new<T>(capacity: usize) -> (Producer<T>, Consumer<T>) {
             let slot = |_| Slot { value: RefCell::new(None), touched: UnsafeCell::new(()) };
-            let slots = (0..capacity.min(SLOTS_MAX)).map(slot).collect();
+            let slots = (0..capacity).map(slot).collect();
             let (head, tail, abandoned) = (AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(false));
             let shared = Arc::new(Shared { slots, head, tail, abandoned });
             (Producer { shared: Arc::clone(&shared), tail: 0, head_seen: Cell::new(0) }, Consumer { shared, head: 0 })
@@ -211,7 +219,7 @@ pub(crate) mod rtrb {
             if self.slots() < count {
                 return Err(());
             }
-            let values = (self.head..).take(count).map(|number| self.shared.take(number)).collect();
+            let values = (self.head..).take(count).map(|number| self.shared.read(number)).collect();
             Ok(ReadChunk { values, consumer: self })
         }
     }
