@@ -26,6 +26,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Bytes of the strings of the longest record that goes this way.
 const RECORD_STRING_BYTES_MAX: usize = 16 * 1024;
+/// Bytes of that record in a ring.
+const RECORD_BYTES_MAX: usize = HEAD_BYTES + RECORD_STRING_BYTES_MAX;
 /// What a full ring counts against the queue's budget when its records have left it, at the most.
 pub(crate) const COST_BYTES_MAX: usize = cost_bytes_max(RING_BYTES);
 /// After a pause so long a record takes the locked way. Half the time after which the background thread no longer wakes by
@@ -291,7 +293,11 @@ impl Back {
     /// Records in it now and what they cost.
     pub(crate) fn records_and_cost(&mut self) -> (u64, usize) {
         let (mut records, mut cost) = (0, 0);
-        self.look(|head, _| (records, cost) = (records + 1, cost + RECORD_COST_BYTES + head.string_bytes()));
+        if let Ok(chunk) = self.ring.read_chunk(self.ring.slots()) {
+            each_of(&chunk, &mut self.around_the_end, |head, _| {
+                (records, cost) = (records + 1, cost + RECORD_COST_BYTES + head.string_bytes());
+            });
+        }
         (records, cost)
     }
 
@@ -308,37 +314,46 @@ impl Back {
         abandoned && self.ring.is_empty()
     }
 
-    /// Takes out what is in it now, oldest first.
+    /// Takes out what is in it now, oldest first; a piece at a time, so that its thread soon has room again.
     pub(crate) fn drain(&mut self, mut each: impl FnMut(&Item<'_>)) {
-        if let Some(chunk) = self.look(|head, strings| each(&Item::new(&head.record(), &head.meta(), strings))) {
-            chunk.commit_all();
+        let mut left = self.ring.slots();
+        while left > 0
+            && let Ok(chunk) = self.ring.read_chunk(left.min(RECORD_BYTES_MAX))
+        {
+            let bytes = each_of(&chunk, &mut self.around_the_end, |head, strings| {
+                each(&Item::new(&head.record(), &head.meta(), strings));
+            });
+            chunk.commit(bytes);
+            debug_assert!(bytes > 0, "a record can be seen whole or not at all");
+            left = if bytes > 0 { left - bytes } else { 0 };
         }
     }
+}
 
-    /// Goes through what is in it now, oldest first: each with its strings.
-    fn look(&mut self, mut each: impl FnMut(&Head, &[u8])) -> Option<ReadChunk<'_, u8>> {
-        let chunk = self.ring.read_chunk(self.ring.slots()).ok()?;
-        let (mut one, mut two) = chunk.as_slices();
-        while let Some((head, strings)) = next(&mut one) {
+/// Goes through the whole records in a chunk, oldest first, and returns their bytes. `around_the_end`: for one that lies around
+/// the end of the ring.
+fn each_of(chunk: &ReadChunk<'_, u8>, around_the_end: &mut Vec<u8>, mut each: impl FnMut(&Head, &[u8])) -> usize {
+    let (mut one, mut two) = chunk.as_slices();
+    while let Some((head, strings)) = next(&mut one) {
+        each(&head, strings);
+    }
+    if !one.is_empty() && !two.is_empty() {
+        around_the_end.clear();
+        around_the_end.extend_from_slice(one);
+        around_the_end.extend_from_slice(&two[..two.len().min(RECORD_BYTES_MAX)]);
+        let mut joined = around_the_end.as_slice();
+        if let Some((head, strings)) = next(&mut joined) {
             each(&head, strings);
+            let bytes = around_the_end.len() - joined.len();
+            (one, two) = (&[], &two[bytes - one.len()..]);
         }
-        if !one.is_empty() {
-            let start = two.len().min(HEAD_BYTES + RECORD_STRING_BYTES_MAX);
-            self.around_the_end.clear();
-            self.around_the_end.extend_from_slice(one);
-            self.around_the_end.extend_from_slice(&two[..start]);
-            let mut joined = self.around_the_end.as_slice();
-            if let Some((head, strings)) = next(&mut joined) {
-                each(&head, strings);
-            }
-            two = &two[(self.around_the_end.len() - joined.len()).saturating_sub(one.len())..];
-        }
+    }
+    if one.is_empty() {
         while let Some((head, strings)) = next(&mut two) {
             each(&head, strings);
         }
-        debug_assert!(two.is_empty(), "a record can be seen whole or not at all");
-        Some(chunk)
     }
+    chunk.len() - one.len() - two.len()
 }
 
 #[cfg(test)]
