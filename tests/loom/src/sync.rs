@@ -235,9 +235,13 @@ pub(crate) mod rtrb {
             self.values.split_at(self.consumer.shared.before_wrap(self.consumer.head, self.values.len()))
         }
 
-        pub(crate) fn commit_all(self) {
+        pub(crate) fn len(&self) -> usize {
+            self.values.len()
+        }
+
+        pub(crate) fn commit(self, count: usize) {
             let Consumer { shared, head } = self.consumer;
-            *head += self.values.len() as u64;
+            *head += count as u64;
             shared.head.store(*head, Ordering::Release);
         }
     }
