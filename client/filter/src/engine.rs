@@ -11,6 +11,7 @@
 //! are the same in most requests of a visitor.
 
 use crate::findings::{Findings, FoundHit, HITS_MAX, SAMPLE_BYTES_MAX};
+use crate::inflate::{Coding, End, Inflater, has_text};
 use crate::markup::is_formatting;
 use crate::mask::{MaskConfig, Masker, masked};
 use crate::normalise::{Decoder, ENCODED, FOLDABLE, JSON_QUOTING, PLUS, QUOTING, UNPACKED, fold, unpack, unquote};
@@ -24,7 +25,7 @@ use std::time::{Duration, Instant};
 
 /// The rules that come with the crate.
 pub(crate) const BUILTIN_RULES: &str = include_str!("../rules.toml");
-/// Most bytes of a body that are looked at. Of what comes after them the findings say that they are incomplete.
+/// Most bytes of a body that are looked at, as it came and as it was before it was packed. Of what comes after them the findings say that they are incomplete.
 pub const BODY_BYTES_MAX: usize = 256 << 10;
 /// Most points of a query, of the cookies of a header or of a body that are looked at.
 const POINTS_MAX: usize = 4096;
@@ -49,13 +50,13 @@ pub struct RawRequest<'a> {
     pub uri: &'a [u8],
     /// Names and values of the headers in any order.
     pub headers: &'a [(&'a [u8], &'a [u8])],
-    /// The body, or its beginning.
+    /// The body, or its beginning, as it came: what is packed in gzip or deflate by its Content-Encoding is unpacked.
     pub body: &'a [u8],
     /// `body` is only the beginning of the body.
     pub body_truncated: bool,
 }
 
-/// Buffers of one thread, reused from request to request. Between requests they hold at most about 400 KiB.
+/// Buffers of one thread, reused from request to request. Between requests they hold at most about 600 KiB.
 #[derive(Debug)]
 pub struct Scratch {
     section: Decoder,
@@ -63,6 +64,7 @@ pub struct Scratch {
     folded: Vec<u8>,
     unquoted: Vec<u8>,
     json: Json,
+    inflater: Inflater,
     point: Vec<u8>,
     /// Hashes of header values in which no literal was found.
     harmless: Vec<u64>,
@@ -76,6 +78,7 @@ impl Default for Scratch {
             folded: Vec::new(),
             unquoted: Vec::new(),
             json: Json::default(),
+            inflater: Inflater::default(),
             point: Vec::new(),
             harmless: vec![0; HARMLESS_MAX],
         }
@@ -83,11 +86,17 @@ impl Default for Scratch {
 }
 
 impl Scratch {
+    #[cfg(test)]
+    pub(crate) fn inflated_capacity(&self) -> usize {
+        self.inflater.text.capacity()
+    }
+
     /// Gives back what one large request took; costs next to nothing otherwise.
     fn shrink(&mut self) {
         self.section.shrink(KEPT_BYTES);
         self.value.shrink(KEPT_BYTES);
         self.json.shrink(KEPT_BYTES);
+        self.inflater.shrink(KEPT_BYTES);
         for buffer in [&mut self.folded, &mut self.unquoted, &mut self.point] {
             buffer.clear();
             buffer.shrink_to(KEPT_BYTES);
@@ -195,18 +204,25 @@ impl Inspection<'_> {
             let ended = self.pairs(query, b'&', Source { prefix: b"get_", place: Place::Get }, scratch);
             self.next_section(ended)?;
         }
-        let (mut content_type, mut types) = (&b""[..], 0);
+        let (mut content_type, mut types, mut coding) = (&b""[..], 0, None);
         for &(name, value) in request.headers {
             if name.eq_ignore_ascii_case(b"content-type") {
                 content_type = value;
                 types += 1;
+            } else if name.eq_ignore_ascii_case(b"content-encoding") {
+                coding = Coding::after(coding, value);
             }
             let ended = self.header(name, value, scratch);
             self.next_section(ended)?;
         }
         if !request.body.is_empty() {
-            let ended = self.body(content_type, types > 1, request.body, scratch);
-            self.next_section(ended)?;
+            match coding {
+                None => {
+                    let ended = self.body(content_type, types > 1, request.body, scratch);
+                    self.next_section(ended)?;
+                }
+                Some(coding) => self.packed_body(coding, content_type, types > 1, request, scratch)?,
+            }
         }
         ControlFlow::Continue(())
     }
@@ -242,6 +258,33 @@ impl Inspection<'_> {
         }
         if self.suspects == suspects {
             scratch.harmless[slot] = hash;
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// A body that says that it is packed: what is in it, and where that is not all there may be, itself as well. Many servers do
+    /// not know the header, and take what came as it is.
+    fn packed_body(
+        &mut self,
+        coding: Coding,
+        content_type: &[u8],
+        has_types: bool,
+        request: &RawRequest<'_>,
+        scratch: &mut Scratch,
+    ) -> ControlFlow<()> {
+        let packed = &request.body[..request.body.len().min(BODY_BYTES_MAX)];
+        let is_cut = request.body_truncated || packed.len() < request.body.len();
+        let mut inflater = std::mem::take(&mut scratch.inflater);
+        let end = inflater.inflate(coding, packed, BODY_BYTES_MAX);
+        self.findings.incomplete |= is_cut || end != End::Whole;
+        let ended = self.body(content_type, has_types, &inflater.text, scratch);
+        let is_known = matches!(end, End::Whole | End::Full) || end == End::Cut && is_cut;
+        let has_more = !is_known || inflater.has_notes || has_text(packed);
+        scratch.inflater = inflater;
+        self.next_section(ended)?;
+        if has_more {
+            let ended = self.body(content_type, has_types, packed, scratch);
+            self.next_section(ended)?;
         }
         ControlFlow::Continue(())
     }

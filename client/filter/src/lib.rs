@@ -17,6 +17,7 @@
 mod cases;
 mod engine;
 mod findings;
+mod inflate;
 mod line;
 mod login;
 mod markup;

@@ -1,8 +1,11 @@
 //! Requests through the engine that looks for attacks.
 
 use super::Script;
-use postanalytics_filter::{Engine, LineFilter, RawRequest, Scratch};
+use flate2::Compression;
+use flate2::write::{DeflateEncoder, GzEncoder, ZlibEncoder};
+use postanalytics_filter::{Engine, Findings, LineFilter, RawRequest, Scratch};
 use std::cell::RefCell;
+use std::io::Write;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -12,7 +15,8 @@ const SECRET: &[u8] = b"Basic kQ9x2Zp7Vw4s";
 const OTHER_SECRET: &[u8] = b"Basic tW3m8Yb5Lc1d";
 
 /// Whatever a request holds, its hits are few and short, do not depend on what was looked at before, and show nothing of a
-/// masked header. What masking gives is masked. A line of a log has the hits of its request, whatever lines came before it.
+/// masked header. What masking gives is masked. What is found in a body is found in it when it is packed, too. A line of a log
+/// has the hits of its request, whatever lines came before it.
 pub fn filter(data: &[u8]) {
     static ENGINE: OnceLock<Engine> = OnceLock::new();
     let engine = ENGINE.get_or_init(Engine::builtin);
@@ -41,12 +45,49 @@ pub fn filter(data: &[u8]) {
     (others[0].1, others[1].1) = (OTHER_SECRET, OTHER_SECRET);
     let other = engine.inspect(&RawRequest { headers: &others, ..request }, limit, &mut scratch);
     assert!(first.incomplete || other.incomplete || first.found == other.found, "{first:?} is not {other:?}");
+    packed(engine, &request, &first, &mut scratch);
     line(engine, uri, request.body, &mut scratch);
     for text in [uri, request.body] {
         let masked = engine.masker().text(text);
         assert!(masked.len() <= 4 * text.len() + 3);
         let _ = engine.masker().text(&masked);
     }
+}
+
+/// The body as if it was packed, and packed. `plain`: what was found in it as it is.
+fn packed(engine: &Engine, request: &RawRequest<'_>, plain: &Findings, scratch: &mut Scratch) {
+    let mut inspect = |coding: &[u8], body: &[u8]| {
+        let mut headers = request.headers.to_vec();
+        headers.push((b"Content-Encoding", coding));
+        engine.inspect(&RawRequest { headers: &headers, body, ..*request }, Duration::from_secs(60), scratch)
+    };
+    // Not to be taken for packed unless it is.
+    let both = inspect(b"gzip, deflate", request.body);
+    assert!(
+        both.incomplete != request.body.is_empty() && both.found == plain.found || plain.incomplete,
+        "{both:?} is not {plain:?}"
+    );
+    inspect(b"gzip", request.body);
+    inspect(b"deflate", request.body);
+    if request.body.is_empty() {
+        return;
+    }
+    let (gzip, zlib) = (GzEncoder::new(Vec::new(), Compression::fast()), ZlibEncoder::new(Vec::new(), Compression::fast()));
+    let bare = DeflateEncoder::new(Vec::new(), Compression::best());
+    for (coding, packed) in [
+        (&b"gzip"[..], pack(gzip, request.body, GzEncoder::finish)),
+        (b"deflate", pack(zlib, request.body, ZlibEncoder::finish)),
+        (b"deflate", pack(bare, request.body, DeflateEncoder::finish)),
+    ] {
+        let found = inspect(coding, &packed);
+        let has = |hit| found.found.contains(hit);
+        let is_full = plain.found.len() == 16 || found.found.len() == 16;
+        assert!(is_full || found.incomplete || plain.found.iter().all(has), "{plain:?} is not in {found:?}");
+    }
+}
+
+fn pack<E: Write>(mut encoder: E, text: &[u8], finish: impl Fn(E) -> std::io::Result<Vec<u8>>) -> Vec<u8> {
+    encoder.write_all(text).and_then(|()| finish(encoder)).expect("memory takes everything")
 }
 
 /// A target and a user agent as a line of a log has them.
