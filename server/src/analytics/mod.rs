@@ -256,6 +256,8 @@ impl Analytics {
         let mut fresh = Self::new(Arc::clone(&self.settings), self.room, self.seed);
         // Counters only grow.
         fresh.engine.counters = self.engine.counters;
+        fresh.engine.table.probation_overwritten = self.engine.table.probation_overwritten;
+        fresh.engine.table.pool.entries_dropped = self.engine.table.pool.entries_dropped;
         fresh.odd = self.odd;
         fresh.engine.alerts.cut_short = self.engine.alerts.cut_short;
         let reports = &self.engine.alerts.reports;

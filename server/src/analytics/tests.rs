@@ -67,7 +67,7 @@ fn a_flood_of_single_use_sources_hides_no_attacker() {
         assert!(engine.table.live() <= engine.table.capacity());
         let lost = engine.table.probation_overwritten + engine.counters.keys_evicted;
         assert_eq!(lost > 0, flood > 0, "{flood}: what is lost is counted, {lost}");
-        assert_eq!(engine.table.pool.shortages(), 0);
+        assert_eq!(engine.table.pool.entries_dropped, 0);
     }
 }
 
@@ -164,7 +164,7 @@ fn a_flood_of_long_lists_hides_no_attacker_and_is_counted() {
     assert!(counters.keys_evicted_for_lists > 1000, "{counters:?}");
     assert!(counters.keys_evicted_hot > 100, "one failure away for one of the two detectors: {counters:?}");
     assert_eq!(found_by_windows(&mut subject, 1_000_000_000 + 20 * 60 * MINUTE_US), 20);
-    assert_eq!(subject.engine.table.pool.shortages(), 0);
+    assert_eq!(subject.engine.table.pool.entries_dropped, 0);
 }
 
 /// The same if the pool was used up by lists of the smallest size: what one that grows needs is made of them.
@@ -179,7 +179,7 @@ fn a_flood_of_short_lists_hides_no_attacker() {
     }
     assert!(subject.engine.counters.keys_evicted_for_lists > 1000, "{:?}", subject.engine.counters);
     assert_eq!(found_by_windows(&mut subject, 1_000_000_000 + 2 * MINUTE_US), 20);
-    assert_eq!(subject.engine.table.pool.shortages(), 0);
+    assert_eq!(subject.engine.table.pool.entries_dropped, 0);
 }
 
 /// A value that could not be kept would be new each time that it comes.
@@ -219,7 +219,7 @@ fn below_four_fifths_of_the_room_for_lists_no_key_yields() {
         time_us += 24 * 60 * MINUTE_US;
     }
     let counters = subject.engine.counters;
-    assert_eq!((counters.keys_evicted, subject.engine.table.pool.shortages()), (0, 0), "{counters:?}");
+    assert_eq!((counters.keys_evicted, subject.engine.table.pool.entries_dropped), (0, 0), "{counters:?}");
 }
 
 #[test]
@@ -342,6 +342,15 @@ fn whoever_seems_to_be_a_proxy_is_reported_and_not_listed() {
     assert_ne!(told[0].0.id, told[1].0.id);
     observe_live(&mut subject, &[3, 3], b"sqlmap/1.7");
     assert_eq!(subject.listed.len(), 1, "an ordinary source is listed");
+}
+
+#[test]
+fn counters_outlive_the_analysis_that_counted() {
+    let mut subject = Analytics::new(Arc::default(), ROOM, 7);
+    subject.engine.counters.keys_evicted = 2;
+    (subject.engine.table.probation_overwritten, subject.engine.table.pool.entries_dropped) = (3, 4);
+    let engine::Engine { counters, table, .. } = subject.afresh().engine;
+    assert_eq!((counters.keys_evicted, table.probation_overwritten, table.pool.entries_dropped), (2, 3, 4));
 }
 
 /// Scratch memory is bounded, and a batch that needs more is quarantined and costs the shard all that it knows: so what a

@@ -501,6 +501,7 @@ impl Shard {
             keys_evicted_hot: engine.counters.keys_evicted_hot,
             keys_evicted_for_lists: engine.counters.keys_evicted_for_lists,
             key_lists_bytes: engine.table.pool.used_bytes() as u64,
+            key_list_entries_dropped: engine.table.pool.entries_dropped,
             key_lists_bytes_max: engine.table.pool.bytes() as u64,
             keys_overwritten: engine.table.probation_overwritten,
             hits_suppressed: self.analytics.hits.as_ref().map_or(0, |sampler| sampler.suppressed),

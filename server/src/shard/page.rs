@@ -105,6 +105,8 @@ shard_stats! {
     key_lists_bytes,
     /// Bytes that there are for them.
     key_lists_bytes_max,
+    /// Entries of such lists that were dropped because there was no room: none, as long as keys yield for it.
+    key_list_entries_dropped,
     /// New keys lost before their second event, because the table was full.
     keys_overwritten,
     /// Hits that were counted and not kept whole, for there were five like them in the hour.

@@ -116,7 +116,8 @@ pub struct Pool {
     used_words: usize,
     /// The cell that blocks are taken for.
     pub owner: u32,
-    shortages: u64,
+    /// Entries dropped because the pool was used up: none, as long as room is made whenever it is short.
+    pub entries_dropped: u64,
 }
 
 impl Pool {
@@ -138,7 +139,7 @@ impl Pool {
             opened: 0,
             used_words: 0,
             owner: 0,
-            shortages: 0,
+            entries_dropped: 0,
         }
     }
 
@@ -150,11 +151,6 @@ impl Pool {
     /// Bytes that there are.
     pub const fn bytes(&self) -> usize {
         self.pages.len() * PAGE_BYTES
-    }
-
-    /// Entries dropped because the pool was used up: none, if room is made whenever it is short.
-    pub const fn shortages(&self) -> u64 {
-        self.shortages
     }
 
     /// Whether room is to be made: whatever an event needs now is there as long as [`Self::has_reserve`].
@@ -216,7 +212,7 @@ impl Pool {
             self.drop_front(list, N);
         }
         if list.words() + N > list.capacity() && !self.grow(list, N) {
-            self.shortages += 1;
+            self.entries_dropped += 1;
             if list.capacity() < N {
                 return false;
             }
@@ -423,13 +419,13 @@ mod tests {
         for value in 1..=6 {
             assert!(pool.push(&mut one, [value], 64), "room for some");
         }
-        assert_eq!((pool.get(one), pool.shortages()), (&[3, 4, 5, 6][..], 2), "the only page serves another size");
+        assert_eq!((pool.get(one), pool.entries_dropped), (&[3, 4, 5, 6][..], 2), "the only page serves another size");
         assert!(pool.push(&mut other, [7], 64));
         pool.clear(&mut one);
         pool.clear(&mut other);
         let mut large = List::default();
-        assert!(pool.push(&mut large, [7; 100], 1) && pool.shortages() == 2, "the page serves any size again");
-        assert!(!pool.push(&mut other, [7], 64) && pool.get(other).is_empty() && pool.shortages() == 3);
+        assert!(pool.push(&mut large, [7; 100], 1) && pool.entries_dropped == 2, "the page serves any size again");
+        assert!(!pool.push(&mut other, [7], 64) && pool.get(other).is_empty() && pool.entries_dropped == 3);
     }
 
     /// As many lists as fill the pool, of which all but one of each page go: one list of the largest size needs a page.
@@ -488,7 +484,7 @@ mod tests {
                     prop_assert_eq!(pool.entries::<3>(*list), &model[..]);
                 }
             }
-            prop_assert_eq!(pool.shortages(), 0);
+            prop_assert_eq!(pool.entries_dropped, 0);
             lists.iter_mut().for_each(|list| pool.clear(list));
             prop_assert_eq!((pool.used_bytes(), pool.free_pages), (0, 8));
         }

@@ -71,7 +71,7 @@ impl Collector for Snapshot {
 /// A value of a shard: metric, help, and how to get it from the page.
 type ShardFamily = (&'static str, &'static str, fn(&ShardStats) -> f64);
 
-const SHARD_FAMILIES: [ShardFamily; 57] = [
+const SHARD_FAMILIES: [ShardFamily; 58] = [
     ("postanalytics_connections", "Connections open now", |s| s.connections as f64),
     ("postanalytics_connections_adopted_total", "Connections that shards took over", |s| s.connections_adopted as f64),
     ("postanalytics_connections_shed_total", "Connections closed for frames that stayed unfinished", |s| {
@@ -121,6 +121,9 @@ const SHARD_FAMILIES: [ShardFamily; 57] = [
     }),
     ("postanalytics_key_lists_bytes", "Bytes of the lists of keys in use", |s| s.key_lists_bytes as f64),
     ("postanalytics_key_lists_max_bytes", "Bytes that there are for lists of keys", |s| s.key_lists_bytes_max as f64),
+    ("postanalytics_key_list_entries_dropped_total", "Entries of lists of keys dropped for want of room: stays 0", |s| {
+        s.key_list_entries_dropped as f64
+    }),
     ("postanalytics_keys_overwritten_total", "New keys refused: lost before their second event", |s| s.keys_overwritten as f64),
     ("postanalytics_hits_suppressed_total", "Hits like five others of the hour, counted and not kept whole", |s| {
         s.hits_suppressed as f64
