@@ -152,6 +152,7 @@ const HEAD_BYTES: usize = size_of::<Head>();
 impl Head {
     #[inline]
     fn new(request: &Request<'_>, accepted_us: u64, urgent: bool) -> Self {
+        debug_assert!(request.is_plain(), "its blob would hold more than texts");
         Self {
             request_id: request.request_id,
             client_ip: address_bytes(request.client_ip),

@@ -55,7 +55,7 @@ pub enum SendError {
              check that the server is reachable, or raise queue_bytes"
     )]
     QueueFull {
-        /// Bytes in the queue.
+        /// Bytes in the queue, at the most: what threads have just handed over counts as if it were many short records.
         queue_bytes: usize,
         /// The limit for a record like this one; records with hits have a higher one.
         limit: usize,

@@ -337,7 +337,7 @@ unsafe fn record(worker: &Worker, r: *mut ffi::ngx_http_request_t) {
         let told = |text| masker.start_of_text(text, TEXT_BYTES_MAX);
         let (path, query) = (told(path), told(query));
         let (user_agent, referer) = (told(header(r.headers_in.user_agent)), told(header(r.headers_in.referer)));
-        let host = header(r.headers_in.host);
+        let host = host(r);
         let host = &host[..host.len().min(TEXT_BYTES_MAX)];
 
         let method = std::str::from_utf8(method_text).ok().and_then(Method::from_name);
@@ -472,6 +472,24 @@ unsafe fn headers<'a>(r: *const ffi::ngx_http_request_t) -> Vec<(&'a [u8], &'a [
 unsafe fn header<'a>(header: *const ffi::ngx_table_elt_t) -> &'a [u8] {
     // SAFETY: the caller's word.
     unsafe { header.as_ref() }.map_or(b"", |header| bytes(&header.value))
+}
+
+/// The host whose site was asked for, as `$host` has it: small letters, no port; that of the target, if it names one, whatever the
+/// header says; the server's own name without either. Detectors count for each host, so a visitor must not have
+/// many for one site.
+///
+/// # Safety
+/// `r` is a request that has been answered and not freed.
+unsafe fn host<'a>(r: *const ffi::ngx_http_request_t) -> &'a [u8] {
+    // SAFETY: the caller's word; a request has the settings of the core module for a server.
+    unsafe {
+        let asked = bytes(&(*r).headers_in.server);
+        if !asked.is_empty() {
+            return asked;
+        }
+        let core = *(*r).srv_conf.add(ffi::ngx_http_core_module.ctx_index);
+        bytes(&(*core.cast::<ffi::ngx_http_core_srv_conf_t>()).server_name)
+    }
 }
 
 /// The user whom a body names beside a password, if it was sent to be taken.

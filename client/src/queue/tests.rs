@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::counters::Load;
-use postanalytics_protocol::Hit;
+use postanalytics_protocol::schema::v1::Record;
+use postanalytics_protocol::{Extension, Hit};
 
 fn queue(limit_bytes: usize) -> Queue {
     Queue::new(limit_bytes).expect("an eventfd")
@@ -223,6 +224,30 @@ fn every_way_into_the_queue_keeps_order_and_bytes() {
     });
     assert_eq!(next, [EACH; THREADS as usize]);
     assert_eq!(queue.counters().accepted, THREADS * EACH);
+}
+
+#[test]
+fn hits_and_extensions_arrive_from_a_thread_that_has_a_ring() {
+    let queue = queue(10_000_000);
+    let (hits, extensions) = ([Hit::default()], [Extension { tag: 1, value: b"BREW" }]);
+    let requests = [
+        Request { hits: &hits, ..plain() },
+        Request { extensions: &extensions, ..plain() },
+        Request { hits: &hits, extensions: &extensions, ..plain() },
+        plain(),
+    ];
+    (0..5).for_each(|_| queue.try_send(&plain()).expect("room"));
+    assert!(queue.lock().fronts[0].records_and_cost().0 > 0, "this is about the ring");
+    for (request, token) in requests.iter().zip(5..) {
+        queue.try_send(&Request { token, ..request.clone() }).expect("room");
+    }
+    let (mut taken, mut parts) = (VecDeque::new(), Vec::new());
+    queue.exchange(true, &mut taken, &mut Vec::new());
+    for item in taken.iter().flat_map(Bundle::items).filter(|item| item.meta.token > 0) {
+        let Record { hits, extensions, .. } = item.record;
+        parts.push((item.meta.token, hits.length > 0, extensions.length > 0));
+    }
+    assert_eq!(parts, [(5, true, false), (6, false, true), (7, true, true), (8, false, false)]);
 }
 
 #[test]

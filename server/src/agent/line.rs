@@ -231,7 +231,7 @@ fn read_json<T>(line: &[u8], id: [u8; 16], now_us: u64, take: impl FnOnce(Said<'
     if let Some(digits) = protocol.strip_prefix("HTTP/") {
         version = digits.parse::<f32>().map_or(0, |number| (number * 10.0).round() as u8);
     }
-    let (user, host) = (text(&["remote_user", "user"]), text(&["http_host", "host", "server_name", "vhost"]));
+    let (user, host) = (text(&["remote_user", "user"]), text(&["host", "http_host", "server_name", "vhost"]));
     let (referer, agent) = (text(&["http_referer", "referer", "referrer"]), text(&["http_user_agent", "user_agent", "agent"]));
     let (forwarded_for, scheme) = (text(&["http_x_forwarded_for", "x_forwarded_for", "forwarded_for"]), text(&["scheme"]));
     let own_id = uuid::Uuid::try_parse(&text(&["request_id"])).ok().map(uuid::Uuid::into_bytes);
