@@ -215,10 +215,68 @@ fn a_value_in_base64_is_unpacked() {
         let uri = format!("/?p={value}&q=1");
         assert_eq!(points(&RawRequest { uri: uri.as_bytes(), ..RawRequest::default() }), [expected], "{value}");
     }
+    // Nothing else in the body needs to be suspicious.
+    let part = |name: &str, value: &str| format!("--r\r\nContent-Disposition: form-data; name=\"{name}\"\r\n\r\n{value}\r\n");
+    for (value, attack) in
+        [("PHNjcmlwdD5mKCk8L3NjcmlwdD4=", "xss"), ("MScgb3IgJzEnPScx", "sqli"), ("Li4vLi4vZXRjL3Bhc3N3ZA", "ptrav")]
+    {
+        let multipart = [part("a", "some words"), part("p", value), "--r--\r\n".to_owned()].concat();
+        for (kind, body, expected) in [
+            ("application/json", format!(r#"{{"a":["some words",1],"b":{{"p":"{value}"}},"c":null}}"#), "post_json_b_p"),
+            ("application/json", format!(r#"["{}","x"]"#, value.replace('P', "\\u0050").replace('c', "%63")), "post_json_"),
+            ("application/json", format!("\"{value}\""), "post_json_"),
+            ("multipart/form-data; boundary=r", multipart, "post_multipart_p"),
+            ("application/x-www-form-urlencoded", format!("a=some+words&p={value}"), "post_p"),
+            ("text/xml", format!("<a><b>some words</b><p>{value}</p></a>"), "post_xml_p"),
+        ] {
+            let headers = [(&b"Content-Type"[..], kind.as_bytes())];
+            let found = points(&RawRequest { headers: &headers, body: body.as_bytes(), ..RawRequest::default() });
+            assert_eq!(found, [format!("{attack} {expected}")], "{body}");
+        }
+    }
+    // Texts in base64 that are none, however many.
+    let ids = (0..5000)
+        .map(|id| format!("\"{}\"", if id % 2 == 0 { "VXNlcjoxMjM0NTY3" } else { "T3JkZXI6MTIzNDU2" }))
+        .collect::<Vec<_>>();
+    let body = format!("[{}]", ids.join(","));
+    let request = RawRequest { body: body.as_bytes(), ..RawRequest::default() };
+    let findings = Engine::builtin().inspect(&request, Duration::from_secs(60), &mut Scratch::default());
+    assert!(findings.found.is_empty() && !findings.incomplete, "{findings:?}");
     let secret = "/?password=MScgb3IgJzEnPScx";
     let request = RawRequest { uri: secret.as_bytes(), ..RawRequest::default() };
     let found = Engine::builtin().inspect(&request, Duration::from_secs(60), &mut Scratch::default()).found;
     assert_eq!(found.iter().map(|hit| &hit.payload[..]).collect::<Vec<_>>(), [b"***"]);
+}
+
+#[test]
+fn every_type_of_values_is_looked_for_in_every_kind_of_body() {
+    for (value, attack) in [
+        ("*)(uid=*", "ldapi"),
+        ("\\2a\\28", "ldapi"),
+        ("cn:caseExactMatch:=x", "ldapi"),
+        ("//a.example", "redir"),
+        ("/\\a.example", "redir"),
+        ("\\\\a.example/x", "redir"),
+        ("https:a.example", "redir"),
+        ("/\t/a.example", "redir"),
+        ("4\torder\tby 12--", "sqli"),
+        ("1\tor\n2 in (2)", "sqli"),
+        ("x) or (\"y\"=\"y", "sqli"),
+    ] {
+        let encoded: String = value.bytes().map(|byte| format!("%{byte:02x}")).collect();
+        let escaped: String = value.bytes().map(|byte| format!("\\u{byte:04x}")).collect();
+        let multipart = format!("--r\r\nContent-Disposition: form-data; name=\"p\"\r\n\r\n{value}\r\n--r--\r\n");
+        for (kind, body, point) in [
+            ("application/json", format!("{{\"a\":1,\"p\":{value:?}}}"), "post_json_p"),
+            ("application/json", format!("{{\"p\":[\"a\",\"{escaped}\"]}}"), "post_json_p"),
+            ("multipart/form-data; boundary=r", multipart, "post_multipart_p"),
+            ("application/x-www-form-urlencoded", format!("a=1&p={encoded}"), "post_p"),
+        ] {
+            let headers = [(&b"Content-Type"[..], kind.as_bytes())];
+            let found = points(&RawRequest { headers: &headers, body: body.as_bytes(), ..RawRequest::default() });
+            assert!(found.contains(&format!("{attack} {point}")), "{body}: {found:?}");
+        }
+    }
 }
 
 #[test]

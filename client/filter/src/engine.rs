@@ -14,7 +14,7 @@ use crate::findings::{Findings, FoundHit, HITS_MAX, SAMPLE_BYTES_MAX};
 use crate::inflate::{Coding, End, Inflater, has_text};
 use crate::markup::is_formatting;
 use crate::mask::{MaskConfig, Masker, masked};
-use crate::normalise::{Decoder, ENCODED, FOLDABLE, JSON_QUOTING, PLUS, QUOTING, UNPACKED, fold, unpack, unquote};
+use crate::normalise::{Decoder, ENCODED, FOLDABLE, JSON_QUOTING, PLUS, QUOTING, UNPACKED, fold, may_be_packed, unpack, unquote};
 use crate::points::{self, Json, Part, Role};
 use crate::rules::{Place, RuleSet, Rules, RulesError, Seen};
 use foldhash::quality::RandomState;
@@ -310,10 +310,12 @@ impl Inspection<'_> {
         match kind {
             BodyKind::Form => self.pairs(body, b'&', Source { prefix: b"post_", place: Place::Post }, scratch),
             BodyKind::Json => {
-                if !self.is_suspect(body, QUOTING, scratch) {
+                let source = Source { prefix: b"post_json_", place: Place::Post };
+                // Escapes hide literals.
+                if memchr::memchr(b'\\', body).is_none() && !self.is_suspect(body, QUOTING, scratch) {
+                    json.values(body, &mut |part| self.part_in_base64(part, source, scratch))?;
                     return ControlFlow::Continue(());
                 }
-                let source = Source { prefix: b"post_json_", place: Place::Post };
                 let is_whole = json.values(body, &mut |part| self.part(part, source, false, scratch))?;
                 self.findings.incomplete |= !is_whole;
                 ControlFlow::Continue(())
@@ -326,10 +328,10 @@ impl Inspection<'_> {
                 self.body_of_kind(BodyKind::Form, body, json, scratch)
             }
             BodyKind::Multipart(boundary) => {
-                if !self.is_suspect(body, QUOTING | JSON_QUOTING, scratch) {
-                    return ControlFlow::Continue(());
-                }
                 let source = Source { prefix: b"post_multipart_", place: Place::Post };
+                if !self.is_suspect(body, QUOTING | JSON_QUOTING, scratch) {
+                    return points::multipart(body, boundary, &mut |part| self.part_in_base64(part, source, scratch));
+                }
                 points::multipart(body, boundary, &mut |part| self.part(part, source, false, scratch))
             }
             BodyKind::Xml => {
@@ -346,11 +348,10 @@ impl Inspection<'_> {
     }
 
     /// Whether a literal of any rule for bodies and their names lies in a section, or might once it is folded or unquoted (by
-    /// what `quoting` says). One that is not suspect has no point with a hit, but for what
-    /// is packed in base64.
+    /// what `quoting` says). One that is not suspect has no point with a hit, but for what is in base64.
     fn is_suspect(&self, section: &[u8], quoting: u8, scratch: &mut Scratch) -> bool {
         let rules = &self.engine.rules;
-        let asked = rules.at(Place::Post).or(rules.at(Place::Name)).or(rules.at(Place::File));
+        let asked = rules.of_bodies();
         let (text, seen) = self.decoded(&mut scratch.section, section, false, &asked);
         if !seen.rules.is_empty() {
             return true;
@@ -403,6 +404,21 @@ impl Inspection<'_> {
         };
         let name = Name { source, part: &part };
         self.value(part.value, plus, place, &name, Buffers { value, folded, unquoted, point })
+    }
+
+    /// One value of a section that is not suspect, if it is base64 that is.
+    fn part_in_base64(&mut self, part: Part<'_>, source: Source, scratch: &mut Scratch) -> ControlFlow<()> {
+        self.clock(0)?;
+        if !may_be_packed(part.value) {
+            return ControlFlow::Continue(());
+        }
+        let rules = &self.engine.rules;
+        self.clock(part.value.len())?;
+        let text = scratch.value.decode(part.value, false);
+        if !unpack(text, &mut scratch.unquoted) || rules.scan(&scratch.unquoted, &rules.of_bodies()).rules.is_empty() {
+            return ControlFlow::Continue(());
+        }
+        self.part(part, source, false, scratch)
     }
 
     /// A section that is one value.

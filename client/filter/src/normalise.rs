@@ -469,6 +469,12 @@ pub(crate) fn unpack(text: &[u8], out: &mut Vec<u8>) -> bool {
     true
 }
 
+/// Whether a text may be one that [`unpack`] unpacks, once it is decoded: nearly every other is told by its first word.
+pub(crate) fn may_be_packed(text: &[u8]) -> bool {
+    text.len() >= PACKED_BYTES_MIN
+        && text.iter().all(|byte| CLASSES[*byte as usize] & UNPACKED == 0 || b"%&#;\\{}".contains(byte))
+}
+
 const fn sextet(byte: u8) -> Option<u8> {
     Some(match byte {
         b'A'..=b'Z' => byte - b'A',

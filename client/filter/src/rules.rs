@@ -297,6 +297,11 @@ impl Rules {
         &self.of_place[place as usize]
     }
 
+    /// The rules that look at the values of a body, their names, or the names of files.
+    pub(crate) fn of_bodies(&self) -> RuleSet {
+        self.at(Place::Post).or(self.at(Place::Name)).or(self.at(Place::File))
+    }
+
     /// The rules that look at texts from which the quotes of a shell were taken.
     pub(crate) const fn of_shell(&self) -> &RuleSet {
         &self.of_shell
