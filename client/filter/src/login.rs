@@ -35,8 +35,18 @@ const USER_FIELDS: [&str; 14] = [
 /// What the names of fields for passwords contain. The masker hides the values of such fields, a test says.
 pub(crate) const PASSWORD_WORDS: [&str; 5] = ["pass", "pwd", "kennwort", "senha", "contrase"];
 
-/// The user whom a request tries to log in, lower-case; `None` unless its body (a form, in parts or not, or JSON) has both a name and a
-/// password. For requests that change something (POST, PUT): in others a body means nothing.
+/// Before which of its parameters a method of XML-RPC has so many others: those of WordPress that take a user and a password.
+const XML_RPC_METHODS: [(&str, usize); 6] = [
+    ("wp.getusersblogs", 0),
+    ("blogger.getusersblogs", 1),
+    ("blogger.getuserinfo", 1),
+    ("blogger.", 2),
+    ("wp.", 1),
+    ("metaweblog.", 1),
+];
+
+/// The user whom a request tries to log in, lower-case; `None` unless its body (a form, in parts or not, JSON, or a call of WordPress's
+/// XML-RPC; of several calls in one, the first) has both a name and a password. For requests that change something (POST, PUT): in others a body means nothing.
 ///
 /// ```
 /// let user = postanalytics_filter::login_user(b"application/x-www-form-urlencoded", b"log=Anna%40example.org&pwd=1234");
@@ -45,6 +55,10 @@ pub(crate) const PASSWORD_WORDS: [&str; 5] = ["pass", "pwd", "kennwort", "senha"
 pub fn login_user(content_type: &[u8], body: &[u8]) -> Option<Vec<u8>> {
     if body.is_empty() || body.len() > BODY_BYTES_MAX {
         return None;
+    }
+    // WordPress reads it whatever the content type says.
+    if body.trim_ascii_start().starts_with(b"<") && memchr::memmem::find(body, b"<methodCall").is_some() {
+        return xml_rpc_user(body);
     }
     let kind = BodyKind::of(content_type, body);
     let plus = matches!(kind, BodyKind::Form);
@@ -81,6 +95,62 @@ pub fn login_user(content_type: &[u8], body: &[u8]) -> Option<Vec<u8>> {
         BodyKind::Xml | BodyKind::Markup | BodyKind::Other => return None,
     };
     user.filter(|_| has_password).map(|(_, name)| name)
+}
+
+/// The user of a call by XML-RPC. A call that is made of several has the names of their methods among its values.
+fn xml_rpc_user(body: &[u8]) -> Option<Vec<u8>> {
+    let leaves: Vec<&[u8]> = XmlLeaves { rest: body, opened: b"" }.take(PARTS_MAX).collect();
+    let (at, before) = leaves.iter().enumerate().find_map(|(at, leaf)| {
+        let method = leaf.trim_ascii().to_ascii_lowercase();
+        let (_, before) = XML_RPC_METHODS.iter().find(|(name, _)| method.starts_with(name.as_bytes()))?;
+        Some((at, before))
+    })?;
+    let [user, _password] = leaves.get(at + 1 + before..at + 3 + before)? else { return None };
+    let mut decoder = Decoder::default();
+    let name = decoder.decode(user, false).trim_ascii();
+    let name = &name[..name.len().min(USER_BYTES_MAX)];
+    (!name.is_empty()).then(|| name.to_ascii_lowercase())
+}
+
+/// The texts of elements that hold no others, but for names of members; of a text in CDATA what is in it.
+struct XmlLeaves<'a> {
+    rest: &'a [u8],
+    /// The name of the element that was opened last, if nothing was closed since.
+    opened: &'a [u8],
+}
+
+impl<'a> Iterator for XmlLeaves<'a> {
+    type Item = &'a [u8];
+
+    fn next(&mut self) -> Option<&'a [u8]> {
+        const CDATA: &[u8] = b"<![CDATA[";
+        let mut text: Option<&[u8]> = None;
+        loop {
+            let start = memchr::memchr(b'<', self.rest)?;
+            let (before, tag) = self.rest.split_at(start);
+            if let Some(inside) = tag.strip_prefix(CDATA) {
+                let end = memchr::memmem::find(inside, b"]]>")?;
+                (text, self.rest) = (Some(&inside[..end]), &inside[end + 3..]);
+                continue;
+            }
+            let end = memchr::memchr(b'>', tag)?;
+            self.rest = &tag[end + 1..];
+            let tag = &tag[1..end];
+            if tag.starts_with(b"/") {
+                let opened = std::mem::take(&mut self.opened);
+                if !opened.is_empty() && opened != b"name" {
+                    return Some(text.unwrap_or(before));
+                }
+            } else if !tag.starts_with(b"!") && !tag.starts_with(b"?") {
+                let name = tag.split(|byte| byte.is_ascii_whitespace() || *byte == b'/').next().unwrap_or(tag);
+                self.opened = if tag.ends_with(b"/") { b"" } else { name };
+                if tag.ends_with(b"/") && name == b"string" {
+                    return Some(b"");
+                }
+                text = None;
+            }
+        }
+    }
 }
 
 /// The place of a field in the list, if it is for the name of a user.
@@ -125,6 +195,45 @@ mod tests {
             b"--b\r\nContent-Disposition: form-data; name=\"login\"\r\n\r\nanna\r\n--b\r\nContent-Disposition: form-data; \
                       name=\"password\"\r\n\r\nx\r\n--b--\r\n";
         assert_eq!(of(b"multipart/form-data; boundary=b", parts).as_deref(), Some("anna"));
+    }
+
+    #[test]
+    fn calls_of_xml_rpc() {
+        let call = |method: &str, parameters: &[&str]| {
+            let values: String = parameters.iter().map(|value| format!("<param><value>{value}</value></param>")).collect();
+            format!(
+                "<?xml version=\"1.0\"?>\n<methodCall><methodName>{method}</methodName><params>{values}</params></methodCall>"
+            )
+        };
+        for (body, user) in [
+            (call("wp.getUsersBlogs", &["<string>Admin</string>", "<string>x</string>"]), Some("admin")),
+            (call("wp.getUsersBlogs", &["anna", ""]), Some("anna")),
+            (call("wp.getPosts", &["<int>1</int>", "<string><![CDATA[anna]]></string>", "<string>x</string>"]), Some("anna")),
+            (call("metaWeblog.newPost", &["<string/>", "anna", "x", "<struct></struct>"]), Some("anna")),
+            (call("blogger.getUserInfo", &["key", "anna", "x"]), Some("anna")),
+            (call("blogger.getPost", &["key", "7", "anna", "x"]), Some("anna")),
+            (call("wp.getUsersBlogs", &["anna"]), None),
+            (call("pingback.ping", &["http://a.example/", "http://b.example/"]), None),
+            (call("system.listMethods", &[]), None),
+        ] {
+            // WordPress asks for no content type.
+            for content_type in [b"text/xml".as_slice(), FORM, b""] {
+                assert_eq!(of(content_type, body.as_bytes()).as_deref(), user, "{body}");
+            }
+        }
+        let member = |user: &str| {
+            format!(
+                "<value><struct><member><name>methodName</name><value><string>wp.getUsersBlogs</string></value></member><member>\
+                 <name>params</name><value><array><data><value><string>{user}</string></value><value><string>x</string></value></data>\
+                 </array></value></member></struct></value>"
+            )
+        };
+        let several = format!("<array><data>{}{}</data></array>", member("anna"), member("bob"));
+        assert_eq!(of(b"text/xml", call("system.multicall", &[&several]).as_bytes()).as_deref(), Some("anna"));
+        let whole = call("wp.getUsersBlogs", &["<string>anna</string>", "<string>x</string>"]);
+        for end in 0..whole.len() {
+            let _ = login_user(b"text/xml", &whole.as_bytes()[..end]);
+        }
     }
 
     #[test]
