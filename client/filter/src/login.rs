@@ -36,13 +36,14 @@ const USER_FIELDS: [&str; 14] = [
 pub(crate) const PASSWORD_WORDS: [&str; 5] = ["pass", "pwd", "kennwort", "senha", "contrase"];
 
 /// Before which of its parameters a method of XML-RPC has so many others: those of WordPress that take a user and a password.
-const XML_RPC_METHODS: [(&str, usize); 6] = [
+const XML_RPC_METHODS: [(&str, usize); 7] = [
     ("wp.getusersblogs", 0),
     ("blogger.getusersblogs", 1),
     ("blogger.getuserinfo", 1),
     ("blogger.", 2),
     ("wp.", 1),
     ("metaweblog.", 1),
+    ("mt.", 1),
 ];
 
 /// The user whom a request tries to log in, lower-case; `None` unless its body (a form, in parts or not, JSON, or a call of WordPress's
