@@ -2,7 +2,7 @@
 //!
 //! Answers find their questions by number. A question that was given up is forgotten; its answer is dropped when it comes.
 
-use super::state::{ShardPort, State};
+use super::state::{ShardPort, State, unix_us};
 use super::{spawn, wait_for};
 use crate::analytics::summary::page::{SummaryAsk, SummaryPage};
 use crate::analytics::summary::view::{self, TimelineFilter, TimelineView, TopFilter, TopView};
@@ -108,9 +108,10 @@ pub(super) async fn timeline(state: &State, filter: TimelineFilter) -> Option<Ti
 
 async fn summary_pages(state: &State, ask: SummaryAsk) -> Option<Vec<SummaryPage>> {
     let mut pages = Vec::new();
+    let now_us = unix_us();
     for port in state.shards() {
         let send = |id| {
-            let page = Box::new(SummaryPage::new(id, ask));
+            let page = Box::new(SummaryPage::new(id, ask, now_us));
             port.messages.borrow_mut().send(ToShard::Summary(page)).is_ok()
         };
         pages.push(*port.summaries.ask(send).await?);

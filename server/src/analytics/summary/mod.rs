@@ -1,7 +1,7 @@
 //! Counters of all requests of a shard, for pages: none is asked by a detector.
 //!
 //! - [`timeline`]: of each application in each minute, with [`latency`] for response times
-//! - [`top`]: the most frequent sources, paths and user agents of two quarters of an hour
+//! - [`top`]: the most frequent sources, paths and user agents of two quarters of an hour, none begun over half an hour ago
 //! - [`hot`]: whose share of the last minute is large
 //! - [`page`]: what a shard copies of them; [`view`]: the pages of all shards merged, as shown
 //!
@@ -121,9 +121,10 @@ impl Summary {
         self.generations[0].paths.count(fingerprint, 0, 0, || path);
     }
 
-    /// The generations that hold anything, the newer first.
-    pub fn generations(&self) -> impl Iterator<Item = &Generation> {
-        self.generations.iter().filter(|generation| generation.since_us > 0)
+    /// The generations that hold anything of the last half hour, the newer first: without traffic nothing clears the others.
+    pub fn generations(&self, now_us: u64) -> impl Iterator<Item = &Generation> {
+        let begins_us = now_us.saturating_sub(2 * GENERATION_US);
+        self.generations.iter().filter(move |generation| generation.since_us > begins_us)
     }
 }
 

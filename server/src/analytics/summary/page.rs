@@ -1,6 +1,6 @@
 //! What a shard copies of its counters for whoever asks: into memory that the question brought.
 
-use super::timeline::{Cell, MINUTES};
+use super::timeline::{Cell, MINUTES, oldest_us};
 use super::view::{TimelineFilter, TopFilter, TopOf};
 use super::{CANDIDATES, Summary, TEXT_BYTES_MAX};
 use crate::analytics::reports::{Text, Texts};
@@ -52,6 +52,8 @@ pub struct SummaryPage {
     pub id: u64,
     /// What is asked.
     pub ask: SummaryAsk,
+    /// When, Unix µs.
+    pub now_us: u64,
     /// Of a top list.
     pub generations: [TopGeneration; 2],
     /// Of a top list.
@@ -66,7 +68,7 @@ pub struct SummaryPage {
 
 impl SummaryPage {
     /// Room for the answer.
-    pub fn new(id: u64, ask: SummaryAsk) -> Self {
+    pub fn new(id: u64, ask: SummaryAsk, now_us: u64) -> Self {
         let (entries, texts, cells) = match ask {
             SummaryAsk::Top(TopFilter { of: TopOf::Types, .. }) | SummaryAsk::Timeline(_) => (0, 0, ROWS_MAX.max(MINUTES * 33)),
             SummaryAsk::Top(TopFilter { of: TopOf::Sources, .. }) => (ROWS_MAX, 0, 0),
@@ -75,6 +77,7 @@ impl SummaryPage {
         Self {
             id,
             ask,
+            now_us,
             generations: [TopGeneration::default(); 2],
             entries: Vec::with_capacity(entries),
             texts: Texts::with_capacity(texts),
@@ -93,7 +96,7 @@ impl SummaryPage {
     }
 
     fn fill_cells(&mut self, summary: &Summary, since_us: u64, application: Option<i32>) {
-        for (minute, of, cell) in summary.timeline.cells(since_us) {
+        for (minute, of, cell) in summary.timeline.cells(since_us.max(oldest_us(self.now_us))) {
             if application.is_some_and(|wanted| wanted != of) {
                 continue;
             }
@@ -106,7 +109,7 @@ impl SummaryPage {
     }
 
     fn fill_top(&mut self, summary: &Summary, filter: &TopFilter) {
-        for (number, generation) in summary.generations().enumerate() {
+        for (number, generation) in summary.generations(self.now_us).enumerate() {
             let list = match filter.of {
                 TopOf::Sources | TopOf::Types => &generation.sources,
                 TopOf::Paths => &generation.paths,

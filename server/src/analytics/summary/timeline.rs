@@ -2,7 +2,8 @@
 //!
 //! Flat: a row of cells a minute, a column an application. The first applications seen have columns of their own; those that
 //! come when all are taken share the last one. A minute is that of arrival; the row of the minute an hour ago is emptied
-//! when it is taken anew.
+//! when it is taken anew. Without traffic in that minute of an hour it is not: whoever reads leaves out what is older than
+//! [`oldest_us`].
 
 use super::latency::{BUCKETS, bucket};
 use postanalytics_protocol::schema::v1::AttackType;
@@ -19,6 +20,11 @@ pub const CLASSES: usize = 6;
 pub const MINUTE_US: u64 = 60_000_000;
 /// The application that a cell of others is shown as.
 pub const OTHERS: i32 = i32::MIN;
+
+/// When the oldest minute of the last hour began, Unix µs.
+pub const fn oldest_us(now_us: u64) -> u64 {
+    (now_us / MINUTE_US).saturating_sub(MINUTES as u64 - 1) * MINUTE_US
+}
 
 /// What is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -195,9 +201,7 @@ mod tests {
             }
             expected.retain(|(minute, _), _| minute + MINUTES as u64 > now_us / MINUTE_US);
             let of_cell = |cell: &Cell| (cell.requests, cell.blocked, cell.classes[2], cell.types[TYPES - 1]);
-            // Rows that were not taken anew since may be older than an hour.
-            let since_us = (now_us / MINUTE_US + 1 - MINUTES as u64) * MINUTE_US;
-            let found: BTreeMap<_, _> = timeline.cells(since_us).map(|(minute, application, cell)| ((minute, application), of_cell(cell))).collect();
+            let found: BTreeMap<_, _> = timeline.cells(oldest_us(now_us)).map(|(minute, application, cell)| ((minute, application), of_cell(cell))).collect();
             prop_assert_eq!(found, expected);
         }
     }

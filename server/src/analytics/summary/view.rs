@@ -219,9 +219,40 @@ mod tests {
     const START_US: u64 = 1_700_000_040_000_000;
 
     fn page(summary: &Summary, ask: SummaryAsk) -> SummaryPage {
-        let mut page = SummaryPage::new(0, ask);
+        page_at(START_US + MINUTE_US, summary, ask)
+    }
+
+    fn page_at(now_us: u64, summary: &Summary, ask: SummaryAsk) -> SummaryPage {
+        let mut page = SummaryPage::new(0, ask, now_us);
         page.fill(summary);
         page
+    }
+
+    #[test]
+    fn what_is_older_than_its_span_is_left_out_without_traffic_too() {
+        let mut summary = Summary::new();
+        summary.begin(START_US);
+        summary.timeline.count(Counted { has_hits: true, ..Counted::default() });
+        summary.timeline.count_hit(1);
+        summary.count_path(1, b"/a");
+        let filter = |of| TopFilter { of, application: None, limit: 9 };
+        let shown = |summary: &Summary, minute: u64| {
+            let page = |ask| page_at(START_US + minute * MINUTE_US, summary, ask);
+            let tops = [TopOf::Types, TopOf::Paths].map(|of| top(&filter(of), &[page(SummaryAsk::Top(filter(of)))]));
+            let minutes = timeline(&[page(SummaryAsk::Timeline(TimelineFilter::default()))]).minutes.len();
+            (minutes, tops.map(|view| (view.rows.len(), view.total, view.since.is_empty())))
+        };
+        let here = (1, 1, false);
+        let gone = (0, 0, true);
+        assert_eq!(shown(&summary, 29), (1, [here, here]));
+        assert_eq!(shown(&summary, 30), (1, [here, gone]));
+        assert_eq!(shown(&summary, 59), (1, [here, gone]));
+        assert_eq!(shown(&summary, 60), (0, [gone, gone]));
+        // Other traffic, but none in the same minute of an hour; the generation before is an hour old.
+        summary.begin(START_US + 61 * MINUTE_US);
+        summary.timeline.count(Counted::default());
+        summary.count_path(2, b"/b");
+        assert_eq!(shown(&summary, 61), (1, [(0, 0, false), here]));
     }
 
     #[test]
