@@ -118,7 +118,13 @@ impl Summary {
     /// Counts a path alone. For tests.
     #[cfg(test)]
     pub fn count_path(&mut self, fingerprint: u64, path: &[u8]) {
-        self.generations[0].paths.count(fingerprint, 0, 0, || path);
+        self.count_path_of(0, fingerprint, path);
+    }
+
+    /// Counts a path of an application alone. For tests.
+    #[cfg(test)]
+    pub fn count_path_of(&mut self, application: i32, fingerprint: u64, path: &[u8]) {
+        self.generations[0].paths.count(fingerprint, application, 0, || path);
     }
 
     /// The generations that hold anything of the last half hour, the newer first: without traffic nothing clears the others.

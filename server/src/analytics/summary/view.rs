@@ -2,7 +2,7 @@
 
 use super::latency::quantile_us;
 use super::page::SummaryPage;
-use super::timeline::{Cell, MINUTE_US, OTHERS, TYPES};
+use super::timeline::{Cell, MINUTE_US, TYPES};
 use crate::analytics::alerts::{source_text, time_text};
 use crate::escape::escape;
 use postanalytics_protocol::schema::v1::AttackType;
@@ -42,7 +42,7 @@ pub struct TopView {
     pub what: TopOf,
     /// Since when it counts.
     pub since: String,
-    /// All that was counted, of every application.
+    /// All that was counted: of types in the application that is asked for, else in every application.
     pub total: u64,
     /// Those seen most for certain first.
     pub rows: Vec<TopRow>,
@@ -53,9 +53,9 @@ pub struct TopView {
 pub struct TopRow {
     /// Of what.
     pub value: String,
-    /// Application, `null` for those that share a column.
+    /// Application, `null` for all together.
     pub application: Option<i32>,
-    /// How often, at most.
+    /// How often, at most; of all applications together, of those in which it is among the values that are kept.
     pub count: u64,
     /// It may be less by this.
     pub error: u64,
@@ -113,7 +113,7 @@ pub fn top(filter: &TopFilter, pages: &[SummaryPage]) -> TopView {
     for page in pages {
         add_page(filter, page, &mut counts);
     }
-    let mut rows: Vec<_> = counts.into_iter().collect();
+    let mut rows: Vec<_> = together(filter, counts).into_iter().collect();
     rows.sort_by_key(|(key, (count, error))| (Reverse(count - error), Reverse(*count), *key));
     let since = pages.iter().flat_map(|page| &page.generations).map(|one| one.since_us).filter(|since_us| *since_us > 0).min();
     TopView {
@@ -146,25 +146,33 @@ fn add_page<'a>(filter: &TopFilter, page: &'a SummaryPage, counts: &mut Counts<'
     }
 }
 
-fn row(of: TopOf, (application, number, text): (i32, u64, &[u8]), (count, error): (u64, u64)) -> TopRow {
+/// By the application that is asked for, or all applications together.
+fn together<'a>(filter: &TopFilter, counts: Counts<'a>) -> BTreeMap<(Option<i32>, u64, &'a [u8]), (u64, u64)> {
+    let mut all = BTreeMap::<_, (u64, u64)>::new();
+    for ((_, number, text), (count, error)) in counts {
+        let sum = all.entry((filter.application, number, text)).or_default();
+        *sum = (sum.0 + count, sum.1 + error);
+    }
+    all
+}
+
+fn row(of: TopOf, (application, number, text): (Option<i32>, u64, &[u8]), (count, error): (u64, u64)) -> TopRow {
     let value = if of == TopOf::Sources { source_text(number, false) } else { escape(text) };
-    TopRow { value, application: Some(application), count, error }
+    TopRow { value, application, count, error }
 }
 
 /// Types of hits are few: they are counted exactly, by the timeline.
 fn types(filter: &TopFilter, pages: &[SummaryPage]) -> TopView {
-    let mut counts = BTreeMap::<(i32, usize), u64>::new();
-    for (_, application, cell) in pages.iter().flat_map(|page| &page.cells) {
-        for (attack_type, count) in cell.types.iter().enumerate().filter(|(_, count)| **count > 0) {
-            *counts.entry((*application, attack_type)).or_default() += u64::from(*count);
-        }
+    let mut counts = [0; TYPES];
+    for (_, _, cell) in pages.iter().flat_map(|page| &page.cells) {
+        counts.iter_mut().zip(cell.types).for_each(|(count, more)| *count += u64::from(more));
     }
-    let mut rows: Vec<_> = counts.into_iter().collect();
-    let total = rows.iter().map(|(_, count)| count).sum();
-    rows.sort_by_key(|(key, count)| (Reverse(*count), *key));
-    let shown = |((application, attack_type), count)| TopRow {
+    let total = counts.iter().sum();
+    let mut rows: Vec<_> = counts.into_iter().enumerate().filter(|(_, count)| *count > 0).collect();
+    rows.sort_by_key(|(attack_type, count)| (Reverse(*count), *attack_type));
+    let shown = |(attack_type, count)| TopRow {
         value: type_name(attack_type).to_owned(),
-        application: (application != OTHERS).then_some(application),
+        application: filter.application,
         count,
         error: 0,
     };
@@ -273,6 +281,33 @@ mod tests {
         assert_eq!(rows, [("/a", 13, 0), ("/c", 7, 0)]);
         let nobody = TopFilter { application: Some(8), ..filter };
         assert!(top(&nobody, &[page(&one, SummaryAsk::Top(nobody))]).rows.is_empty());
+    }
+
+    #[test]
+    fn applications_are_together_unless_one_is_asked_for() {
+        let mut summary = Summary::new();
+        summary.begin(START_US);
+        let counts = [(1i32, "/a", 3, 1), (2, "/a", 4, 1), (1, "/b", 5, 2), (3, "/c", 6, 2)];
+        for (application, path, count, attack_type) in counts {
+            for _ in 0..count {
+                summary.timeline.count(Counted { application, ..Counted::default() });
+                summary.timeline.count_hit(attack_type);
+                let fingerprint = mix(u64::from(application.cast_unsigned()) << 8 | u64::from(path.as_bytes()[1]));
+                summary.count_path_of(application, fingerprint, path.as_bytes());
+            }
+        }
+        let rows = |of, application| {
+            let filter = TopFilter { of, application, limit: 2 };
+            let view = top(&filter, &[page(&summary, SummaryAsk::Top(filter))]);
+            let rows = view.rows.into_iter().map(|row| (row.value, row.application, row.count, row.error));
+            rows.collect::<Vec<_>>()
+        };
+        let row = |value: &str, application, count| (value.to_owned(), application, count, 0);
+        assert_eq!(rows(TopOf::Paths, None), [row("/a", None, 7), row("/c", None, 6)]);
+        assert_eq!(rows(TopOf::Paths, Some(1)), [row("/b", Some(1), 5), row("/a", Some(1), 3)]);
+        let [one, two] = [1, 2].map(type_name);
+        assert_eq!(rows(TopOf::Types, None), [row(two, None, 11), row(one, None, 7)]);
+        assert_eq!(rows(TopOf::Types, Some(2)), [row(one, Some(2), 4)]);
     }
 
     #[test]
