@@ -1,7 +1,7 @@
 //! What the detectors make of a record that was seen before: which key it belongs to, how near that is to firing now, and why
 //! the record did not count. Changes nothing that is known.
 
-use super::detectors::{Detector, KeyKind};
+use super::detectors::{COUNTED, Detector, KeyKind, SUCCEEDED};
 use super::observation::{Observation, Outcome, STATIC, WEIGHTLESS};
 use super::{ALL_APPLICATIONS, Analytics, KeyTable, REFUSALS, Timing};
 use bumpalo::Bump;
@@ -26,6 +26,10 @@ pub enum WhyNot {
     StatusSaysNothing,
     /// It was no failure.
     NoFailure,
+    /// It is known to have succeeded.
+    Succeeded,
+    /// Users are counted, and it names none.
+    NoUser,
 }
 
 impl WhyNot {
@@ -40,6 +44,8 @@ impl WhyNot {
             Self::Weightless => "weightless",
             Self::StatusSaysNothing => "status_says_nothing",
             Self::NoFailure => "no_failure",
+            Self::Succeeded => "succeeded",
+            Self::NoUser => "no_user",
         }
     }
 }
@@ -118,7 +124,7 @@ impl Analytics {
     }
 }
 
-/// `None`: it counts, or at least the detector looks at it.
+/// `None`: it counts.
 fn why_not(detector: Detector, observation: &Observation<'_>) -> Option<WhyNot> {
     use Detector::{
         Bola, BruteForce, BruteForceAttempts, Crawl, CredentialStuffing, ForcedBrowsing, ForcedBrowsingCount, MultiPayload,
@@ -146,6 +152,12 @@ fn why_not(detector: Detector, observation: &Observation<'_>) -> Option<WhyNot> 
         _ if minds_static && observation.target.is(STATIC) => Some(WhyNot::Static),
         _ if minds_weight && observation.target.is(WEIGHTLESS) => Some(WhyNot::Weightless),
         BruteForce | UserBruteForce | UserManySources => failure_only(observation.attempt),
+        // They look at every attempt, but do not count each.
+        BruteForceAttempts | CredentialStuffing => {
+            let kind = detector.look(observation).map_or(0, |look| look.kind);
+            let why_not = if kind & SUCCEEDED != 0 { WhyNot::Succeeded } else { WhyNot::NoUser };
+            (kind & COUNTED == 0).then_some(why_not)
+        }
         ForcedBrowsing => detector.look(observation).is_none().then_some(WhyNot::StatusSaysNothing),
         ForcedBrowsingCount => detector.look(observation).is_none().then_some(WhyNot::NoFailure),
         _ => None,
@@ -274,6 +286,14 @@ mod tests {
         assert_eq!(why("detectors.brute_force.enabled = false", &login, Detector::BruteForce), Some(WhyNot::Off));
         assert_eq!(why("", &request(b"/login", Method::Post, 200), Detector::BruteForce), Some(WhyNot::NoFailure));
         assert_eq!(why("", &request(b"/x", Method::Get, 200), Detector::BruteForce), Some(WhyNot::OtherBusiness));
+        let stuffing = Detector::CredentialStuffing;
+        assert_eq!(why("", &login, stuffing), Some(WhyNot::NoUser));
+        assert_eq!(why("", &RecordFields { user_hash: 5, ..login.clone() }, stuffing), None);
+        let success = RecordFields { user_hash: 5, flags: FLAG_AUTH_SUCCEEDED, ..request(b"/login", Method::Post, 200) };
+        assert_eq!(why("", &success, stuffing), Some(WhyNot::Succeeded));
+        assert_eq!(why("", &success, Detector::BruteForceAttempts), Some(WhyNot::Succeeded));
+        assert_eq!(why("", &request(b"/login", Method::Post, 200), Detector::BruteForceAttempts), None);
+        assert_eq!(why("", &RecordFields { flags: FLAG_BLOCKED, ..success }, stuffing), Some(WhyNot::FilterActed));
         assert_eq!(why("", &request(b"/x.png", Method::Get, 404), Detector::Crawl), Some(WhyNot::Static));
         assert_eq!(why("", &request(b"/favicon.ico", Method::Get, 404), Detector::ForcedBrowsing), Some(WhyNot::Weightless));
         assert_eq!(why("", &request(b"/x", Method::Get, 302), Detector::ForcedBrowsing), Some(WhyNot::StatusSaysNothing));
