@@ -56,7 +56,25 @@ fn page(answer: &Value) -> String {
         text = format!("{text}\nBut {DETECTORS_OFF}.\n");
     }
     if answer["partial"] == true {
-        text.push_str("Not all stored requests were looked at: ask again.\n");
+        text.push_str("Not all stored requests were looked at, there was no time: ask again.\n");
+    }
+    if answer["newest_only"] == true {
+        text.push_str("So many were looked at, the newest; older ones may be stored, but are not counted here.\n");
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn asking_again_is_advised_where_it_helps() {
+        let says = |partial: bool, newest_only: bool| {
+            let text = page(&json!({ "partial": partial, "newest_only": newest_only, "detectors_run": true }));
+            (text.contains("ask again"), text.contains("not counted here"))
+        };
+        assert_eq!([says(false, false), says(true, false), says(false, true)], [(false, false), (true, false), (false, true)]);
+    }
 }

@@ -10,7 +10,7 @@ use super::detection::no_answer;
 use super::pages::not_ready;
 use super::parameters::{Parameters, parse_id, parse_source};
 use super::record::{Show, shown_path};
-use super::scan::{self, Wanted};
+use super::scan::{self, Looked, Wanted};
 use crate::analytics::alerts::time_text;
 use crate::analytics::detectors::{Detector, KeyKind};
 use crate::analytics::explain::{Standing, WhyNot};
@@ -28,7 +28,7 @@ use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap};
 use std::ops::RangeInclusive;
 
-/// Most requests of a source that are looked at.
+/// Requests of a source after which no further page of them is looked at.
 const REQUESTS_MAX: usize = 8192;
 /// Requests that are counted in one go, before others of this thread have their turn.
 const REQUESTS_IN_A_GO: usize = 256;
@@ -99,7 +99,7 @@ pub(super) async fn explain<'a>(state: &'a State, parameters: &Parameters<'_>, s
     let topology = &state.topology;
     let shard = shard_of(source, topology.routing_seed, topology.shard_count);
     let mut seen = Vec::new();
-    let is_whole = scan::explain(state, &slot, shard as usize, source, |lane| {
+    let looked = scan::explain(state, &slot, shard as usize, source, |lane| {
         gather(lane, &mut seen);
         seen.len() < REQUESTS_MAX
     })
@@ -137,7 +137,9 @@ pub(super) async fn explain<'a>(state: &'a State, parameters: &Parameters<'_>, s
             "newest": time(seen.first().map(|seen| seen.arrival_us)),
             "shard_oldest": time(shard_oldest),
         },
-        "partial": !is_whole,
+        // Asking again helps against the first, never against the second.
+        "partial": looked == Looked::InPart,
+        "newest_only": looked == Looked::AtTheNewest,
         "detectors": rows,
     });
     Ok(Response::json(200, &answer).with_slot(slot))

@@ -63,19 +63,31 @@ pub(super) struct Lane {
     unasked: bool,
 }
 
+/// How far records of a source were looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Looked {
+    /// All of them.
+    AtAll,
+    /// The newest, as many as were wanted.
+    AtTheNewest,
+    /// Those for which there was time.
+    InPart,
+}
+
 /// All records of one source, with what the detectors make of them: page by page, each given to `take`, newest first, which
-/// says whether it wants another. Returns whether all was looked at.
+/// says whether it wants another.
 pub(super) async fn explain(
     state: &State,
     _slot: &ScanSlot<'_>,
     index: usize,
     source: Source,
     mut take: impl FnMut(&Lane) -> bool,
-) -> bool {
+) -> Looked {
     state.scan_id.set(state.scan_id.get() + 1);
     let deadline = Instant::now() + SCAN_TIME_MAX;
     let wanted = Wanted { source: Some(source), limit: QueryPage::RECORDS, explain: true, ..Wanted::default() };
-    let Some(port) = state.shards().get(index) else { return false };
+    let Some(port) = state.shards().get(index) else { return Looked::InPart };
+    let mut wants_more = true;
     // One for every shard, as answers come with the index of theirs; only that of the source is asked.
     let mut lanes: Vec<Lane> = state.shards().iter().map(|port| Lane::new(port.shard)).collect();
     while lanes[index].ask(state, port, &wanted) {
@@ -84,17 +96,26 @@ pub(super) async fn explain(
             let receive = async { Ok(state.answers.1.recv().await) };
             let Ok(Some((from, query))) = timeout(left.max(Duration::from_millis(1)), receive).await else {
                 state.scan_id.set(state.scan_id.get() + 1);
-                return false;
+                return Looked::InPart;
             };
             take_answer(state, &mut lanes, from, query);
         }
-        let wants_more = take(&lanes[index]);
+        wants_more = take(&lanes[index]);
         if lanes[index].complete || !wants_more || Instant::now() >= deadline {
             break;
         }
     }
     state.scan_id.set(state.scan_id.get() + 1);
-    lanes[index].complete
+    looked(lanes[index].complete, wants_more)
+}
+
+/// How far, by whether the shard has no more, and whether more was wanted.
+const fn looked(is_complete: bool, wants_more: bool) -> Looked {
+    match (is_complete, wants_more) {
+        (true, _) => Looked::AtAll,
+        (false, false) => Looked::AtTheNewest,
+        (false, true) => Looked::InPart,
+    }
 }
 
 /// Runs a scan. The slot stays with the caller until the answer is written.
@@ -317,6 +338,12 @@ mod tests {
         assert!(merge(&mut lanes, &wanted, Show::Everything, &mut found, &mut bytes));
         assert_eq!(arrivals(&found), [9, 8, 7, 4, 3, 3, 2]);
         assert!(!found.partial);
+    }
+
+    #[test]
+    fn enough_is_told_from_no_time() {
+        let looked = [(true, true), (true, false), (false, false), (false, true)].map(|(whole, more)| looked(whole, more));
+        assert_eq!(looked, [Looked::AtAll, Looked::AtAll, Looked::AtTheNewest, Looked::InPart]);
     }
 
     #[test]
