@@ -4,7 +4,7 @@
 //! what visitors sent gets into no file. Their times are those by which the server counted: freed of the clock error of their
 //! node, or as they are where a session of the server replayed a log.
 //!
-//! Compared are the alerts that fired from the beginning of `--last` until the newest request that was fetched. Not compared
+//! Compared are the alerts that fired from the beginning of `--last` until the newest request that was fetched, in number too. Not compared
 //! is `real_ip_suspect`, which needs the traffic of a whole shard. Alerts of the server may rest on requests that it does not
 //! hold any more.
 
@@ -16,6 +16,7 @@ use crate::escape::plain_json;
 use anyhow::{Context, Result, bail};
 use postanalytics_protocol::schema::v1::TAG_METHOD;
 use serde_json::{Value, json};
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -109,18 +110,13 @@ fn alerts(client: &Client, since_us: u64, until_us: u64, found: &mut Vec<Value>)
 /// What only one of both has, as JSON lines; how many are the same, on standard error.
 fn print_difference(replayed: &[AlertJson], raised: &[Value], summary: &Summary) -> Result<()> {
     let replayed: Vec<Value> = replayed.iter().map(serde_json::to_value).collect::<Result<_, _>>()?;
-    let (ours, theirs) = (by_what(&replayed), by_what(raised));
+    let (ours, theirs) = difference(&replayed, raised);
+    let same = replayed.len() - ours.len();
     let mut out = std::io::stdout().lock();
-    let mut same = 0;
-    for (what, alert) in &ours {
-        if theirs.contains_key(what) {
-            same += 1;
-        } else {
-            writeln!(out, "{}", plain_json(json!({ "only": "replay", "alert": alert }).to_string()))?;
+    for (only, alerts) in [("replay", &ours), ("server", &theirs)] {
+        for alert in alerts {
+            writeln!(out, "{}", plain_json(json!({ "only": only, "alert": alert }).to_string()))?;
         }
-    }
-    for (_, alert) in theirs.iter().filter(|(what, _)| !ours.contains_key(*what)) {
-        writeln!(out, "{}", plain_json(json!({ "only": "server", "alert": alert }).to_string()))?;
     }
     eprintln!(
         "{} requests of the server replayed, {} unreadable, {} ahead of the clock: {same} alerts in both, {} with this configuration \
@@ -128,16 +124,57 @@ fn print_difference(replayed: &[AlertJson], raised: &[Value], summary: &Summary)
         summary.lines,
         summary.unreadable,
         summary.ahead,
-        ours.len() - same,
-        theirs.len() - same
+        ours.len(),
+        theirs.len()
     );
     Ok(())
 }
 
-/// Alerts by detector, key, application and scope: times differ where the beginning was evicted.
-fn by_what(alerts: &[Value]) -> BTreeMap<String, &Value> {
-    let what = |alert: &Value| format!("{} {} {} {}", alert["detector"], alert["key"], alert["application"], alert["scope"]);
-    alerts.iter().map(|alert| (what(alert), alert)).collect()
+/// What each has that the other has not: by detector, key, application and scope, and how many of each.
+fn difference<'a>(ours: &'a [Value], theirs: &'a [Value]) -> (Vec<&'a Value>, Vec<&'a Value>) {
+    let (mut only_ours, mut only_theirs) = (Vec::new(), Vec::new());
+    let (ours, mut theirs) = (by_what(ours), by_what(theirs));
+    for (what, ours) in ours {
+        let (mine, others) = surplus(ours, theirs.remove(&what).unwrap_or_default());
+        only_ours.extend(mine);
+        only_theirs.extend(others);
+    }
+    only_theirs.extend(theirs.into_values().flatten());
+    (only_ours, only_theirs)
+}
+
+/// Alerts by detector, key, application and scope, those of one by the time they fired.
+fn by_what(alerts: &[Value]) -> BTreeMap<String, Vec<&Value>> {
+    let mut all = BTreeMap::<_, Vec<&Value>>::new();
+    for alert in alerts {
+        let what = format!("{} {} {} {}", alert["detector"], alert["key"], alert["application"], alert["scope"]);
+        all.entry(what).or_default().push(alert);
+    }
+    all.values_mut().for_each(|of_one| of_one.sort_by(|one, other| fired(one).cmp(fired(other))));
+    all
+}
+
+/// All are of one form and in UTC: their order is that of the times.
+fn fired(alert: &Value) -> &str {
+    alert["fired"].as_str().unwrap_or_default()
+}
+
+/// Of alerts that are about the same, what is left when as many as can be are paired: first those that fired at the same time,
+/// then the others, the newest first. Their times differ where the beginning was evicted.
+fn surplus<'a>(mut ours: Vec<&'a Value>, mut theirs: Vec<&'a Value>) -> (Vec<&'a Value>, Vec<&'a Value>) {
+    let (mut mine, mut others) = (Vec::new(), Vec::new());
+    while let (Some(one), Some(other)) = (ours.last(), theirs.last()) {
+        match fired(one).cmp(fired(other)) {
+            Ordering::Equal => drop((ours.pop(), theirs.pop())),
+            Ordering::Greater => mine.extend(ours.pop()),
+            Ordering::Less => others.extend(theirs.pop()),
+        }
+    }
+    // Newest first, down to the oldest.
+    mine.extend(ours.into_iter().rev());
+    others.extend(theirs.into_iter().rev());
+    let pairs = mine.len().min(others.len());
+    (mine.split_off(pairs), others.split_off(pairs))
 }
 
 /// The requests since a time, page by page: each goes on where the one before ended, also one that was cut short.
@@ -250,6 +287,21 @@ mod tests {
         assert_eq!(serde_json::from_str::<Value>(&replayed.text).expect("JSON")["event_us"], 40);
         let bits = [FLAG_BLOCKED, FLAG_DENYLIST, FLAG_GRAYLIST, FLAG_AUTH_FAILED, FLAG_AUTH_SUCCEEDED, FLAG_CREDENTIALS];
         assert_eq!(bits.map(u32::trailing_zeros), [0, 1, 2, 3, 4, 6]);
+    }
+
+    #[test]
+    fn alerts_about_the_same_are_compared_in_number() {
+        let alert = |source: &str, fired: u32| {
+            let fired = time_text(1_700_000_000_000_000 + u64::from(fired) * 1_000_000);
+            json!({ "detector": "crawl", "key": { "kind": "source", "value": source }, "scope": {}, "fired": fired })
+        };
+        let ours = [("a", 1), ("a", 5), ("a", 9), ("b", 2), ("c", 3)].map(|(source, fired)| alert(source, fired));
+        let theirs = [("d", 4), ("c", 7), ("c", 8), ("b", 1), ("a", 5)].map(|(source, fired)| alert(source, fired));
+        let (only_ours, only_theirs) = difference(&ours, &theirs);
+        assert_eq!(only_ours, [&ours[2], &ours[0]], "one of three is the same");
+        assert_eq!(only_theirs, [&theirs[1], &theirs[0]], "the newest of two is a pair, whenever it fired");
+        let (none, many) = difference(&[], &ours);
+        assert!(none.is_empty() && many.len() == ours.len());
     }
 
     #[test]
