@@ -24,7 +24,7 @@ pub fn detail(attack: &Attack, now_us: u64) -> AttackDetail {
 
 fn fits(attack: &Attack, filter: &AttackFilter) -> bool {
     filter.attack_type.as_ref().is_none_or(|wanted| *wanted == type_name(attack.kind))
-        && filter.source.is_none_or(|wanted| attack.sources.contains(wanted))
+        && filter.source.is_none_or(|wanted| attack.has_source(wanted))
         && filter.application.is_none_or(|wanted| wanted == attack.application)
         && filter.host.as_ref().is_none_or(|wanted| wanted[..] == attack.host[..])
         && filter.since_us.is_none_or(|since_us| attack.last_us >= since_us)
@@ -77,5 +77,26 @@ fn sample(sample: &samples::Sample) -> Sample {
         status: sample.status,
         blocked: sample.is_blocked,
         payload: escape(&sample.payload),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::analytics::alerts::Alert;
+    use crate::analytics::fingerprint::Fingerprints;
+
+    #[test]
+    fn behaviour_of_a_network_is_found_by_every_source_in_it() {
+        let mut table = AttackTable::default();
+        let mut alert = Alert::default();
+        alert.plan = Detector::Crawl.plan(0);
+        (alert.source, alert.count, alert.is_network) = (0x2001_0db8_0001_0002, 1, true);
+        table.take_alert(&alert, &Fingerprints::new(7), 10);
+        (alert.source, alert.is_network) = (0x2001_0db8_0002_0002, false);
+        table.take_alert(&alert, &Fingerprints::new(7), 10);
+        let found = |source| find(&table, &AttackFilter { source: Some(source), limit: 9, ..AttackFilter::default() }, 10).len();
+        assert_eq!([found(0x2001_0db8_0001_0002), found(0x2001_0db8_0001_0009), found(0x2001_0db8_0003_0002)], [1, 1, 0]);
+        assert_eq!([found(0x2001_0db8_0002_0002), found(0x2001_0db8_0002_0009)], [1, 0]);
     }
 }

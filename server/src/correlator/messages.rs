@@ -84,7 +84,8 @@ pub struct AlertFilter {
 pub struct AttackFilter {
     /// Type of the hits, or name of the detector.
     pub attack_type: Option<String>,
-    /// Key of a source that is among those kept of the attack.
+    /// Key of a source that is among those kept of the attack, which are all as long as there are no more than 32; behaviour of a
+    /// whole IPv6 /48 fits every source in it.
     pub source: Option<u64>,
     /// Application id.
     pub application: Option<i32>,
@@ -138,7 +139,7 @@ pub struct AttackView {
     pub statuses: BTreeMap<u16, u64>,
     /// The sources with most hits, most first.
     pub sources: Vec<AttackSource>,
-    /// Different sources: exact while few, else an estimate.
+    /// Different sources: exact while few, else an estimate. If there are more than 32, not all of them find the attack.
     pub distinct_sources: u64,
     /// Different payloads: exact while few, else an estimate.
     pub distinct_payloads: u64,

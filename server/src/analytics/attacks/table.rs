@@ -105,6 +105,12 @@ impl Attack {
         self.alert.as_deref()
     }
 
+    /// Whether a source is known to take part: it is among the counters, or in the /48 that the alerts are about.
+    pub fn has_source(&self, source: u64) -> bool {
+        let network = self.alert().filter(|alert| alert.is_network && alert.user == 0);
+        network.map_or_else(|| self.sources.contains(source), |alert| alert.source >> 16 == source >> 16)
+    }
+
     /// Panics if a law is broken. For tests.
     pub fn invariants(&self) {
         assert_eq!(self.kept + self.suppressed, self.count, "kept + suppressed = all");
