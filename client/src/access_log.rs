@@ -24,15 +24,13 @@ const TIME_BYTES_MAX: usize = 64;
 /// One line, its fields borrowed from it. A field that the log writes as `-` is empty or 0.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogLine<'a> {
-    /// The leading virtual-host field as written, empty if the log has none.
-    pub host_field: &'a [u8],
     /// Leading virtual host without its port, empty if the log has none.
     pub virtual_host: &'a [u8],
     /// Port of the virtual host, 0 if not given.
     pub server_port: u16,
     /// The address field as written.
     pub address: &'a [u8],
-    /// User name of HTTP Basic authentication.
+    /// User name of HTTP Basic authentication; empty, too, where the log has `""`.
     pub user: &'a [u8],
     /// Time of the request, Unix µs; `None` if the field holds no time.
     pub time_us: Option<u64>,
@@ -98,12 +96,11 @@ pub fn parse_line(line: &[u8]) -> Option<LogLine<'_>> {
     let (user_agent, rest) = quoted_field(rest);
     let unknown_method = !request.method.is_empty() && method_number(request.method) == 0;
     Some(LogLine {
-        host_field: head.host_field,
         request_line,
         virtual_host: head.virtual_host,
         server_port: head.server_port,
         address: head.address,
-        user: dash_is_empty(head.user),
+        user: if head.user == b"\"\"" { b"" } else { dash_is_empty(head.user) },
         time_us: time,
         method: request.method,
         path: request.path,
@@ -143,7 +140,6 @@ fn stand_in(address: &[u8]) -> IpAddr {
 
 /// What stands before the time.
 struct Head<'a> {
-    host_field: &'a [u8],
     virtual_host: &'a [u8],
     server_port: u16,
     address: &'a [u8],
@@ -164,9 +160,8 @@ impl<'a> Head<'a> {
         let (virtual_host, address, rest) =
             if has_virtual_host { (first, second, after_second) } else { (&b""[..], first, after_first) };
         let (_ident, user) = next_token(rest);
-        let host_field = dash_is_empty(virtual_host);
-        let (virtual_host, server_port) = split_port(host_field);
-        Some(Self { host_field, virtual_host, server_port, address, user: user.trim_ascii() })
+        let (virtual_host, server_port) = split_port(dash_is_empty(virtual_host));
+        Some(Self { virtual_host, server_port, address, user: user.trim_ascii() })
     }
 }
 

@@ -272,6 +272,13 @@ def log_time_us(match):
     return (moment - EPOCH) // timedelta(microseconds=1)
 
 
+def without_port(host):
+    """A virtual host without its port; an IPv6 host stands in brackets (R13)."""
+    name, colon, port = host.rpartition(":")
+    is_port = colon and re.fullmatch("[0-9]+", port) and int(port) < 65536
+    return name if is_port and (name.endswith("]") or (name and ":" not in name)) else host
+
+
 def record_of_log_line(line):
     """A `Record` from a line of an access log in NGINX/Apache combined format (R13)."""
     prefix = SYSLOG.match(line)
@@ -284,16 +291,18 @@ def record_of_log_line(line):
         method = request[1]
         path, query = split_target(request[2])
         path = normalise(path)
+    user = "" if match[4] in ("-", '""') else match[4]
     return Record(
         time_us=log_time_us(match),
         source=source_of(match[2]),
-        host=match[1] or "",
+        host=without_port(match[1] or ""),
         method=method,
         path=path,
         query=query,
         status=int(match[15]),
         user_agent=match[17] or "",
-        credentials=match[4] not in ("-", '""'),
+        user=user,
+        credentials=bool(user),
     )
 
 

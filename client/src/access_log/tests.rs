@@ -71,6 +71,14 @@ fn an_address_that_is_none_stands_for_itself() {
 }
 
 #[test]
+fn an_empty_user_is_none() {
+    for user in ["-", "\"\""] {
+        let line = format!(r#"192.0.2.9 - {user} [17/May/2015:10:05:03 +0000] "GET / HTTP/1.1" 401 5"#);
+        assert_eq!((parsed(&line).user, parsed(&line).request([0; 16], 0).flags), (&b""[..], 0), "{user}");
+    }
+}
+
+#[test]
 fn users_may_hold_spaces() {
     let line = parsed(r#"192.0.2.9 - John Smith [17/May/2015:10:05:03 +0000] "GET / HTTP/1.1" 401 5"#);
     assert_eq!((line.address, line.user), (&b"192.0.2.9"[..], &b"John Smith"[..]));

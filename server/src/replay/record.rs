@@ -36,14 +36,14 @@ fn read_log_line<T>(line: &[u8], filter: Option<&mut LineFilter>, take: impl FnO
     let line = parse_line(line)?;
     let (method, target) = request(line.request_line).unwrap_or((b"", line.request_line));
     let findings = filter.map(|filter| filter.inspect(line.request_line, line.user_agent)).unwrap_or_default();
-    let has_user = !matches!(line.user, b"" | b"\"\"");
     let mut fields = RecordFields {
         event_us: line.time_us?,
-        flags: if has_user { FLAG_CREDENTIALS } else { 0 },
+        user_hash: hash_of(line.user),
+        flags: if line.user.is_empty() { 0 } else { FLAG_CREDENTIALS },
         status: line.status,
         response_bytes: line.response_bytes,
         http_version: line.http_version,
-        host: line.host_field,
+        host: line.virtual_host,
         path: target,
         user_agent: line.user_agent,
         referer: line.referer,
@@ -129,17 +129,19 @@ impl HashText<'_> {
     fn hash(&self) -> u64 {
         match self {
             Self::Number(number) => *number,
-            Self::Text(text) if text.is_empty() => 0,
             Self::Text(text) if text.len() == 16 && text.bytes().all(|byte| byte.is_ascii_hexdigit()) => {
                 u64::from_str_radix(text, 16).unwrap_or(0)
             }
-            Self::Text(text) => {
-                let mut hasher = SipHasher13::new();
-                hasher.write(text.as_bytes());
-                hasher.finish().max(1)
-            }
+            Self::Text(text) => hash_of(text.as_bytes()),
         }
     }
+}
+
+/// Tells users and sessions apart, whatever key the nodes have; of nothing 0.
+fn hash_of(text: &[u8]) -> u64 {
+    let mut hasher = SipHasher13::new();
+    hasher.write(text);
+    if text.is_empty() { 0 } else { hasher.finish().max(1) }
 }
 
 /// Texts that are said to be escaped are unescaped; one that [`escape`](crate::escape::escape) did not make stays.
@@ -236,6 +238,24 @@ mod tests {
         let found = read(LineFormat::Combined, line, Some(&mut LineFilter::default()), types);
         assert_eq!(found, Some(vec![AttackType::Ptrav as u16]));
         assert_eq!(read(LineFormat::Combined, line, None, types), Some(vec![]));
+    }
+
+    #[test]
+    fn lines_of_a_log_are_of_the_host_and_user_that_the_agent_sends() {
+        let line = |host: &str, user: &str| {
+            let line = format!(r#"{host}192.0.2.7 - {user} [17/May/2015:10:05:03 +0000] "GET / HTTP/1.1" 401 5 "-" "-""#);
+            let seen = |fields: &RecordFields<'_>| {
+                let agent = parse_line(line.as_bytes()).expect("a line");
+                let agent = agent.request([0; 16], 0);
+                assert_eq!((fields.host, fields.flags, fields.user_hash == 0), (agent.host, agent.flags, agent.user.is_empty()));
+                (fields.host.to_vec(), fields.user_hash)
+            };
+            read(LineFormat::Combined, line.as_bytes(), None, seen).expect("a record")
+        };
+        let (host, bob) = line("shop.example:443 ", "bob");
+        assert_eq!(host, b"shop.example");
+        assert_eq!([line("", "bob"), line("", "-"), line("", "\"\"")], [(vec![], bob), (vec![], 0), (vec![], 0)]);
+        assert_ne!(line("", "eve").1, bob);
     }
 
     #[test]
