@@ -98,7 +98,7 @@ pub struct MinuteView {
 }
 
 /// A value with its application, and how it is counted: at most, and less by at most.
-type Counts<'a> = BTreeMap<(i32, u64, &'a [u8]), (u64, u64)>;
+type Counts<'a, Application = i32> = BTreeMap<(Application, u64, &'a [u8]), (u64, u64)>;
 
 /// A top list of the pages of all shards.
 pub fn top(filter: &TopFilter, pages: &[SummaryPage]) -> TopView {
@@ -147,8 +147,8 @@ fn add_page<'a>(filter: &TopFilter, page: &'a SummaryPage, counts: &mut Counts<'
 }
 
 /// By the application that is asked for, or all applications together.
-fn together<'a>(filter: &TopFilter, counts: Counts<'a>) -> BTreeMap<(Option<i32>, u64, &'a [u8]), (u64, u64)> {
-    let mut all = BTreeMap::<_, (u64, u64)>::new();
+fn together<'a>(filter: &TopFilter, counts: Counts<'a>) -> Counts<'a, Option<i32>> {
+    let mut all = Counts::new();
     for ((_, number, text), (count, error)) in counts {
         let sum = all.entry((filter.application, number, text)).or_default();
         *sum = (sum.0 + count, sum.1 + error);
