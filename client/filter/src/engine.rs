@@ -14,7 +14,9 @@ use crate::findings::{Findings, FoundHit, HITS_MAX, SAMPLE_BYTES_MAX};
 use crate::inflate::{Coding, End, Inflater, has_text};
 use crate::markup::is_formatting;
 use crate::mask::{MaskConfig, Masker, masked};
-use crate::normalise::{Decoder, ENCODED, FOLDABLE, JSON_QUOTING, PLUS, QUOTING, UNPACKED, fold, may_be_packed, unpack, unquote};
+use crate::normalise::{
+    Decoder, ENCODED, FOLDABLE, JSON_QUOTING, PLUS, QUOTING, UNPACKED, fold, may_be_packed, may_have_packed, unpack, unquote,
+};
 use crate::points::{self, Json, Part, Role};
 use crate::rules::{Place, RuleSet, Rules, RulesError, Seen};
 use foldhash::quality::RandomState;
@@ -313,7 +315,9 @@ impl Inspection<'_> {
                 let source = Source { prefix: b"post_json_", place: Place::Post };
                 // Escapes hide literals.
                 if memchr::memchr(b'\\', body).is_none() && !self.is_suspect(body, QUOTING, scratch) {
-                    json.values(body, &mut |part| self.part_in_base64(part, source, scratch))?;
+                    if may_have_packed(body) {
+                        json.values(body, &mut |part| self.part_in_base64(part, source, scratch))?;
+                    }
                     return ControlFlow::Continue(());
                 }
                 let is_whole = json.values(body, &mut |part| self.part(part, source, false, scratch))?;

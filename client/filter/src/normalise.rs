@@ -469,10 +469,18 @@ pub(crate) fn unpack(text: &[u8], out: &mut Vec<u8>) -> bool {
     true
 }
 
-/// Whether a text may be one that [`unpack`] unpacks, once it is decoded: nearly every other is told by its first word.
+/// Whether a text may be one that [`unpack`] unpacks, once it is decoded. Nearly every other is told by its first letter: a text in
+/// ASCII begins with a bit of 0, and its base64 with a letter of the first half.
 pub(crate) fn may_be_packed(text: &[u8]) -> bool {
-    text.len() >= PACKED_BYTES_MIN
-        && text.iter().all(|byte| CLASSES[*byte as usize] & UNPACKED == 0 || b"%&#;\\{}".contains(byte))
+    let begins = matches!(text, [b'A'..=b'Z' | b'a'..=b'f' | b'=' | b'%' | b'\\' | b'&', ..]) && text.len() >= PACKED_BYTES_MIN;
+    begins && text.iter().all(|byte| CLASSES[*byte as usize] & UNPACKED == 0 || b"%&#;\\{}".contains(byte))
+}
+
+/// Whether a string of a JSON without escapes may be one.
+pub(crate) fn may_have_packed(json: &[u8]) -> bool {
+    let mut start = 0;
+    let is_one = |at| may_be_packed(&json[std::mem::replace(&mut start, at + 1)..at]);
+    memchr::memchr_iter(b'"', json).any(is_one) || may_be_packed(&json[start..])
 }
 
 const fn sextet(byte: u8) -> Option<u8> {
@@ -590,6 +598,25 @@ mod tests {
         {
             assert_eq!(unpacked(none), None, "{none}");
         }
+    }
+
+    #[test]
+    fn whatever_is_unpacked_may_be_packed() {
+        let texts = ["PHNjcmlwdD5mKCk8L3NjcmlwdD4=", "CQkJCQkJCQkJ", "fn5-fn5-fn5-", "===PHNjcmlwdD5mKCk8", "VXNlcjoxMjM0"];
+        for text in texts {
+            let mut out = Vec::new();
+            assert!(unpack(text.as_bytes(), &mut out) && may_be_packed(text.as_bytes()), "{text}");
+            for json in [format!("[\"{text}\"]"), format!("{{\"a\":\"b\",\"c\":\"{text}"), format!("\"{text}\"")] {
+                assert!(may_have_packed(json.as_bytes()), "{json}");
+            }
+        }
+        for encoded in ["%50HNjcmlwdD5mKCk8", "\\u0050HNjcmlwdD5mKCk8", "&#80;HNjcmlwdD5mKCk8"] {
+            assert!(may_be_packed(encoded.as_bytes()), "{encoded}");
+        }
+        for none in ["PHNjcmlwdD4", "running-shoes-42", "0123456789abcdef0123456789abcdef", "A sentence of words"] {
+            assert!(!may_be_packed(none.as_bytes()), "{none}");
+        }
+        assert!(!may_have_packed(br#"{"sku":"A-1","name":"first and last name","list":["x",12,null]}"#));
     }
 
     #[test]
