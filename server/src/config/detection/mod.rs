@@ -332,6 +332,19 @@ fn check(numbers: &Numbers) -> Result<(), Contradiction> {
         );
         return Err(Contradiction { detector: "bola", names: &["range_spread", "range_events"], text });
     }
+    for detector in Numbers::DETECTORS {
+        if let Some((action_us, hold_us)) = numbers.listing(detector)
+            && action_us < hold_us
+        {
+            let text = format!(
+                "{detector}: what follows ends after action_s = {}, and while an alert is held, for hold_us = {hold_us}, no other is raised \
+                 that would list again: an attacker who goes on is free for the rest; give action_s = {} at least, or a shorter hold_us",
+                action_us / SECOND_US as u64,
+                hold_us.div_ceil(SECOND_US as u64)
+            );
+            return Err(Contradiction { detector, names: &["action_s", "hold_us", "action"], text });
+        }
+    }
     Ok(())
 }
 
@@ -394,7 +407,7 @@ mod tests {
 
     #[test]
     fn overrides_are_laid_over_the_file() {
-        let text = "[detectors.crawl]\nevents = 9\n[detectors.scanner]\naction = 'denylist'\naction_s = 60\n\
+        let text = "[detectors.crawl]\nevents = 9\n[detectors.scanner]\naction = 'denylist'\naction_s = 60\nhold_us = 60000000\n\
                     [[overrides]]\nhost = 'b'\n[overrides.detectors.crawl]\nleak_us = 7\n";
         let config = DetectionConfig::parse(text).expect("it is right");
         let crawl = Crawl { events: 9, ..Crawl::default() };
@@ -425,6 +438,10 @@ mod tests {
         for text in [
             "[detectors.bola]\nrange_spread = 29",
             "[detectors.scanner]\nenabled = false\naction_s = 600",
+            // As long as the hold; shorter where nothing follows.
+            "[detectors.scanner]\naction = 'denylist'\naction_s = 300",
+            "[detectors.scanner]\naction_s = 60",
+            "[detectors.scanner]\naction_s = 60\n[[overrides]]\nhost = 'b'\ndetectors.scanner = { action = 'denylist', action_s = 300 }",
             // It runs for one host, with the action of all; or for all but one.
             "[detectors.scanner]\nenabled = false\naction = 'denylist'\n[[overrides]]\nhost = 'b'\ndetectors.scanner.enabled = true",
             "[detectors.scanner]\naction = 'denylist'\n[[overrides]]\nhost = 'b'\ndetectors.scanner.enabled = false",
@@ -471,6 +488,24 @@ mod tests {
             (
                 "[[overrides]]\nhost='b'\n[overrides.detectors.scanner]\nenabled = false\naction = 'graylist'",
                 "line 5, column 10: scanner does not run here (enabled = false)",
+            ),
+            (
+                "[detectors.scanner]\naction = 'denylist'\naction_s = 299",
+                "line 3, column 12: scanner: what follows ends after action_s = 299, and while an alert is held, for hold_us = 300000000",
+            ),
+            ("[detectors.scanner]\naction = 'graylist'\nhold_us = 3600000001", "line 3, column 11: scanner: what follows"),
+            (
+                "[detectors.scanner]\naction_s = 60\n[[overrides]]\nhost='b'\n[overrides.detectors.scanner]\naction = 'denylist'",
+                "line 6, column 10: scanner: what follows",
+            ),
+            (
+                "[detectors.scanner]\naction='denylist'\n[[overrides]]\nhost='b'\n[overrides.detectors.scanner]\nevents = 9\naction_s = 60",
+                "line 7, column 12: scanner: what follows",
+            ),
+            (
+                "[detectors.scanner]\nenabled = false\naction = 'denylist'\naction_s = 60\n[[overrides]]\nhost = 'b'\n\
+                 [overrides.detectors.scanner]\nenabled = true",
+                "line 5, column 1: scanner: what follows",
             ),
             ("[[overrides]]\nhosts = 'b'", "line 2, column 1: unknown field `hosts`"),
             ("late_us = 0", "line 1, column 11: late_us = 0 is out of range"),

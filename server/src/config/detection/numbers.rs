@@ -103,7 +103,7 @@ macro_rules! numbers {
                     $(show(stringify!($number), Shown::Number(self.$number), concat!($($number_doc),*).trim());)*
                     let Reaction { action, action_us, for_all_applications } = self.reaction;
                     show("action", Shown::Word(action.name()), "What filters do with the source: monitor (nothing), graylist, denylist.");
-                    show("action_s", Shown::Number((action_us / 1_000_000) as i64), "How long, seconds: 60 to ten years.");
+                    show("action_s", Shown::Number((action_us / 1_000_000) as i64), "How long, seconds: 60 to ten years, no shorter than hold_us.");
                     show("action_for_all_applications", Shown::Switch(for_all_applications), "In every application, not just the one that it fired in.");
                 }
             }
@@ -142,6 +142,9 @@ macro_rules! numbers {
                 }
 
                 fn span_of(&self, names: &[&str]) -> Option<Range<usize>> {
+                    if let Some(given) = self.action_s.as_ref().filter(|_| names.contains(&"action_s")) {
+                        return Some(given.span());
+                    }
                     $(if let Some(given) = self.$number.as_ref().filter(|_| names.contains(&stringify!($number))) {
                         return Some(given.span());
                     })*
@@ -188,6 +191,16 @@ macro_rules! numbers {
             #[cfg(feature = "simulation")]
             pub fn each_mut(&mut self, mut change: impl FnMut(&'static str, &'static str, &mut i64)) {
                 $($(change(stringify!($field), stringify!($number), &mut self.$field.$number);)*)*
+            }
+
+            /// How long the detector of this name lists a source, and how long its alert is held, if it runs and lists.
+            pub(super) fn listing(&self, detector: &str) -> Option<(u64, u64)> {
+                match detector {
+                    $(stringify!($field) if self.$field.enabled && self.$field.reaction.action != Response::Monitor => {
+                        Some((self.$field.reaction.action_us, self.$field.hold_us as u64))
+                    })*
+                    _ => None,
+                }
             }
 
             /// Whether the detector of this name runs, and what follows its alerts.
