@@ -106,7 +106,16 @@ pub(crate) fn attacks(flags: &AttacksFlags) -> Result<String> {
     let mut query = query_of(&flags.rows);
     put(&mut query, "type", flags.attack_type.as_ref());
     let answer = client.get("/attacks", &query)?;
-    Ok(shown(&flags.ask, &answer, |answer| table(rows(answer, "attacks"), &ATTACKS, "no attack")))
+    Ok(shown(&flags.ask, &answer, |answer| attacks_table(answer, flags.rows.source.is_some())))
+}
+
+/// The list; one of a source may leave attacks out in which it took part.
+fn attacks_table(answer: &Value, is_of_source: bool) -> String {
+    let mut text = table(rows(answer, "attacks"), &ATTACKS, "no attack");
+    if is_of_source {
+        text.push_str("\nOf an attack by more than 32 sources only some are kept: others that took part do not find it.\n");
+    }
+    text
 }
 
 /// One attack: its facts, its sources, its samples.
@@ -199,4 +208,16 @@ pub(crate) fn timeline(flags: &TimelineFlags) -> Result<String> {
     put(&mut query, "since", flags.since.as_ref());
     let answer = Client::new(&flags.ask)?.get("/timeline", &query)?;
     Ok(shown(&flags.ask, &answer, |answer| table(rows(answer, "minutes"), &MINUTES, none_of(answer, "no request came"))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_list_of_a_source_says_what_it_may_leave_out() {
+        let says = |is_of_source| attacks_table(&json!({ "attacks": [] }), is_of_source).contains("more than 32 sources");
+        assert_eq!([false, true].map(says), [false, true]);
+    }
 }
