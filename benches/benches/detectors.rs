@@ -186,7 +186,7 @@ fn detectors(criterion: &mut Criterion) {
             "{} keys, {} MB of lists, {} entries dropped, {alerts} alerts",
             engine.table.live(),
             engine.table.pool.used_bytes() >> 20,
-            engine.table.pool.shortages()
+            engine.table.pool.entries_dropped
         );
         group.bench_function(mix.name, |bencher| bencher.iter_custom(|count| (0..count).map(|_| subject.observe(mix)).sum()));
     }

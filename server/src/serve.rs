@@ -109,7 +109,7 @@ pub fn serve(config: Config, read: impl Fn() -> Result<Config, ConfigError>) -> 
     let plan = Plan::make(&config, &machine, arena::SLAB_BYTES, arena::SLABS_MIN)?;
     log_plan(&config, &machine, &plan, &features.kernel);
     allow_locked_memory()?;
-    let mut config = Arc::new(allow_descriptors(config, plan.shard_count()));
+    let mut config = Arc::new(allow_descriptors(config, plan.shard_count())?);
     let listener = sockets::listen(&config.listen)?;
     let status = config.status.as_ref().map(sockets::listen).transpose()?;
     let topology = Arc::new(topology(&config, plan.shard_count())?);
@@ -244,8 +244,9 @@ fn log_plan(config: &Config, machine: &Machine, plan: &Plan, kernel: &str) {
     }
 }
 
-/// Raises the limit on open files as far as it goes, and lowers the number of connections to what it then allows.
-fn allow_descriptors(mut config: Config, shards: u32) -> Config {
+/// Raises the limit on open files as far as it goes, and lowers the number of connections to what it then allows. Error: they are
+/// more than a ring can serve, told before the arena is made.
+fn allow_descriptors(mut config: Config, shards: u32) -> anyhow::Result<Config> {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
@@ -260,7 +261,16 @@ fn allow_descriptors(mut config: Config, shards: u32) -> Config {
         );
         config.connections_max = u32::try_from(room).unwrap_or(u32::MAX);
     }
-    config
+    let most = ring::UringConfig::links_max(config.receive_buffers);
+    if config.connections_max > most {
+        anyhow::bail!(
+            "{} connections a shard are too many for an io_uring beside {} receive buffers: give --connections-max {most} or fewer, or \
+             fewer --receive-buffers",
+            config.connections_max,
+            config.receive_buffers
+        );
+    }
+    Ok(config)
 }
 
 /// Connections that a limit on open files leaves room for.

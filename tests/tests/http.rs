@@ -8,7 +8,7 @@ use postanalytics_protocol::routing::address_bytes;
 use postanalytics_protocol::schema::v1::TAG_METHOD;
 use postanalytics_protocol::{BatchBuilder, Extension, Hit, RecordFields};
 use postanalytics_tests::server::get;
-use postanalytics_tests::wire::{SOURCE, batch, hello};
+use postanalytics_tests::wire::{SOURCE, batch, hello, seal_header};
 use postanalytics_tests::{RawConnection, Server, ServerOptions, eventually, skipped};
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -132,7 +132,7 @@ fn check_clients(status: &Value) {
     assert_eq!(clients.len(), 2, "{status}");
     let newer = clients.iter().find(|client| client["version"] == "99.1.2").unwrap();
     assert_eq!((&newer["node"], &newer["outdated_server"]), (&"05050505-0505-0505-0505-050505050505".into(), &true.into()));
-    assert_eq!(newer["session"], "0000000000000abc");
+    assert_eq!(newer["session"], "00000000…", "whoever knows a whole one can take it over");
     let own = clients.iter().find(|client| client["version"] == env!("CARGO_PKG_VERSION")).unwrap();
     assert_eq!(own["outdated_server"], false);
     assert!(own["peer"].as_str().unwrap().parse::<SocketAddr>().unwrap().ip().is_loopback());
@@ -210,8 +210,15 @@ fn what_peers_call_themselves_is_no_metric() {
     let mut evil = hello(6);
     evil.name = "evil\"} 1\npostanalytics_ready{a=\"\\ \u{1f4a5}".to_owned();
     let mut connection = RawConnection::try_open(server.ingest, &evil, 66).unwrap();
-    connection.send_batch(1, 1);
+    // With a time of sending, by which the clock of the node is judged.
+    let mut frame = batch(66, 1, [192, 0, 2, 1].into(), 1);
+    frame[32..40].copy_from_slice(&1_700_000_000_000_000u64.to_le_bytes());
+    seal_header(&mut frame);
+    connection.send(&frame);
     connection.expect_ack(1);
+    eventually("the clock is known", Duration::from_secs(10), || {
+        server.metric("postanalytics_node_clock_offset_max_seconds") > 1.0
+    });
     let (_, metrics) = server.get_without_token("/metrics");
     for part in ["evil", "\u{1f4a5}", "a=\"", "node-", "127.0.0.1", "/page/", "06060606"] {
         assert!(!metrics.contains(part), "{part:?} got into the metrics:\n{metrics}");

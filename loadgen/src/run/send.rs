@@ -15,7 +15,7 @@ use crate::measure::{Acked, Live, Sent};
 use crate::plan::{Mode, Plan, Speed};
 use crate::replay::{LogClock, LogReader};
 use crate::traffic::{Pool, Traffic};
-use anyhow::Result;
+use anyhow::{Result, bail};
 use fastrand::Rng;
 use postanalytics_client::Request;
 use postanalytics_filter::LineFilter;
@@ -204,6 +204,13 @@ impl Sender<'_> {
                 sent.note_lateness(due_ns.max(blocked_ns) / 1000, monotonic_ns() / 1000, 1);
             }
             self.live.generated.fetch_add(1, Ordering::Relaxed);
+        }
+        if sent.generated == 0 && reader.lines > 0 {
+            bail!(
+                "none of the {} lines read is a line of an access log: --replay takes the combined and the common format; the agent reads \
+                 JSON lines, too",
+                reader.lines
+            );
         }
         let gaps = if clock.gaps_cut > 0 { format!(", {} gaps of more than a day", clock.gaps_cut) } else { String::new() };
         let note =

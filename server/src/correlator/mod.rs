@@ -37,6 +37,8 @@ const REPORTS_OF_FAILURE_MAX: usize = 6;
 
 /// Nodes whose clocks are known.
 const CLOCKS_MAX: usize = 1024;
+/// A node that was not heard of for so long has none any more.
+const CLOCK_KEPT_US: u64 = 900_000_000;
 /// A clock that is further off is warned about.
 const OFFSET_US_MAX: i64 = 2_000_000;
 /// And that is not said again for so long.
@@ -63,6 +65,7 @@ pub struct Correlator {
 #[derive(Clone, Copy, Debug)]
 struct Clock {
     offset_us: i64,
+    seen_us: u64,
     /// No line about it is logged before then.
     quiet_until_us: u64,
 }
@@ -126,7 +129,11 @@ impl Correlator {
             Ask::Alerts(filter) => Reply::Alerts(self.alerts.find(filter, now_us)),
             Ask::Attacks(filter) => Reply::Attacks(attacks::find(&self.attacks, filter, now_us)),
             Ask::Attack(id) => Reply::Attack(self.attacks.get(*id).map(|attack| Box::new(attacks::detail(attack, now_us)))),
-            Ask::Clocks => Reply::Clocks(self.clocks.iter().map(|(node, clock)| (*node, clock.offset_us)).collect()),
+            Ask::Clocks => {
+                let is_there = |clock: &Clock| clock.seen_us.saturating_add(CLOCK_KEPT_US) > now_us;
+                let there = self.clocks.iter().filter(|(_, clock)| is_there(clock));
+                Reply::Clocks(there.map(|(node, clock)| (*node, clock.offset_us)).collect())
+            }
             Ask::Stats => Reply::Stats(self.stats()),
         }
     }
@@ -148,10 +155,12 @@ impl Correlator {
 
     fn take_clock(&mut self, report: ClockReport, now_us: u64) {
         if self.clocks.len() >= CLOCKS_MAX && !self.clocks.contains_key(&report.node) {
-            return;
+            // Whoever was not heard of the longest yields.
+            let oldest = self.clocks.iter().min_by_key(|(_, clock)| clock.seen_us).map(|(node, _)| *node);
+            oldest.map(|node| self.clocks.remove(&node));
         }
-        let clock = self.clocks.entry(report.node).or_insert(Clock { offset_us: 0, quiet_until_us: 0 });
-        clock.offset_us = report.offset_us;
+        let clock = self.clocks.entry(report.node).or_insert(Clock { offset_us: 0, seen_us: 0, quiet_until_us: 0 });
+        (clock.offset_us, clock.seen_us) = (report.offset_us, now_us);
         if report.offset_us.abs() > OFFSET_US_MAX && now_us >= clock.quiet_until_us {
             clock.quiet_until_us = now_us + CLOCK_QUIET_US;
             tracing::warn!(

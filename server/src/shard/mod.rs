@@ -283,12 +283,7 @@ impl Shard {
         self.give_up_frame(&mut connection);
         self.connection_count -= 1;
         if connection.session != u32::MAX {
-            let session = self.sessions.at(connection.session);
-            session.connections -= 1;
-            session.idle_since_us = now.monotonic_us;
-            if session.link == Some(link) {
-                session.link = None;
-            }
+            self.sessions.leave(connection.session, link, now.monotonic_us);
         }
     }
 

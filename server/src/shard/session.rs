@@ -91,6 +91,27 @@ impl Sessions {
         }
     }
 
+    /// A connection of a session has ended. A session that stored nothing and has no other is forgotten: there is nothing to know of it,
+    /// and many of them would leave no room for others.
+    pub fn leave(&mut self, position: u32, link: u32, now_us: u64) {
+        let session = self.at(position);
+        session.connections -= 1;
+        session.idle_since_us = now_us;
+        if session.link == Some(link) {
+            session.link = None;
+        }
+        if session.connections == 0 && session.highest == 0 {
+            self.forget(position as usize);
+        }
+    }
+
+    fn forget(&mut self, position: usize) {
+        if let Some(session) = self.entries.get_mut(position).and_then(Option::take) {
+            self.positions.remove(&session.key);
+            self.free.push(position as u32);
+        }
+    }
+
     /// Forgets sessions without connection that ended before `idle_before_us`, a slice of the table at a time.
     pub fn sweep(&mut self, idle_before_us: u64) {
         let end = (self.sweep_at + SWEEP).min(self.entries.len());
@@ -99,9 +120,7 @@ impl Sessions {
                 && session.connections == 0
                 && session.idle_since_us < idle_before_us
             {
-                self.positions.remove(&session.key);
-                self.entries[position] = None;
-                self.free.push(position as u32);
+                self.forget(position);
             }
         }
         self.sweep_at = if end == self.entries.len() { 0 } else { end };
@@ -114,6 +133,18 @@ mod tests {
 
     fn key(session: u64) -> SessionKey {
         SessionKey { node: [1; 16], session }
+    }
+
+    #[test]
+    fn a_session_that_stored_nothing_leaves_nothing() {
+        let mut sessions = Sessions::default();
+        let (empty, full) = (sessions.open(key(1)).expect("room"), sessions.open(key(2)).expect("room"));
+        sessions.at(empty).connections = 2;
+        (sessions.at(full).connections, sessions.at(full).highest) = (1, 1);
+        (0..2).for_each(|link| sessions.leave(empty, link, 7));
+        sessions.leave(full, 2, 7);
+        assert_eq!((sessions.len(), sessions.at(full).idle_since_us), (1, 7));
+        assert_eq!(sessions.open(key(3)), Some(empty), "its place is free");
     }
 
     #[test]

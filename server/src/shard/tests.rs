@@ -631,6 +631,9 @@ fn a_replaced_connection_that_closes_late_finds_its_session() {
     let mut world = World::new(1);
     world.connect(0, 1, SESSION);
     world.turn(0);
+    // One that stored nothing would be forgotten with its last connection.
+    world.send(0, &frame(1, &["/a"]));
+    world.turn(0);
     world.connect(1, 1, SESSION);
     world.turn(0);
     // The newer one is gone first. Then the machine sleeps longer than sessions without connection are kept.

@@ -116,7 +116,7 @@ impl StartingShard {
         Ok(ShardHandle {
             shard,
             cpu: self.config.cpu,
-            huge_pages: ready.huge_page_bytes >= self.config.arena_bytes / 2,
+            huge_pages: ready.huge_page_bytes >= self.config.arena_bytes,
             page: self.page,
             messages: self.messages,
             answers: self.answers,

@@ -203,13 +203,6 @@ pub(in crate::control) async fn metrics(state: &State) -> String {
             help: "Largest offset of a node's clock, either way; /status says whose",
             samples: vec![(None, largest_us as f64 / 1e6)],
         });
-        let of_node =
-            |(node, offset_us): (_, i64)| (Some(("node", uuid::Uuid::from_bytes(node).to_string())), offset_us as f64 / 1e6);
-        families.push(Family {
-            name: "postanalytics_node_clock_offset_seconds",
-            help: "Arrival less sending: what the clock of a node is behind this one, and the way here",
-            samples: clocks.into_iter().map(of_node).collect(),
-        });
     }
     if let Some(Reply::Stats(correlator)) = correlator {
         families.extend(CORRELATOR_FAMILIES.iter().map(|(name, help, value)| Family {

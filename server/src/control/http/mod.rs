@@ -47,6 +47,8 @@ pub(super) const CONNECTIONS_MAX: usize = 64;
 const DEADLINE: Duration = Duration::from_secs(5);
 /// Time that a connection may wait between two requests.
 const IDLE_MAX: Duration = Duration::from_secs(1);
+/// Time for the first byte of a connection while few tasks are free.
+const FIRST_BYTE_CROWDED: Duration = Duration::from_millis(250);
 /// Requests of one connection.
 const REQUESTS_MAX: usize = 100;
 /// With fewer tasks free than this, a connection ends with its answer.
@@ -88,7 +90,9 @@ fn is_let_in(state: &State, stream: &TcpStream) -> bool {
 
 async fn serve_connection(state: &State, mut stream: TcpStream) {
     let mut pending = Vec::with_capacity(1024);
-    let mut first_byte_within = DEADLINE;
+    // Who says nothing must not keep the last tasks from those who ask.
+    let is_crowded = state.pages_open.get() + TASKS_FREE_MIN > CONNECTIONS_MAX;
+    let mut first_byte_within = if is_crowded { FIRST_BYTE_CROWDED } else { DEADLINE };
     for number in 1.. {
         let (response, request) = match read_request(&mut stream, &mut pending, first_byte_within).await {
             Ok(Some(request)) => (pages::answer(state, &request).await, Some(request)),

@@ -1,5 +1,6 @@
 //! `/status`: the server at one instant, as JSON.
 
+use super::record;
 use crate::config::values::GIGABYTE;
 use crate::control::ask;
 use crate::control::state::State;
@@ -17,6 +18,8 @@ const TIMEFRAME_FINE_SECONDS: f64 = 900.0;
 const TIMEFRAME_CRITICAL_SECONDS: f64 = 300.0;
 /// Timeframe below which a shard that recycled nothing says nothing about the rate, seconds.
 const YOUNG_SECONDS: f64 = 30.0;
+/// Clients that the page shows; `connections` counts them all.
+const CLIENTS_SHOWN: usize = 1000;
 
 /// The page.
 pub(in crate::control) async fn status(state: &State) -> Value {
@@ -149,7 +152,7 @@ fn arena_bytes_per_second(stats: &ShardStats) -> Option<f64> {
     (timeframe >= YOUNG_SECONDS).then(|| stats.bytes_stored as f64 * arena_per_request_log / timeframe)
 }
 
-/// Clients: connections of one node and session together.
+/// Clients: connections of one node and session together, so many of them at most.
 fn clients(tickets: &[Arc<ConnectionTicket>], state: &State, clocks: &HashMap<[u8; 16], i64>) -> Vec<Value> {
     let mut groups: BTreeMap<([u8; 16], u64), Vec<&ConnectionTicket>> = BTreeMap::new();
     for ticket in tickets {
@@ -160,7 +163,7 @@ fn clients(tickets: &[Arc<ConnectionTicket>], state: &State, clocks: &HashMap<[u
             json!({
                 "node": uuid::Uuid::from_bytes(node).to_string(),
                 "name": first.name,
-                "session": format!("{session:016x}"),
+                "session": record::short_session(session),
                 "version": first.package.to_string(),
                 "peer": first.peer.to_string(),
                 "connections": members.len(),
@@ -170,7 +173,7 @@ fn clients(tickets: &[Arc<ConnectionTicket>], state: &State, clocks: &HashMap<[u
             })
         })
     };
-    groups.into_iter().filter_map(describe).collect()
+    groups.into_iter().take(CLIENTS_SHOWN).filter_map(describe).collect()
 }
 
 #[cfg(test)]
