@@ -324,14 +324,18 @@ impl Shard {
         self.frame_deadline_us = reload.frame_deadline.as_micros() as u64;
         if let Some(analytics) = &reload.analytics {
             self.analytics.reload(analytics);
-            self.free_allowlisted(&analytics.settings);
+            self.free_exempt(&analytics.settings);
         }
     }
 
-    /// Takes back, at the end of this turn, what detectors said of sources that are on the allowlist now.
-    fn free_allowlisted(&mut self, settings: &Settings) {
+    /// Takes back, at the end of this turn, all verdicts on sources that are on the allowlist now, and what detectors said of
+    /// those that are trusted proxies now.
+    fn free_exempt(&mut self, settings: &Settings) {
         let is_freed = |verdict: &Verdict| match verdict.subject {
-            Subject::Source(bytes) => verdict.detector != 0 && settings.is_allowlisted(Source::of_bytes(&bytes)),
+            Subject::Source(bytes) => {
+                let source = Source::of_bytes(&bytes);
+                settings.is_allowlisted(source) || verdict.detector != 0 && settings.is_trusted_proxy(source)
+            }
             Subject::Session(_) => false,
         };
         self.verdict_inbox.retain(|verdict| verdict.action.is_none() || !is_freed(verdict));
@@ -347,7 +351,7 @@ impl Shard {
             tracing::info!(
                 shard = self.id,
                 freed,
-                "sources that detectors had listed are on the allowlist now: they are taken off"
+                "listed sources are on the allowlist now, or are trusted proxies that detectors had listed: they are taken off"
             );
         }
     }

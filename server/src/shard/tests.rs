@@ -696,31 +696,34 @@ fn the_deciding_record_lists_its_source_in_the_same_turn() {
 }
 
 #[test]
-fn who_is_allowlisted_by_a_reload_is_taken_off_what_detectors_listed() {
+fn who_is_allowlisted_or_a_trusted_proxy_by_a_reload_is_taken_off() {
     let mut world = world_with("");
     world.connect(0, 1, SESSION);
     world.turn(0);
     let address = |last: u8| std::net::Ipv4Addr::new(192, 0, 2, last).to_ipv6_mapped().octets();
     let verdict =
         |subject, detector| Verdict { subject, application: None, action: Some(Action::Denylist), until_us: u64::MAX, detector };
-    let [freed, by_hand, other] =
-        [(1, 6), (2, 0), (77, 6)].map(|(last, detector)| verdict(Subject::Source(address(last)), detector));
-    let session = verdict(Subject::Session(1), 6);
-    [freed, by_hand, other, session].into_iter().for_each(|verdict| world.shard.set_verdict(verdict));
+    let of_source = |last, detector| verdict(Subject::Source(address(last)), detector);
+    // The allowlist comes first, whoever listed; a trusted proxy is freed of detectors.
+    let freed = [of_source(1, 6), of_source(2, 0), of_source(80, 6)];
+    let kept = [of_source(77, 6), of_source(78, 0), of_source(81, 0), verdict(Subject::Session(1), 6)];
+    freed.into_iter().chain(kept).for_each(|verdict| world.shard.set_verdict(verdict));
     world.turn(0);
-    // One that was found in the turn of the reload is not made.
-    world.shard.set_verdict(verdict(Subject::Source(address(3)), 6));
-    let config = crate::config::detection::DetectionConfig::parse("allowlist = ['192.0.2.0/28']").expect("a configuration");
+    // Those that were found in the turn of the reload are not made.
+    world.shard.set_verdict(of_source(3, 6));
+    world.shard.set_verdict(of_source(82, 6));
+    let lists = "allowlist = ['192.0.2.0/28']\ntrusted_proxies = ['192.0.2.80/30']";
+    let config = crate::config::detection::DetectionConfig::parse(lists).expect("a configuration");
     let settings = Arc::new(crate::analytics::settings::Settings::new(&config).expect("settings"));
     let (frame_deadline, drain_deadline) = (Duration::from_secs(1), Duration::from_secs(1));
     let analytics = Some(crate::analytics::Reload { settings, changed: Vec::new() });
     world.shard.reload(&ShardReload { analytics, frame_deadline, drain_deadline });
     let frames = world.turn(0);
-    let taken_back = Verdict { action: None, ..freed };
-    assert!(matches!(&frames[..], [ControlFrame::Verdicts(pushed)] if pushed.verdicts == [taken_back]), "{frames:?}");
+    let taken_back = freed.map(|verdict| Verdict { action: None, ..verdict });
+    assert!(matches!(&frames[..], [ControlFrame::Verdicts(pushed)] if pushed.verdicts == taken_back), "{frames:?}");
     let mut page = VerdictPage { id: 0, from: 0, subject: None, verdicts: Vec::with_capacity(9), next: None };
     world.shard.list_verdicts(&mut page);
-    assert_eq!(page.verdicts, [by_hand, other, session]);
+    assert_eq!(page.verdicts, kept);
 }
 
 #[test]
