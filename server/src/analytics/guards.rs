@@ -52,7 +52,7 @@ pub struct Objections {
 #[derive(Debug, Default)]
 pub struct Guards {
     recent: RecentSources,
-    /// Sources that detectors have listed, each once, and listings on their way; told by whoever keeps the verdicts.
+    /// Sources and sessions that detectors have listed, each once, and listings on their way; told by whoever keeps the verdicts.
     pub listed: usize,
     /// Listings that were not made.
     pub objections: Objections,

@@ -1,7 +1,8 @@
 //! The live verdicts of a shard: a bounded set that expires by itself.
 //!
 //! Entries have stable positions, so that a connection can be sent the whole set piece by piece while it changes.
-//! When the set is full, the entry that expires soonest yields. Of two verdicts on the same subject and application the one by
+//! When the set is full, the detectors' verdict that ends soonest yields; if all are by hand, the one of them that ends soonest to a
+//! new one by hand, and none to a detector: its verdict is refused, and counted. Of two verdicts on the same subject and application the one by
 //! hand holds; of two by detectors the stronger, then the one that ends later.
 
 use hashbrown::HashMap;
@@ -14,6 +15,9 @@ pub const VERDICTS_MAX: usize = 65_536;
 
 type Key = (Subject, Option<i32>);
 
+const OF_DETECTORS: usize = 0;
+const BY_HAND: usize = 1;
+
 /// See the module.
 #[derive(Debug)]
 pub struct VerdictSet {
@@ -21,13 +25,14 @@ pub struct VerdictSet {
     entries: Vec<Option<Verdict>>,
     free: Vec<u32>,
     positions: HashMap<Key, u32, foldhash::fast::RandomState>,
-    /// Sources that detectors have listed, and how many verdicts of theirs are live.
+    /// Sources and sessions that detectors have listed, and how many verdicts of theirs are live.
     listed: HashMap<Subject, u32, foldhash::fast::RandomState>,
-    /// Soonest first; entries whose verdict changed meanwhile are skipped when they come up.
-    expiries: BinaryHeap<Reverse<(u64, u32)>>,
+    /// Of detectors, and by hand. Soonest first; entries whose verdict changed meanwhile are skipped when they come up.
+    expiries: [BinaryHeap<Reverse<(u64, u32)>>; 2],
     sequence: u64,
     made: u64,
     displaced: u64,
+    refused: u64,
 }
 
 impl Default for VerdictSet {
@@ -45,10 +50,11 @@ impl VerdictSet {
             free: Vec::new(),
             positions: HashMap::default(),
             listed: HashMap::default(),
-            expiries: BinaryHeap::new(),
+            expiries: Default::default(),
             sequence: 0,
             made: 0,
             displaced: 0,
+            refused: 0,
         }
     }
 
@@ -62,13 +68,13 @@ impl VerdictSet {
         self.positions.is_empty()
     }
 
-    /// Sources that detectors have listed, each once.
-    pub fn listed_sources(&self) -> usize {
+    /// Sources and sessions that detectors have listed, each once.
+    pub fn listed(&self) -> usize {
         self.listed.len()
     }
 
-    /// Whether a verdict makes its source one more of these.
-    pub fn lists_another_source(&self, verdict: &Verdict) -> bool {
+    /// Whether a verdict makes whom it is on one more of these.
+    pub fn lists_another(&self, verdict: &Verdict) -> bool {
         is_of_detector(verdict) && !self.listed.contains_key(&verdict.subject)
     }
 
@@ -87,6 +93,11 @@ impl VerdictSet {
         self.displaced
     }
 
+    /// Verdicts of detectors that were not made because the set was full of others by hand.
+    pub const fn refused(&self) -> u64 {
+        self.refused
+    }
+
     /// Applies a verdict (one without action takes an earlier one back). `changed` gets what every client must be told.
     pub fn apply(&mut self, verdict: Verdict, mut changed: impl FnMut(Verdict)) {
         let key = (verdict.subject, verdict.application);
@@ -101,11 +112,13 @@ impl VerdictSet {
                 return;
             }
             self.put(position, Some(verdict));
-            self.expiries.push(Reverse((verdict.until_us, position)));
+            self.expiries[which(&verdict)].push(Reverse((verdict.until_us, position)));
         } else {
-            if self.positions.len() >= self.limit
-                && let Some(soonest) = self.pop_soonest(u64::MAX)
-            {
+            if self.positions.len() >= self.limit {
+                let Some(soonest) = (0..=which(&verdict)).find_map(|which| self.pop_soonest(which, u64::MAX)) else {
+                    self.refused += 1;
+                    return;
+                };
                 self.displaced += 1;
                 changed(Verdict { action: None, ..soonest });
             }
@@ -115,7 +128,7 @@ impl VerdictSet {
             });
             self.put(position, Some(verdict));
             self.positions.insert(key, position);
-            self.expiries.push(Reverse((verdict.until_us, position)));
+            self.expiries[which(&verdict)].push(Reverse((verdict.until_us, position)));
         }
         self.sequence += 1;
         self.made += 1;
@@ -125,7 +138,9 @@ impl VerdictSet {
 
     /// Forgets verdicts that ended by `now_us`. Clients do so by themselves: nothing is sent.
     pub fn expire(&mut self, now_us: u64) {
-        while self.pop_soonest(now_us).is_some() {}
+        for which in [OF_DETECTORS, BY_HAND] {
+            while self.pop_soonest(which, now_us).is_some() {}
+        }
     }
 
     /// Up to `count` verdicts from position `from` on, and the position to go on from; `None` at the end.
@@ -165,39 +180,46 @@ impl VerdictSet {
         true
     }
 
-    /// Removes the verdict that ends soonest, if it ends by `limit_us`.
-    fn pop_soonest(&mut self, limit_us: u64) -> Option<Verdict> {
-        while let Some(Reverse((until_us, position))) = self.expiries.peek().copied() {
-            let current = self.entries.get(position as usize).copied().flatten().filter(|verdict| verdict.until_us == until_us);
-            match current {
+    /// Removes the verdict of detectors, or by hand, that ends soonest, if it ends by `limit_us`.
+    fn pop_soonest(&mut self, of: usize, limit_us: u64) -> Option<Verdict> {
+        while let Some(Reverse((until_us, position))) = self.expiries[of].peek().copied() {
+            let current = self.entries.get(position as usize).copied().flatten();
+            match current.filter(|verdict| verdict.until_us == until_us && which(verdict) == of) {
                 Some(_) if until_us > limit_us => return None,
                 Some(verdict) => {
-                    self.expiries.pop();
+                    self.expiries[of].pop();
                     self.remove((verdict.subject, verdict.application));
                     return Some(verdict);
                 }
                 None => {
-                    self.expiries.pop();
+                    self.expiries[of].pop();
                 }
             }
         }
         None
     }
 
-    /// Keeps the heap within twice the set, however often verdicts are renewed.
+    /// Keeps the heaps within twice the set, however often verdicts are renewed.
     fn compact(&mut self) {
-        if self.expiries.len() > 2 * self.positions.len() + 64 {
-            self.expiries.clear();
-            let live = self.entries.iter().enumerate();
-            let live = live.filter_map(|(position, entry)| entry.map(|verdict| Reverse((verdict.until_us, position as u32))));
-            self.expiries.extend(live);
+        if self.expiries.iter().map(BinaryHeap::len).sum::<usize>() > 2 * self.positions.len() + 64 {
+            self.expiries.iter_mut().for_each(BinaryHeap::clear);
+            for (position, entry) in (0..).zip(&self.entries) {
+                if let Some(verdict) = entry {
+                    self.expiries[which(verdict)].push(Reverse((verdict.until_us, position)));
+                }
+            }
         }
     }
 }
 
-/// Whether a detector listed a source by it, not an operator, nor a session.
+/// Whether a detector made it, not an operator.
 const fn is_of_detector(verdict: &Verdict) -> bool {
-    verdict.detector != 0 && matches!(verdict.subject, Subject::Source(_))
+    verdict.detector != 0
+}
+
+/// Which of the heaps a verdict is in. In the order in which they yield.
+const fn which(verdict: &Verdict) -> usize {
+    if is_of_detector(verdict) { OF_DETECTORS } else { BY_HAND }
 }
 
 /// Whether a verdict takes the place of the one that holds.
@@ -247,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn sources_that_detectors_listed_are_counted_once_each() {
+    fn whom_detectors_listed_is_counted_once_each() {
         let mut set = VerdictSet::default();
         let of_source = |source: u8, application, detector, until_us| Verdict {
             subject: Subject::Source([source; 16]),
@@ -256,18 +278,22 @@ mod tests {
             ..verdict(0, until_us)
         };
         set.apply(of_source(1, None, 0, 90), |_| {});
+        set.apply(verdict(8, 90), |_| {});
+        assert_eq!(set.listed(), 0, "by hand");
+        assert!(set.lists_another(&Verdict { detector: 3, ..verdict(9, 90) }));
         set.apply(Verdict { detector: 3, ..verdict(9, 90) }, |_| {});
-        assert_eq!(set.listed_sources(), 0, "by hand, and a session");
+        assert!(!set.lists_another(&Verdict { detector: 3, ..verdict(9, 90) }));
+        assert_eq!(set.listed(), 1, "a session counts as well");
         for application in [Some(1), Some(2), Some(2)] {
-            assert_eq!(set.lists_another_source(&of_source(2, application, 3, 20)), application == Some(1));
+            assert_eq!(set.lists_another(&of_source(2, application, 3, 20)), application == Some(1));
             set.apply(of_source(2, application, 3, 20), |_| {});
         }
         set.apply(of_source(3, None, 3, 50), |_| {});
-        assert_eq!(set.listed_sources(), 2, "two applications are one source");
+        assert_eq!(set.listed(), 3, "two applications are one source");
         set.apply(Verdict { action: None, ..of_source(2, Some(1), 0, 0) }, |_| {});
-        assert_eq!(set.listed_sources(), 2, "still listed of another");
+        assert_eq!(set.listed(), 3, "still listed of another");
         set.expire(30);
-        assert_eq!(set.listed_sources(), 1);
+        assert_eq!(set.listed(), 2);
     }
 
     #[test]
@@ -312,12 +338,38 @@ mod tests {
         assert!(told.contains(&(Subject::Session(2), false)));
     }
 
+    /// Whatever detectors find, and whoever makes them find it: what an operator listed stays.
+    #[test]
+    fn a_full_set_keeps_what_was_listed_by_hand_from_detectors() {
+        let mut set = VerdictSet::with_limit(2);
+        let of_detector = |session, until_us| Verdict { detector: 3, ..verdict(session, until_us) };
+        set.apply(verdict(1, 100), |_| {});
+        for session in 2..5 {
+            set.apply(of_detector(session, 200), |_| {});
+            assert_eq!(sessions(&set), [1, session], "of detectors the soonest yields, though the other ends before");
+        }
+        // By hand takes the place of a detector's, first by being on the same session.
+        set.apply(verdict(4, 200), |_| {});
+        let mut told = 0;
+        set.apply(of_detector(5, 300), |_| told += 1);
+        assert_eq!((sessions(&set), told), (vec![1, 4], 0), "none is left that would yield to a detector");
+        assert_eq!((set.displaced(), set.refused(), set.listed()), (2, 1, 0));
+        set.apply(verdict(6, 50), |_| {});
+        assert_eq!(sessions(&set), [4, 6], "by hand displaces by hand");
+        set.expire(60);
+        set.apply(of_detector(5, 10), |_| {});
+        set.apply(verdict(7, 300), |_| {});
+        assert_eq!(sessions(&set), [4, 7], "and a detector's before that");
+        set.expire(1000);
+        assert!(set.is_empty());
+    }
+
     #[test]
     fn renewing_for_ever_keeps_memory_bounded() {
         let mut set = VerdictSet::with_limit(4);
         for round in 1..10_000 {
-            set.apply(verdict(round % 4, round), |_| {});
+            set.apply(Verdict { detector: (round % 3) as u16, ..verdict(round % 4, round) }, |_| {});
         }
-        assert!(set.expiries.len() <= 2 * 4 + 65 && set.entries.len() <= 4);
+        assert!(set.expiries.iter().map(BinaryHeap::len).sum::<usize>() <= 2 * 4 + 65 && set.entries.len() <= 4);
     }
 }

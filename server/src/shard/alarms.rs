@@ -10,7 +10,7 @@ const HOT_PERMILLE: u64 = 200;
 /// A counter that should stand still, and what is said when it does not.
 type Kind = (fn(&ShardStats) -> u64, &'static str);
 
-const KINDS: [Kind; 5] = [
+const KINDS: [Kind; 6] = [
     (
         |stats| stats.derived_lost,
         "events for the correlator were dropped: attacks and alerts are shown incompletely, detection is not touched. The CPU of \
@@ -34,6 +34,11 @@ const KINDS: [Kind; 5] = [
     (
         |stats| stats.verdicts_displaced,
         "verdicts yielded to later ones, for the set is full: shorten action_s, or let fewer detectors list sources",
+    ),
+    (
+        |stats| stats.listings_no_room,
+        "detectors listed nobody more for want of room: the set of verdicts is full of those by hand (take some back at /denylist), or \
+         one batch decided thousands",
     ),
 ];
 

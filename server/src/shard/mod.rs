@@ -420,7 +420,7 @@ impl Shard {
         self.verdicts_written = 0;
         self.write_verdicts(now);
         self.write_snapshots(now);
-        self.analytics.guards.listed = self.verdicts.listed_sources();
+        self.analytics.guards.listed = self.verdicts.listed();
         if let Some(derived) = &mut self.derived {
             derived.send(&mut self.analytics);
         }
@@ -507,7 +507,7 @@ impl Shard {
             listings_allowed: self.analytics.guards.objections.allowed,
             listings_real_ip_suspect: self.analytics.guards.objections.real_ip_suspect,
             listings_too_many: self.analytics.guards.objections.too_many,
-            listings_no_room: self.analytics.guards.objections.no_room,
+            listings_no_room: self.analytics.guards.objections.no_room + self.verdicts.refused(),
             derived_lost: self.derived.as_ref().map_or(0, |derived| derived.lost(&self.analytics)),
             connections: self.connection_count,
             records_stored: requests.records_stored,

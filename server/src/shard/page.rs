@@ -119,7 +119,7 @@ shard_stats! {
     listings_real_ip_suspect,
     /// Listings that were not made, for too many sources are listed.
     listings_too_many,
-    /// Listings that were not made, for too many of one batch wait to be made.
+    /// Listings that were not made, for too many of one batch wait to be made, or the set is full of others by hand.
     listings_no_room,
     /// Events for the correlator that were dropped, because it did not keep up.
     derived_lost,

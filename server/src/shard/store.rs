@@ -172,7 +172,7 @@ impl Shard {
         match catch_unwind(AssertUnwindSafe(|| analytics.observe(&batch, timing, &[], scratch))) {
             Ok(with_hits) => {
                 // They are set at the end of the turn, but no later batch may list as if they were not.
-                let more = analytics.listed.iter().filter(|verdict| self.verdicts.lists_another_source(verdict)).count();
+                let more = analytics.listed.iter().filter(|verdict| self.verdicts.lists_another(verdict)).count();
                 analytics.guards.listed += more;
                 self.verdict_inbox.append(&mut analytics.listed);
                 keep_attacks(&mut self.attacks, &mut self.attack_batch, &batch, &with_hits, stored);

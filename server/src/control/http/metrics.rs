@@ -138,7 +138,11 @@ const SHARD_FAMILIES: [ShardFamily; 58] = [
     ("postanalytics_listings_too_many_total", "Listings not made while too many sources are listed", |s| {
         s.listings_too_many as f64
     }),
-    ("postanalytics_listings_no_room_total", "Listings not made while too many of one batch wait", |s| s.listings_no_room as f64),
+    (
+        "postanalytics_listings_no_room_total",
+        "Listings not made while too many of one batch wait, or for a set full of others by hand",
+        |s| s.listings_no_room as f64,
+    ),
     ("postanalytics_derived_lost_total", "Events for the correlator that were dropped", |s| s.derived_lost as f64),
     ("postanalytics_scratch_peak_bytes", "Largest scratch memory of a batch", |s| s.scratch_bytes_peak as f64),
     ("postanalytics_arena_bytes", "Bytes of the arena", |s| s.arena_bytes_total as f64),
