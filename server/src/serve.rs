@@ -371,7 +371,7 @@ fn start_shards(
             arena_bytes: plan.arena_bytes_per_shard,
             analytics: AnalyticsPlan {
                 settings: Arc::clone(&settings),
-                room: Room { keys, hands_on_failures: true, reports: true, ..Room::default() },
+                room: Room { keys, hands_on_failures: true, shards: topology.shard_count, reports: true, ..Room::default() },
                 seed,
             },
             topology: Arc::clone(topology),

@@ -3,7 +3,7 @@
 
 use super::detectors::{COUNTED, Detector, KeyKind, SUCCEEDED};
 use super::observation::{Observation, Outcome, STATIC, WEIGHTLESS};
-use super::{ALL_APPLICATIONS, Analytics, KeyTable, REFUSALS, Timing};
+use super::{ALL_APPLICATIONS, Analytics, REFUSALS, Timing, network_slot};
 use bumpalo::Bump;
 use postanalytics_protocol::RecordView;
 
@@ -89,7 +89,7 @@ impl Analytics {
         let application = if is_across_applications { ALL_APPLICATIONS } else { observation.application };
         let mut key = self.key(detector, plan, observation, self.source_of(observation.source.key(), application));
         if let Some(network) = observation.ipv6_network()
-            && self.engine.table.is_network_full(KeyTable::network_slot(network))
+            && self.engine.table.is_network_full(network_slot(network, &self.prints))
             && self.engine.table.find(key).is_none()
         {
             key = self.key(detector, plan, observation, self.network_of(network, application));

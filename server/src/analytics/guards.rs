@@ -6,10 +6,14 @@
 //! 3. Listings that have become too many: when over a twentieth of the sources of the last ten minutes (at least 100) is listed,
 //!    detectors list nobody more, and it is alarmed.
 //!
-//! All of it is about the requests and sources of one shard. Different sources are counted by a HyperLogLog (an error of
-//! 3.3 %; nearly exact below some thousand): the limit of a twentieth is as exact as that.
+//! A shard sees its own share only, and takes it for a sample: the hash that spreads the sources gives every shard as many of them. So
+//! all requests are those of the source, whom no other shard sees, and as many times those of the others here as there are shards; so many
+//! times as many others are active, too. The twentieth is of the shard's own sources, of which there must be 100 over the number of shards;
+//! its first listing is never too many, for with few sources a shard the twentieth of one is less than one.
+//!
+//! Different sources are counted by a HyperLogLog (an error of 3.3 %; nearly exact below some thousand): the limit of a twentieth is as
+//! exact as that. It takes keyed fingerprints, or whoever may choose addresses could choose those that look like very many.
 
-use super::fingerprint::mix;
 use super::summary::hot::{HotSources, OTHERS_ACTIVE};
 
 /// Share of the requests, in thousandths, above which a source is taken for a proxy.
@@ -49,8 +53,10 @@ pub struct Objections {
 }
 
 /// See the module.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Guards {
+    /// Shards among which the sources are spread, at least one.
+    shards: u64,
     recent: RecentSources,
     /// Sources and sessions that detectors have listed, each once, and listings on their way; told by whoever keeps the verdicts.
     pub listed: usize,
@@ -58,16 +64,28 @@ pub struct Guards {
     pub objections: Objections,
 }
 
+impl Default for Guards {
+    fn default() -> Self {
+        Self::new(1)
+    }
+}
+
 impl Guards {
+    /// Those of one of so many shards.
+    pub fn new(shards: u32) -> Self {
+        let (recent, objections) = (RecentSources::default(), Objections::default());
+        Self { shards: u64::from(shards.max(1)), recent, listed: 0, objections }
+    }
+
     /// From now on requests of this time are counted.
     pub fn begin(&mut self, arrival_us: u64) {
         self.recent.begin(arrival_us);
     }
 
-    /// Counts a request of a source, by its key, see `Source::key`.
+    /// Counts a request of a source, by its keyed fingerprint.
     #[inline]
-    pub fn count(&mut self, source: u64) {
-        self.recent.count(source);
+    pub fn count(&mut self, source_fingerprint: u64) {
+        self.recent.count(source_fingerprint);
     }
 
     /// Whether a detector must not list a source, by its key; `is_allowed` and `is_proxy` say what the operator has told of it;
@@ -82,7 +100,7 @@ impl Guards {
     ) -> Option<Objection> {
         let objection = if is_allowed {
             Some(Objection::Allowed)
-        } else if is_proxy || seems_proxy(source, hot) {
+        } else if is_proxy || self.seems_proxy(source, hot) {
             Some(Objection::RealIpSuspect)
         } else if self.are_too_many(pending) {
             Some(Objection::TooMany)
@@ -101,12 +119,16 @@ impl Guards {
     /// The one that is about to be listed counts as listed.
     fn are_too_many(&self, pending: usize) -> bool {
         let sources = self.recent.estimate();
-        sources >= SOURCES_MIN && ((self.listed + pending) as u64 + 1) * 1000 > sources * LISTED_PERMILLE
+        let may_be_listed = (sources.saturating_mul(LISTED_PERMILLE) / 1000).max(1);
+        sources >= SOURCES_MIN.div_ceil(self.shards) && (self.listed + pending) as u64 + 1 > may_be_listed
     }
-}
 
-fn seems_proxy(source: u64, hot: &HotSources) -> bool {
-    hot.count_of(source) * 1000 > hot.total() * PROXY_PERMILLE && hot.sources() > OTHERS_ACTIVE + 1
+    fn seems_proxy(&self, source: u64, hot: &HotSources) -> bool {
+        let own = hot.count_of(source);
+        let all = own + hot.total().saturating_sub(own) * self.shards;
+        let others = hot.sources().saturating_sub(1) as u64 * self.shards;
+        own * 1000 > all * PROXY_PERMILLE && others > OTHERS_ACTIVE as u64
+    }
 }
 
 /// Counts the different sources of the last ten minutes.
@@ -135,8 +157,7 @@ impl RecentSources {
     }
 
     #[inline]
-    fn count(&mut self, source: u64) {
-        let hash = mix(source);
+    fn count(&mut self, hash: u64) {
         let register = &mut self.registers[self.now * REGISTERS + (hash as usize & (REGISTERS - 1))];
         *register = (*register).max((hash.leading_zeros() + 1) as u8);
     }
@@ -162,6 +183,7 @@ impl RecentSources {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::analytics::fingerprint::Fingerprints;
 
     const START_US: u64 = 1_700_000_000_000_000;
 
@@ -188,25 +210,48 @@ mod tests {
         }
     }
 
+    /// The others of the other seven shards are as many as those here; the source is here alone.
+    #[test]
+    fn a_shard_of_eight_estimates_all_requests() {
+        let suspect = Some(Objection::RealIpSuspect);
+        for (own, others, expected) in
+            [(24, 12, None), (25, 12, suspect), (4, 2, None), (5, 2, suspect), (1000, 1, None), (1000, 0, None)]
+        {
+            let (mut guards, mut hot) = (Guards::new(8), HotSources::default());
+            hot.begin(START_US);
+            (0..own).for_each(|_| hot.count(1));
+            (0..others).for_each(|other| hot.count(other + 2));
+            assert_eq!(guards.object(false, false, 1, 0, &hot), expected, "{own} beside {others}");
+        }
+    }
+
     #[test]
     fn a_twentieth_of_at_least_a_hundred_sources_may_be_listed() {
-        let hot = HotSources::default();
-        for (sources, listed, expected) in [
-            (90, 50, None),
-            (200, 8, None),
-            (200, 12, Some(Objection::TooMany)),
-            (400, 12, None),
-            (400, 24, Some(Objection::TooMany)),
+        let (hot, prints) = (HotSources::default(), Fingerprints::new(7));
+        let too_many = Some(Objection::TooMany);
+        for (shards, sources, listed, expected) in [
+            (1, 90, 50, None),
+            (1, 200, 8, None),
+            (1, 200, 12, too_many),
+            (1, 400, 12, None),
+            (1, 400, 24, too_many),
+            // A hundred on eight shards; of few the first may be listed although it is over a twentieth.
+            (8, 12, 50, None),
+            (8, 13, 0, None),
+            (8, 13, 1, too_many),
+            (8, 90, 3, None),
+            (8, 90, 5, too_many),
+            (1000, 1, 1, too_many),
         ] {
-            let mut guards = Guards { listed, ..Guards::default() };
+            let mut guards = Guards { listed, ..Guards::new(shards) };
+            let mut count = |source, at_us| {
+                guards.begin(at_us);
+                guards.count(prints.pair(source, 0));
+            };
             // Spread over nine minutes, and one long ago.
-            guards.begin(START_US - 20 * SPAN_US);
-            (1000..2000).for_each(|source| guards.count(source));
-            for source in 0..sources {
-                guards.begin(START_US + source * 9 / sources * SPAN_US);
-                guards.count(source);
-            }
-            assert_eq!(guards.object(false, false, 1, 0, &hot), expected, "{listed} of {sources}");
+            (1000..2000).for_each(|source| count(source, START_US - 20 * SPAN_US));
+            (0..sources).for_each(|source| count(source, START_US + source * 9 / sources * SPAN_US));
+            assert_eq!(guards.object(false, false, 1, 0, &hot), expected, "{listed} of {sources} on one of {shards}");
         }
     }
 }

@@ -97,6 +97,8 @@ pub struct Room {
     pub alerts: Option<usize>,
     /// Failures of users are handed on.
     pub hands_on_failures: bool,
+    /// Shards among which the sources are spread, this one among them.
+    pub shards: u32,
     /// What becomes of alerts and hits is reported, requests are counted for pages, and of identical hits only the first of
     /// an hour are kept whole.
     pub reports: bool,
@@ -104,7 +106,7 @@ pub struct Room {
 
 impl Default for Room {
     fn default() -> Self {
-        Self { keys: 1 << 16, alerts: Some(1024), hands_on_failures: false, reports: false }
+        Self { keys: 1 << 16, alerts: Some(1024), hands_on_failures: false, shards: 1, reports: false }
     }
 }
 
@@ -160,7 +162,7 @@ struct Waiting {
 
 impl Waiting {
     #[inline(always)]
-    fn event(&self, observation: &Observation<'_>) -> Event {
+    fn event(&self, observation: &Observation<'_>, prints: &Fingerprints) -> Event {
         Event {
             key: self.key,
             time_us: observation.time_us,
@@ -168,7 +170,7 @@ impl Waiting {
             number: self.look.number,
             request_id: observation.request_id(),
             kind: self.look.kind,
-            network: observation.ipv6_network().map_or(0, KeyTable::network_slot),
+            network: observation.ipv6_network().map_or(0, |network| network_slot(network, prints)),
             plan: self.plan,
         }
     }
@@ -244,7 +246,7 @@ impl Analytics {
             failures_lost: 0,
             hits: room.reports.then(HitSampler::new),
             summary: (room.reports && room.keys > 0).then(Box::default),
-            guards: Guards::default(),
+            guards: Guards::new(room.shards),
             listed: Vec::with_capacity(64),
             #[cfg(test)]
             panic_at: None,
@@ -360,7 +362,8 @@ impl Analytics {
         if let Some(summary) = &mut self.summary {
             for observation in &*chunk {
                 summary.count(observation, scratch);
-                self.guards.count(observation.source.key());
+                // Of the source alone, whatever its applications are.
+                self.guards.count(self.prints.pair(observation.source.key(), 0));
             }
         }
         self.decide(chunk, timing, scratch);
@@ -576,7 +579,7 @@ impl Analytics {
     /// Gives the engine an event, and makes a verdict of an alert that asks for one.
     #[inline(always)]
     fn take<'a>(&mut self, one: &Waiting, observation: &Observation<'a>, timing: Timing, scratch: &'a Bump) {
-        let mut event = one.event(observation);
+        let mut event = one.event(observation, &self.prints);
         let is_network = self.engine.table.is_network_full(event.network) && self.engine.table.find(event.key).is_none();
         if is_network {
             event.key = self.network_key(one, observation).unwrap_or(event.key);
@@ -611,7 +614,7 @@ impl Analytics {
     ) {
         let (detector, application) = (Detector::of_plan(one.plan), self.application_of(one.plan, observation));
         let describe = |alert: &mut Alert| describe(alert, detector, observation, application, is_network, scratch);
-        let number = self.engine.fire(decided, &one.event(observation), observation.order, describe);
+        let number = self.engine.fire(decided, &one.event(observation, &self.prints), observation.order, describe);
         self.list(number, observation, timing);
     }
 
@@ -741,6 +744,12 @@ impl Analytics {
         self.user_agents.put(observation.user_agent_fingerprint, u8::from(is_tool), [0]);
         is_tool
     }
+}
+
+/// Where the keys of an IPv6 /48 are counted. Keyed, or a stranger could count his towards another's share.
+#[inline]
+const fn network_slot(network: u64, prints: &Fingerprints) -> u16 {
+    KeyTable::network_slot(prints.pair(network, 48))
 }
 
 /// The key of a plan, of what the key is made of.

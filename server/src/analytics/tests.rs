@@ -4,7 +4,7 @@ use super::*;
 use crate::config::detection::DetectionConfig;
 use postanalytics_protocol::{AlignedVec, BatchBuilder, Hit, RecordFields};
 
-const ROOM: Room = Room { keys: 16_384, alerts: None, hands_on_failures: false, reports: false };
+const ROOM: Room = Room { keys: 16_384, alerts: None, hands_on_failures: false, shards: 1, reports: false };
 
 fn analytics(configuration: &str) -> Analytics {
     let config = DetectionConfig::parse(configuration).expect("a configuration");
@@ -310,37 +310,97 @@ fn what_is_told_and_sampled_changes_no_detection() {
     assert_eq!(alerts, run(false));
 }
 
-#[test]
-fn whoever_seems_to_be_a_proxy_is_reported_and_not_listed() {
+/// The analysis of one of so many shards that lists whoever scans.
+fn that_lists_scanners(shards: u32) -> Analytics {
     let config = DetectionConfig::parse("[detectors.scanner]\naction = 'denylist'").expect("a configuration");
     let settings = Arc::new(Settings::new(&config).expect("settings"));
-    let room = Room { reports: true, alerts: Some(16), ..ROOM };
-    let (mut subject, mut scratch) = (Analytics::new(settings, room, 7), Bump::new());
-    let mut observe_live = |subject: &mut Analytics, sources: &[u32], user_agent: &[u8]| {
-        let mut batch = BatchBuilder::default();
-        for (application, source) in (0..).zip(sources) {
-            let application = if user_agent == b"sqlmap/1.7" { 0 } else { application % 4 };
-            let fields = RecordFields { user_agent, application, ..request(v4(*source), 1, "/", 200) };
-            batch.push(&fields, usize::MAX).expect("fits");
-        }
-        let mut body = AlignedVec::<16>::new();
-        body.resize(batch.body_bytes(), 0);
-        batch.encode_body(&mut body);
-        let valid = ValidBatch::parse(1, sources.len() as u32, &body).expect("valid");
-        let timing = Timing { arrival_us: 1_700_000_000_000_000, ..Timing::default() };
-        subject.observe(&valid, timing, &[], &scratch);
-        scratch.reset();
-    };
-    // Twenty visitors, one of whom sends as much as half of them, to four applications, and two tools among what he sends.
-    let visitors: Vec<u32> = (0..20).chain([99; 10]).collect();
-    observe_live(&mut subject, &visitors, b"Mozilla/5.0");
-    observe_live(&mut subject, &[99, 99], b"sqlmap/1.7");
+    Analytics::new(settings, Room { reports: true, alerts: Some(256), shards, ..ROOM }, 7)
+}
+
+/// Observes a request of each, all at one time. Tools scan one application, visitors go to four.
+fn observe_live(subject: &mut Analytics, sources: &[[u8; 16]], user_agent: &[u8]) {
+    let mut batch = BatchBuilder::default();
+    for (application, source) in (0..).zip(sources) {
+        let application = if user_agent == TOOL { 0 } else { application % 4 };
+        let fields = RecordFields { user_agent, application, ..request(*source, 1, "/", 200) };
+        batch.push(&fields, usize::MAX).expect("fits");
+    }
+    let mut body = AlignedVec::<16>::new();
+    body.resize(batch.body_bytes(), 0);
+    batch.encode_body(&mut body);
+    let valid = ValidBatch::parse(1, sources.len() as u32, &body).expect("valid");
+    let timing = Timing { arrival_us: 1_700_000_000_000_000, ..Timing::default() };
+    subject.observe(&valid, timing, &[], &Bump::new());
+}
+
+const TOOL: &[u8] = b"sqlmap/1.7";
+const BROWSER: &[u8] = b"Mozilla/5.0";
+
+/// Twenty visitors, one of whom sends as much as half of them, to four applications, and two tools among what he sends.
+fn with_a_hot_scanner(shards: u32) -> Analytics {
+    let mut subject = that_lists_scanners(shards);
+    let visitors: Vec<[u8; 16]> = (0..20).chain([99; 10]).map(v4).collect();
+    observe_live(&mut subject, &visitors, BROWSER);
+    observe_live(&mut subject, &[v4(99); 2], TOOL);
+    subject
+}
+
+/// What is over a fifth of the requests of a shard of eight is not of all.
+#[test]
+fn whoever_scans_fast_is_listed_on_whatever_shard() {
+    let subject = with_a_hot_scanner(8);
+    assert_eq!((subject.listed.len(), subject.guards.objections), (1, guards::Objections::default()));
+}
+
+/// The inverse of `fingerprint::mix`, which anybody can work out.
+fn unmixed(mut x: u64) -> u64 {
+    // Newton's iteration: each step doubles the bits that are right.
+    let inverse = |of: u64| (0..6).fold(1u64, |x, _| x.wrapping_mul(2u64.wrapping_sub(of.wrapping_mul(x))));
+    x ^= x >> 31 ^ x >> 62;
+    x = x.wrapping_mul(inverse(0x94d0_49bb_1331_11eb));
+    x ^= x >> 27 ^ x >> 54;
+    x = x.wrapping_mul(inverse(0xbf58_476d_1ce4_e5b9));
+    x ^ x >> 30 ^ x >> 60
+}
+
+/// Each address has a register of the HyperLogLog to itself, and the largest value that there is, were the hash that of everybody.
+#[test]
+fn chosen_addresses_do_not_look_like_more_sources_than_they_are() {
+    assert!((0..1000).all(|x| fingerprint::mix(unmixed(x)) == x));
+    let mut subject = that_lists_scanners(1);
+    let visitors: Vec<[u8; 16]> = (0..1024).map(|x| (u128::from(unmixed(x)) << 64).to_be_bytes()).collect();
+    visitors.chunks(256).for_each(|visitors| observe_live(&mut subject, visitors, BROWSER));
+    (0..80).for_each(|tool| observe_live(&mut subject, &[v4(tool); 2], TOOL));
+    let (listed, too_many) = (subject.listed.len() as u64, subject.guards.objections.too_many);
+    assert!((45..=62).contains(&listed) && listed + too_many == 80, "{listed} of 1104, and {too_many}");
+}
+
+/// Networks whose keys would be counted in one slot, were the hash that of everybody.
+#[test]
+fn chosen_networks_do_not_count_towards_the_share_of_another() {
+    let mut subject = analytics("");
+    let networks = (1..).map(|n| n << 16).filter(|network| fingerprint::mix(*network) % (1 << 15) == 7);
+    let hosts: Vec<String> = (0..40).map(|n| format!("host-{n}")).collect();
+    for network in networks.take(8) {
+        let client_ip = (u128::from(network) << 64).to_be_bytes();
+        let records: Vec<_> =
+            hosts.iter().map(|host| RecordFields { host: host.as_bytes(), ..request(client_ip, 1_000_000, "/", 404) }).collect();
+        observe(&mut subject, &mut Bump::new(), &records);
+    }
+    let table = &subject.engine.table;
+    assert!(table.live() >= 2 * 8 * 40 && table.live() > 2 * table.capacity() / 64, "{}", table.live());
+    assert!((1..=1 << 15).all(|slot| !table.is_network_full(slot)));
+}
+
+#[test]
+fn whoever_seems_to_be_a_proxy_is_reported_and_not_listed() {
+    let mut subject = with_a_hot_scanner(1);
     assert!(subject.listed.is_empty() && subject.guards.objections.real_ip_suspect == 1);
     let told: Vec<_> = subject.engine.alerts.reports.alerts().map(|(alert, is_final)| (alert.to_json(), is_final)).collect();
     let names: Vec<_> = told.iter().map(|(json, is_final)| (json.detector, json.note.is_some(), *is_final)).collect();
     assert_eq!(names, [("scanner", false, false), ("real_ip_suspect", true, true)]);
     assert_ne!(told[0].0.id, told[1].0.id);
-    observe_live(&mut subject, &[3, 3], b"sqlmap/1.7");
+    observe_live(&mut subject, &[v4(3); 2], TOOL);
     assert_eq!(subject.listed.len(), 1, "an ordinary source is listed");
 }
 

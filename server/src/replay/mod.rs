@@ -176,7 +176,7 @@ fn start(flags: &ReplayFlags, settings: &Arc<Settings>, ahead_us: u64) -> Result
         failures.push(failures_of_shard);
         let settings = Arc::clone(settings);
         let run = move || {
-            let room = Room { keys, alerts: None, hands_on_failures: true, reports: false };
+            let room = Room { keys, alerts: None, hands_on_failures: true, ..Room::default() };
             observe(Analytics::new(settings, room, SEED), pieces, results)
         };
         shards.push(std::thread::Builder::new().name(format!("replay-{shard}")).spawn(run).context("cannot start a thread")?);

@@ -403,7 +403,7 @@ impl Unit {
     fn new(fate: &SharedFate, network: &SharedNetwork, shard: u32, topology: &Arc<Topology>, small: bool) -> Self {
         let config = ShardConfig {
             analytics: AnalyticsPlan {
-                room: Room { keys: 256, reports: true, hands_on_failures: true, ..Room::default() },
+                room: Room { keys: 256, reports: true, hands_on_failures: true, shards: topology.shard_count, ..Room::default() },
                 ..AnalyticsPlan::default()
             },
             shard,

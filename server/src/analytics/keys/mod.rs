@@ -92,10 +92,10 @@ impl KeyTable {
         self.live >= self.capacity() / 5 * 4
     }
 
-    /// The slot in which the keys of an IPv6 /48 are counted; 0 is for those of IPv4, which are not.
+    /// The slot in which the keys of an IPv6 /48 are counted, by its keyed fingerprint; 0 is for those of IPv4, which are not.
     #[inline]
-    pub const fn network_slot(network: u64) -> u16 {
-        (mix(network) % NETWORK_SLOTS as u64) as u16 + 1
+    pub const fn network_slot(network_fingerprint: u64) -> u16 {
+        (network_fingerprint % NETWORK_SLOTS as u64) as u16 + 1
     }
 
     /// Whether the /64s of the networks of a slot have their share of the table, a 64th.

@@ -4,8 +4,8 @@
 //! of its span; what is told is the count less its error, so that nobody is said to send more than he does. A busy span
 //! counts one request in eight, eight times.
 //!
-//! The share is that of the requests of this shard. With several shards a source has a larger share of its shard than of
-//! the server, for the shards share the sources: what this guards errs on the side of listing nobody.
+//! What is counted, and the share that is told, are of the requests of this shard. With several shards a source has a larger share of
+//! its shard than of the server, for the shards share the sources: the guards reckon with that, see `analytics::guards`.
 
 use crate::arena::mapping::equal_numbers;
 
