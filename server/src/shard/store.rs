@@ -6,8 +6,10 @@ use crate::analytics::Timing;
 use crate::arena::place::{FLAG_QUARANTINED, FLAG_REPLAY};
 use crate::arena::{Log, OpenPlace, PlaceHeader, ReserveError, SlabHandle};
 use crate::seeded::{self, Bug};
+use bumpalo::collections::Vec as BumpVec;
 use postanalytics_protocol::schema::v1::{RECORD_BYTES, SCHEMA};
 use postanalytics_protocol::{BatchBuilder, ErrorCode, FrameHeader, Source, ValidBatch, shard_of};
+use std::net::IpAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// A frame that is not whole after this long yields when others need its memory.
@@ -27,7 +29,7 @@ impl Shard {
             connection.incoming = Incoming::Duplicate(header);
             return Ok(());
         }
-        let reserved = self.reserve(&header, highest, now);
+        let reserved = self.reserve(&header, highest, connection.ticket.peer.ip(), now);
         match reserved {
             Ok(place) => {
                 if seeded::is(Bug::AckBeforeCommit) {
@@ -45,7 +47,7 @@ impl Shard {
         }
     }
 
-    fn reserve(&mut self, header: &FrameHeader, highest: u64, now: Now) -> Result<OpenPlace, Refusal> {
+    fn reserve(&mut self, header: &FrameHeader, highest: u64, peer: IpAddr, now: Now) -> Result<OpenPlace, Refusal> {
         let sequence = header.sequence;
         if sequence != highest + 1 && !(seeded::is(Bug::LostDedup) && (1..=highest).contains(&sequence)) {
             let text = format!("sequence {sequence} came, {} was expected", highest + 1);
@@ -64,7 +66,8 @@ impl Shard {
             match self.requests.reserve(header.body_bytes) {
                 Ok(place) => return Ok(place),
                 Err(ReserveError::SlabInUse { slab, .. }) => self.end_frames_in(slab, now),
-                Err(ReserveError::TooManyOpen { .. }) if self.end_oldest_frame(now) => {}
+                Err(ReserveError::TooManyOpen { .. })
+                    if self.end_oldest_frame(now) || self.end_frame_of_a_hoarder(peer, header.body_bytes, now) => {}
                 Err(error @ ReserveError::TooManyOpen { .. }) => {
                     self.stats.connections_shed += 1;
                     return Err(Refusal::of_batch(ErrorCode::Overloaded, sequence, error.to_string()));
@@ -101,6 +104,36 @@ impl Shard {
         let Some((_, link)) = oldest else { return false };
         self.stats.connections_shed += 1;
         let text = "unfinished frames take all the memory that they may, and this one began first";
+        self.refuse(link, &Refusal::of_connection(ErrorCode::Overloaded, text), now);
+        true
+    }
+
+    /// Unfinished frames take all they may: ends the largest one of the address that has the most in them, if that is over twice what
+    /// `peer` has with a frame of `body_bytes` more. Returns whether there was one. So whoever begins frames and does not finish
+    /// them shuts nobody else out, however often he begins anew.
+    fn end_frame_of_a_hoarder(&mut self, peer: IpAddr, body_bytes: u32, now: Now) -> bool {
+        let mut held: BumpVec<(IpAddr, u64, (u32, u32))> = BumpVec::new_in(&self.scratch);
+        let mut own = u64::from(body_bytes);
+        for (link, connection) in (0..).zip(&self.connections) {
+            let Some(connection) = connection else { continue };
+            let Incoming::Batch(header, _) = &connection.incoming else { continue };
+            let (address, bytes) = (connection.ticket.peer.ip(), header.body_bytes);
+            if address == peer {
+                own += u64::from(bytes);
+                continue;
+            }
+            match held.iter_mut().find(|(of, ..)| *of == address) {
+                Some((_, sum, largest)) => (*sum, *largest) = (*sum + u64::from(bytes), (bytes, link).max(*largest)),
+                None => held.push((address, u64::from(bytes), (bytes, link))),
+            }
+        }
+        let hoarder =
+            held.iter().max_by_key(|(_, sum, _)| *sum).filter(|(_, sum, _)| *sum > 2 * own).map(|(.., (_, link))| *link);
+        drop(held);
+        self.reset_scratch();
+        let Some(link) = hoarder else { return false };
+        self.stats.connections_shed += 1;
+        let text = "unfinished frames take all the memory that they may, and this address has the most of them";
         self.refuse(link, &Refusal::of_connection(ErrorCode::Overloaded, text), now);
         true
     }

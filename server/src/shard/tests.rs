@@ -57,11 +57,15 @@ impl World {
     }
 
     pub(super) fn connect(&mut self, link: u32, node: u8, session: u64) {
+        self.connect_from("127.0.0.1:9", link, node, session);
+    }
+
+    fn connect_from(&mut self, peer: &str, link: u32, node: u8, session: u64) {
         let ticket = ConnectionTicket {
             node: [node; 16],
             name: "test".to_owned(),
             session,
-            peer: "127.0.0.1:9".parse().expect("an address"),
+            peer: peer.parse().expect("an address"),
             package: PackageVersion::default(),
             shard: 0,
         };
@@ -624,6 +628,24 @@ fn hoarders_of_memory_yield_to_others_after_a_while() {
     world.send(3, &large);
     assert_eq!(acks_of(&world.turn(3)), [1]);
     assert!(world.finished.contains(&0), "the one that began first yields");
+}
+
+#[test]
+fn who_hoards_memory_yields_to_another_address_at_once() {
+    let mut world = World::with_slabs(1, 2);
+    for link in 0..3 {
+        world.connect_from("192.0.2.1:9", link, link as u8 + 1, SESSION);
+    }
+    world.connect_from("192.0.2.2:9", 3, 4, SESSION);
+    world.turn(0);
+    let [largest, large, small] = [900_000, 800_000, 600_000].map(|bytes| frame(1, &[&"x".repeat(bytes)]));
+    world.send(0, &large[..64]);
+    world.send(1, &largest[..64]);
+    world.send(2, &small[..64]);
+    assert_eq!(error_of(&world.turn(2)), Some((ErrorCode::Overloaded, 1)), "among one's own the first go on");
+    world.send(3, &small);
+    assert_eq!(acks_of(&world.turn(3)), [1]);
+    assert_eq!(world.finished, [2, 1], "the largest of the other address yields, and it alone");
 }
 
 #[test]
