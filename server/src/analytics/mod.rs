@@ -678,9 +678,10 @@ impl Analytics {
                 return;
             }
         }
+        // Whoever drops his cookie has another session at once, so it is the source, unless many share that.
         let subject = match alert.session {
-            0 => Subject::Source(address_bytes(observation.source.address())),
-            session => Subject::Session(session),
+            session if session != 0 && reaction.for_session => Subject::Session(session),
+            _ => Subject::Source(address_bytes(observation.source.address())),
         };
         self.listed.push(Verdict {
             subject,

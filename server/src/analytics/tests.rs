@@ -405,6 +405,28 @@ fn whoever_seems_to_be_a_proxy_is_reported_and_not_listed() {
 }
 
 #[test]
+fn a_verdict_is_about_the_source_unless_its_session_alone_is_meant() {
+    let subjects = [("", Subject::Source(v4(1))), ("action_for_session = true", Subject::Session(9))];
+    for (more, expected) in subjects {
+        let text = format!("[detectors.bola]\naction = 'denylist'\n{more}");
+        let config = DetectionConfig::parse(&text).expect("a configuration");
+        let mut subject = Analytics::new(Arc::new(Settings::new(&config).expect("settings")), ROOM, 7);
+        let paths: Vec<String> = (1000..1040).map(|id| format!("/api/orders/{id}")).collect();
+        let mut batch = BatchBuilder::default();
+        for (path, event_us) in paths.iter().zip((1..).map(|second| second * 1_000_000)) {
+            let record = RecordFields { session_hash: 9, ..request(v4(1), event_us, path, 200) };
+            batch.push(&record, usize::MAX).expect("fits");
+        }
+        let mut body = AlignedVec::<16>::new();
+        body.resize(batch.body_bytes(), 0);
+        batch.encode_body(&mut body);
+        let valid = ValidBatch::parse(1, paths.len() as u32, &body).expect("valid");
+        subject.observe(&valid, Timing { is_replay: true, ..Timing::default() }, &[], &Bump::new());
+        assert_eq!(subject.listed.iter().map(|verdict| verdict.subject).collect::<Vec<_>>(), [expected]);
+    }
+}
+
+#[test]
 fn counters_outlive_the_analysis_that_counted() {
     let mut subject = Analytics::new(Arc::default(), ROOM, 7);
     subject.engine.counters.keys_evicted = 2;

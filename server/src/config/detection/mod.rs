@@ -414,7 +414,7 @@ mod tests {
         assert_eq!(config.numbers.crawl, crawl);
         assert_eq!(
             config.numbers.scanner.reaction,
-            Reaction { action: Response::Denylist, action_us: 60_000_000, for_all_applications: false }
+            Reaction { action: Response::Denylist, action_us: 60_000_000, for_all_applications: false, for_session: false }
         );
         assert_eq!(config.overrides[0].numbers.crawl, Crawl { leak_us: 7, ..crawl });
         assert_eq!(config.overrides[0].detectors, ["crawl"]);

@@ -46,11 +46,13 @@ pub struct Reaction {
     pub action_us: u64,
     /// For requests to every application, not just the one that it fired in.
     pub for_all_applications: bool,
+    /// Only for the session, if the alert has one, and not for the source.
+    pub for_session: bool,
 }
 
 impl Default for Reaction {
     fn default() -> Self {
-        Self { action: Response::Monitor, action_us: HOUR_US as u64, for_all_applications: false }
+        Self { action: Response::Monitor, action_us: HOUR_US as u64, for_all_applications: false, for_session: false }
     }
 }
 
@@ -101,10 +103,11 @@ macro_rules! numbers {
                     show("enabled", Shown::Switch(self.enabled), "Whether it runs.");
                     show("across_applications", Shown::Switch(self.across_applications), "One count for all applications together.");
                     $(show(stringify!($number), Shown::Number(self.$number), concat!($($number_doc),*).trim());)*
-                    let Reaction { action, action_us, for_all_applications } = self.reaction;
+                    let Reaction { action, action_us, for_all_applications, for_session } = self.reaction;
                     show("action", Shown::Word(action.name()), "What filters do with the source: monitor (nothing), graylist, denylist.");
                     show("action_s", Shown::Number((action_us / 1_000_000) as i64), "How long, seconds: 60 to ten years, no shorter than hold_us.");
                     show("action_for_all_applications", Shown::Switch(for_all_applications), "In every application, not just the one that it fired in.");
+                    show("action_for_session", Shown::Switch(for_session), "Only the session, if the alert has one: for sources that many share.");
                 }
             }
 
@@ -117,6 +120,7 @@ macro_rules! numbers {
                 action: Option<toml::Spanned<Response>>,
                 action_s: Option<toml::Spanned<i64>>,
                 action_for_all_applications: Option<bool>,
+                action_for_session: Option<bool>,
             }
 
             impl $given {
@@ -128,6 +132,7 @@ macro_rules! numbers {
                     values.across_applications = self.across_applications.as_ref().map_or(values.across_applications, |given| *given.get_ref());
                     let reaction = &mut values.reaction;
                     reaction.for_all_applications = self.action_for_all_applications.unwrap_or(reaction.for_all_applications);
+                    reaction.for_session = self.action_for_session.unwrap_or(reaction.for_session);
                     if let Some(given) = &self.action {
                         reaction.action = *given.get_ref();
                         if MONITOR_ONLY.contains(&stringify!($field)) && reaction.action != Response::Monitor {

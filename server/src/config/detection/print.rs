@@ -152,7 +152,7 @@ mod tests {
         let text = "late_us=5\nahead_us=6\nrefusal_us=7\nallowlist=['10.0.0.0/8','::1']\ntrusted_proxies=['192.0.2.1']\n\
                     login_endpoints=['/a\"\\b']\nweightless_paths=[\"/\\u0001é\"]\nattack_tools=[]\n\
                     [detectors.crawl]\nenabled=false\nacross_applications=true\naction_s=77\n\
-                    [detectors.scanner]\naction='denylist'\naction_for_all_applications=true\n\
+                    [detectors.scanner]\naction='denylist'\naction_for_all_applications=true\naction_for_session=true\n\
                     [[overrides]]\nhost='b'\npath='/x/'\ndetectors.crawl.leak_us=7\n\
                     [[overrides]]\napplication=-1\ndetectors.bola.events=3\ndetectors.scanner.action='graylist'\n";
         let config = DetectionConfig::parse(text).expect("it is right");
