@@ -357,7 +357,9 @@ impl Core {
             }
         };
         if self.servers.len() == 1 {
-            self.servers[number].takes_records = true;
+            // Not one whose first Welcome could not be followed.
+            let server = &mut self.servers[number];
+            server.takes_records = server.topology().is_some();
         } else if self.servers[number].topology().map(|topology| topology.epoch) != epoch {
             // Another process: what was written to the one before is not here.
             self.servers.iter_mut().for_each(|server| server.forget(number));
