@@ -32,7 +32,7 @@ enum Field {
 }
 
 /// Name, what it means, and where it comes from; those that stand at the top of the page.
-const FIELDS: [(&str, &str, Field); 22] = [
+const FIELDS: [(&str, &str, Field); 23] = [
     ("requests", "requests processed", Field::Counter(Counter::Requests)),
     ("attacks", "requests with hits", Field::Counter(Counter::Attacks)),
     ("blocked", "requests refused", Field::Counter(Counter::Blocked)),
@@ -45,6 +45,11 @@ const FIELDS: [(&str, &str, Field); 22] = [
     ("tnt_errors", "requests that postanalytics did not get, or may not have got", Field::Counter(Counter::TntErrors)),
     ("api_errors", "always 0", Field::Constant(0)),
     ("requests_lost", "tnt_errors and api_errors", Field::RequestsLost),
+    (
+        "maybe_stored_elsewhere",
+        "records sent to another server because the first went away, which may have stored them as well",
+        Field::Counter(Counter::MaybeStoredElsewhere),
+    ),
     ("overlimits_time", "requests whose inspection took longer than the limit", Field::Counter(Counter::OverlimitsTime)),
     ("incomplete", "requests of which a part was not inspected", Field::Counter(Counter::Incomplete)),
     ("segfaults", "workers that ended without shutting down", Field::Counter(Counter::Segfaults)),
@@ -77,7 +82,9 @@ fn value(field: &Field, counts: &Counts) -> u64 {
 /// The fields that are counted by application.
 fn application_fields() -> impl Iterator<Item = &'static (&'static str, &'static str, Field)> {
     let of_application = |field: &Field| match field {
-        Field::Counter(counter) => !matches!(counter, Counter::Segfaults | Counter::Panics | Counter::TntErrors),
+        Field::Counter(counter) => {
+            !matches!(counter, Counter::Segfaults | Counter::Panics | Counter::TntErrors | Counter::MaybeStoredElsewhere)
+        },
         Field::DetectMs => true,
         Field::RequestsLost | Field::Constant(_) => false,
     };
@@ -173,6 +180,7 @@ mod tests {
             "\"tnt_errors\":3,",
             "\"api_errors\":0,",
             "\"requests_lost\":3,",
+            "\"maybe_stored_elsewhere\":0,",
             "\"overlimits_time\":0,",
             "\"incomplete\":0,",
             "\"segfaults\":0,",

@@ -44,6 +44,7 @@ pub struct Worker {
     /// Of the client's `tnt_errors`, what the zone knows.
     told_errors: Cell<u64>,
     told_given_up: Cell<u64>,
+    told_elsewhere: Cell<u64>,
     told_full: Cell<Option<Instant>>,
     timer: *mut Timer,
 }
@@ -112,6 +113,7 @@ pub unsafe fn start(main: &MainConf, engine: &Arc<Engine>, zone: &'static Zone, 
         slot,
         told_errors: Cell::new(0),
         told_given_up: Cell::new(0),
+        told_elsewhere: Cell::new(0),
         told_full: Cell::new(None),
         timer,
     };
@@ -274,6 +276,8 @@ impl Worker {
         self.tell_errors(counters.tnt_errors());
         let given_up = counters.lost + counters.in_doubt;
         self.zone.given_up(self.slot, given_up - self.told_given_up.replace(given_up));
+        let elsewhere = counters.maybe_stored_elsewhere;
+        self.count(None, Counter::MaybeStoredElsewhere, elsewhere - self.told_elsewhere.replace(elsewhere));
     }
 
     fn tell_errors(&self, errors: u64) {

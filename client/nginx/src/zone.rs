@@ -44,6 +44,8 @@ pub enum Counter {
     /// Requests of which a part was not looked at.
     Incomplete,
     DetectUs,
+    /// Records sent to another server because the first went away: both may have stored them.
+    MaybeStoredElsewhere,
     /// Workers that ended without saying so.
     Segfaults,
     /// Panics caught in a callback.
