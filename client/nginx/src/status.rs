@@ -84,7 +84,7 @@ fn application_fields() -> impl Iterator<Item = &'static (&'static str, &'static
     let of_application = |field: &Field| match field {
         Field::Counter(counter) => {
             !matches!(counter, Counter::Segfaults | Counter::Panics | Counter::TntErrors | Counter::MaybeStoredElsewhere)
-        },
+        }
         Field::DetectMs => true,
         Field::RequestsLost | Field::Constant(_) => false,
     };
