@@ -407,8 +407,8 @@ fn quoted_field(text: &[u8]) -> (&[u8], &[u8]) {
     unescaped_quotes(inside).next().map_or((inside, &b""[..]), |at| (&inside[..at], &inside[at + 1..]))
 }
 
-/// A quote is escaped after an odd number of backslashes.
-fn unescaped_quotes(text: &[u8]) -> impl Iterator<Item = usize> {
+/// Where quotes stand that are not escaped: one is after an odd number of backslashes.
+pub fn unescaped_quotes(text: &[u8]) -> impl Iterator<Item = usize> {
     memchr::memchr_iter(b'"', text).filter(|&at| {
         let backslashes = text[..at].iter().rev().take_while(|&&byte| byte == b'\\').count();
         backslashes % 2 == 0
@@ -422,8 +422,8 @@ fn next_token(text: &[u8]) -> (&[u8], &[u8]) {
     (&text[..end], text[end..].trim_ascii_start())
 }
 
-/// `host:port` in its parts; an IPv6 host stands in brackets.
-fn split_port(host: &[u8]) -> (&[u8], u16) {
+/// `host:port` in its parts, the port 0 if there is none; an IPv6 host stands in brackets.
+pub fn split_port(host: &[u8]) -> (&[u8], u16) {
     let Some(colon) = host.iter().rposition(|&byte| byte == b':') else { return (host, 0) };
     match number(&host[colon + 1..]).and_then(|port| u16::try_from(port).ok()) {
         Some(port) if colon > 0 && !host[..colon].contains(&b':') || host[..colon].ends_with(b"]") => (&host[..colon], port),

@@ -210,7 +210,7 @@ pub struct AgentFlags {
     #[arg(long, value_name = "HOST[:PORT]")]
     pub server: Vec<String>,
     /// What the lines are. combined may have more fields behind the user agent; jsonl is an object a line with the names of NGINX's
-    /// variables, or of records
+    /// variables, or of records, or as Caddy writes it
     #[arg(long, value_enum, default_value = "combined")]
     pub format: LineFormat,
     /// Begin at the start of a log that has no cursor, not at its end
