@@ -421,11 +421,12 @@ impl Queue {
         orders
     }
 
-    /// For the background thread, while it cannot route: gives up on records accepted at `cutoff_us` or before.
-    pub(crate) fn expire(&self, cutoff_us: u64) {
+    /// For the background thread, while it cannot route: gives up on records accepted at `cutoff_us` or before. Returns how many.
+    pub(crate) fn expire(&self, cutoff_us: u64) -> u64 {
         // Freed when the lock is no longer held: what is declared first is dropped last.
         let mut over = Vec::new();
         let mut state = self.lock();
+        let lost = state.lost_unsent;
         while let Some(chunk) = state.chunks.pop_front_if(|chunk| chunk.is_over(cutoff_us)) {
             state.give_up(chunk.records(), chunk.cost_bytes());
             over.push(chunk);
@@ -434,11 +435,12 @@ impl Queue {
         if state.chunks.is_empty() && state.current.is_over(cutoff_us) {
             over.push(std::mem::take(&mut state.current));
             state.give_up(over[over.len() - 1].records(), over[over.len() - 1].cost_bytes());
-            return;
+        } else {
+            let oldest = state.chunks.front_mut().unwrap_or(&mut state.current);
+            let gone = oldest.expire(cutoff_us);
+            state.give_up(gone.records, gone.bytes);
         }
-        let oldest = state.chunks.front_mut().unwrap_or(&mut state.current);
-        let gone = oldest.expire(cutoff_us);
-        state.give_up(gone.records, gone.bytes);
+        state.lost_unsent - lost
     }
 
     /// For the background thread, at the end of a turn: publishes, and says what may wake it from the sleep that follows.

@@ -93,6 +93,15 @@ pub(crate) enum Read {
     Welcome(usize, Box<Welcome>),
 }
 
+/// What is logged, once per outage, of records that nobody took in time.
+pub(crate) fn given_up(records: u64, limit_us: u64) -> String {
+    let limit = std::time::Duration::from_micros(limit_us);
+    format!(
+        "{records} records were over {limit:?} old and are given up, and so will those be that get as old before a server takes \
+         them (tnt_errors)"
+    )
+}
+
 /// See the module.
 pub(crate) struct Server {
     /// Its place among the servers, as they were given.
@@ -108,6 +117,8 @@ pub(crate) struct Server {
     slots: Vec<Slot>,
     answers: Vec<Option<Stats>>,
     reported: Reported,
+    /// Since the last connection it was logged that records are given up.
+    told_given_up: bool,
     last_error: String,
     /// Whether records of its sources go to it.
     pub(crate) takes_records: bool,
@@ -129,6 +140,7 @@ impl Server {
             slots: vec![Slot { lane: Lane::new(session, config), connection: Connection::default() }],
             answers: Vec::new(),
             reported: Reported::Nothing,
+            told_given_up: false,
             last_error: String::new(),
             takes_records: false,
             health: Health::Down { since_us: 0 },
@@ -639,6 +651,7 @@ impl Server {
         let trouble = self.slots.iter().any(|slot| matches!(slot.connection.stage, Stage::Backoff { .. }));
         if self.reported != Reported::Connected && !trouble {
             self.reported = Reported::Connected;
+            self.told_given_up = false;
             tracing::info!(server = %self.address, version = %welcome.package, lanes = welcome.shard_count, "connected to postanalytics");
         }
         Ok(displaced)
@@ -702,8 +715,11 @@ impl Server {
     pub(crate) fn expire(&mut self, cutoff_us: u64, common: &mut Common) {
         let expired: u64 = self.slots.iter_mut().map(|slot| slot.lane.expire(cutoff_us, &mut common.ledger)).sum();
         if expired > 0 {
-            let limit_s = common.config.record_time_limit_us / 1_000_000;
-            self.note(format!("{expired} records were over their time limit of {limit_s} s"), common);
+            let text = given_up(expired, common.config.record_time_limit_us);
+            if !std::mem::replace(&mut self.told_given_up, true) {
+                tracing::error!(server = %self.address, "{text}");
+            }
+            self.note(text, common);
         }
     }
 

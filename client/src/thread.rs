@@ -13,6 +13,7 @@ use crate::connection::Break;
 use crate::core::{Core, Now, server_of};
 use crate::link::{Addresses, Link};
 use crate::queue::{Notice, Queue, Sleep, WakeOn, recycle};
+use crate::server::given_up;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::collections::VecDeque;
 use std::num::NonZeroU64;
@@ -60,6 +61,8 @@ pub(crate) struct Driver {
     close_us: Option<u64>,
     /// Somebody waits for a flush.
     flushing: bool,
+    /// It was logged that records are given up for want of any server so far.
+    told_given_up: bool,
 }
 
 impl Driver {
@@ -77,6 +80,7 @@ impl Driver {
             tick_us: TICK_US_MAX,
             close_us: None,
             flushing: false,
+            told_given_up: false,
         }
     }
 
@@ -151,7 +155,10 @@ impl Driver {
         let orders = self.queue.exchange(routes, &mut self.taken, &mut self.emptied);
         self.emptied.clear();
         if !routes && let Some(cutoff_us) = now.clock_us.checked_sub(self.config.record_time_limit_us) {
-            self.queue.expire(cutoff_us);
+            let records = self.queue.expire(cutoff_us);
+            if records > 0 && !std::mem::replace(&mut self.told_given_up, true) {
+                tracing::error!("{}", given_up(records, self.config.record_time_limit_us));
+            }
         }
         if self.taken.is_empty() {
             // Nothing came in all that time: look less often. If a socket woke us early, that says nothing.

@@ -111,7 +111,7 @@ fn records_that_cannot_be_routed_expire() {
     for _ in 0..600 {
         queue.try_send(&plain()).expect("room");
     }
-    queue.expire(queue.clock_us());
+    assert_eq!(queue.expire(queue.clock_us()), 600);
     let counters = queue.counters();
     assert!(counters.laws_hold() && counters.lost == 600 && counters.queue_bytes == 0, "{counters:?}");
 }
@@ -151,7 +151,7 @@ fn only_what_is_over_its_time_expires() {
     for _ in 0..10 {
         queue.try_send(&plain()).expect("room");
     }
-    queue.expire(cutoff_us);
+    assert_eq!(queue.expire(cutoff_us), 300);
     let counters = queue.counters();
     assert_eq!((counters.lost, counters.queued), (300, 10));
     assert!(counters.laws_hold(), "{counters:?}");

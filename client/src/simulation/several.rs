@@ -11,6 +11,7 @@ use postanalytics_protocol::routing::{server_seed, server_weight};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
+use std::sync::{Arc, Mutex};
 
 fn config_of(count: usize) -> Config {
     let server = |n| ServerAddress { text: format!("server{n}:1"), host: format!("server{n}"), port: 1 };
@@ -445,6 +446,56 @@ fn a_single_server_that_restarts_under_another_id_doubts_nothing() {
     let ledger = world.core.ledger();
     assert_eq!(ledger.maybe_stored_elsewhere, 0, "{ledger:?}");
     assert!(ledger.lost > 0, "what was not written to this one is lost: {ledger:?}");
+}
+
+#[test]
+fn records_that_are_given_up_are_told_once_an_outage() {
+    let lines = Lines::default();
+    let text = Arc::clone(&lines.0);
+    tracing::subscriber::with_default(lines, || {
+        let mut world = World::with(Config { record_time_limit_us: 5 * SECOND, ..config() }, 25, 2);
+        world.run(50, 10_000);
+        for outage in 1..=2 {
+            world.servers[0].cut = true;
+            for _ in 0..3 {
+                world.send(50, 50);
+                world.core.flush(Some(u64::MAX));
+                world.run(1000, 10_000);
+            }
+            let told = text.lock().expect("no panic").clone();
+            let told: Vec<&str> = told.lines().filter(|line| line.contains("given up")).collect();
+            assert_eq!(told.len(), outage, "{}", text.lock().expect("no panic"));
+            assert!(told[0].contains("records were over 5s old and are given up") && told[0].contains("ERROR"), "{told:?}");
+            world.servers[0].cut = false;
+            world.run(3000, 10_000);
+        }
+        assert!(world.core.ledger().lost + world.core.ledger().in_doubt >= 300, "{:?}", world.core.ledger());
+    });
+}
+
+/// Keeps what is logged.
+#[derive(Default)]
+struct Lines(Arc<Mutex<String>>);
+
+impl tracing::Subscriber for Lines {
+    fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn event(&self, event: &tracing::Event<'_>) {
+        let mut line = event.metadata().level().to_string();
+        event.record(&mut |_: &tracing::field::Field, value: &dyn std::fmt::Debug| line += &format!(" {value:?}"));
+        *self.0.lock().expect("no panic") += &(line + "\n");
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+    fn enter(&self, _: &tracing::span::Id) {}
+    fn exit(&self, _: &tracing::span::Id) {}
 }
 
 #[test]
