@@ -108,32 +108,36 @@ impl Shard {
         true
     }
 
-    /// Unfinished frames take all they may: ends the largest one of the address that has the most in them, if that is over twice what
-    /// `peer` has with a frame of `body_bytes` more. Returns whether there was one. So whoever begins frames and does not finish
-    /// them shuts nobody else out, however often he begins anew.
+    /// Unfinished frames take all they may: ends the largest one of the source that has the most in them, if that is over twice what
+    /// the source of `peer` has with a frame of `body_bytes` more. Returns whether there was one. So whoever begins frames and does
+    /// not finish them shuts nobody else out, however often he begins anew. By source, for a host has all addresses of a /64.
     fn end_frame_of_a_hoarder(&mut self, peer: IpAddr, body_bytes: u32, now: Now) -> bool {
-        let mut held: BumpVec<(IpAddr, u64, (u32, u32))> = BumpVec::new_in(&self.scratch);
-        let mut own = u64::from(body_bytes);
+        let (newcomer, mut own) = (Source::of(peer), u64::from(body_bytes));
+        let open_places = self.requests.usage().open_places as usize;
+        let mut held: BumpVec<(Source, u32, u32)> = BumpVec::with_capacity_in(open_places, &self.scratch);
         for (link, connection) in (0..).zip(&self.connections) {
             let Some(connection) = connection else { continue };
             let Incoming::Batch(header, _) = &connection.incoming else { continue };
-            let (address, bytes) = (connection.ticket.peer.ip(), header.body_bytes);
-            if address == peer {
-                own += u64::from(bytes);
-                continue;
-            }
-            match held.iter_mut().find(|(of, ..)| *of == address) {
-                Some((_, sum, largest)) => (*sum, *largest) = (*sum + u64::from(bytes), (bytes, link).max(*largest)),
-                None => held.push((address, u64::from(bytes), (bytes, link))),
+            let source = Source::of(connection.ticket.peer.ip());
+            if source == newcomer {
+                own += u64::from(header.body_bytes);
+            } else {
+                held.push((source, header.body_bytes, link));
             }
         }
-        let hoarder =
-            held.iter().max_by_key(|(_, sum, _)| *sum).filter(|(_, sum, _)| *sum > 2 * own).map(|(.., (_, link))| *link);
+        // There may be thousands. Sorted, those of a source stand side by side, its largest one last.
+        held.sort_unstable();
+        let sources = held.chunk_by(|(one, ..), (other, ..)| one == other);
+        let sums = sources.filter_map(|frames| {
+            let (_, _, largest) = frames.last()?;
+            Some((frames.iter().map(|(_, bytes, _)| u64::from(*bytes)).sum::<u64>(), *largest))
+        });
+        let hoarder = sums.max().filter(|(sum, _)| *sum > 2 * own);
         drop(held);
         self.reset_scratch();
-        let Some(link) = hoarder else { return false };
+        let Some((_, link)) = hoarder else { return false };
         self.stats.connections_shed += 1;
-        let text = "unfinished frames take all the memory that they may, and this address has the most of them";
+        let text = "unfinished frames take all the memory that they may, and this address (or its /64) has the most of them";
         self.refuse(link, &Refusal::of_connection(ErrorCode::Overloaded, text), now);
         true
     }

@@ -649,6 +649,24 @@ fn who_hoards_memory_yields_to_another_address_at_once() {
 }
 
 #[test]
+fn who_hoards_memory_by_many_addresses_of_a_network_yields_too() {
+    let mut world = World::with_slabs(1, 2);
+    for link in 0..32 {
+        world.connect_from(&format!("[2001:db8:0:7::{link:x}]:9"), link, link as u8 + 1, SESSION);
+    }
+    world.connect_from("[2001:db8:0:8::1]:9", 32, 33, SESSION);
+    world.turn(0);
+    let bytes = frame(1, &[&"x".repeat(64 << 10)]);
+    for link in 0..32 {
+        world.send(link, &bytes[..64]);
+    }
+    assert_eq!(error_of(&world.turn(31)), Some((ErrorCode::Overloaded, 1)), "among one's own the first go on");
+    world.send(32, &bytes);
+    assert_eq!(acks_of(&world.turn(32)), [1]);
+    assert_eq!(world.finished, [31, 30], "one of the other network yields");
+}
+
+#[test]
 fn a_replaced_connection_that_closes_late_finds_its_session() {
     let mut world = World::new(1);
     world.connect(0, 1, SESSION);
