@@ -30,6 +30,8 @@ pub enum WhyNot {
     Succeeded,
     /// Users are counted, and it names none.
     NoUser,
+    /// The analysis of its batch failed.
+    Quarantined,
 }
 
 impl WhyNot {
@@ -46,6 +48,7 @@ impl WhyNot {
             Self::NoFailure => "no_failure",
             Self::Succeeded => "succeeded",
             Self::NoUser => "no_user",
+            Self::Quarantined => "quarantined",
         }
     }
 }
@@ -70,9 +73,22 @@ pub struct Standing {
 /// A record to all of them.
 pub type Standings = [Standing; Detector::ALL.len()];
 
+/// A record whose analysis panicked: no detector counts it, and which keys it would belong to is not asked, for that is much of
+/// the code that panicked.
+pub const QUARANTINED: Standings = [Standing {
+    key: 0,
+    time_us: 0,
+    hold_until_us: 0,
+    progress: None,
+    why_not: Some(WhyNot::Quarantined),
+    is_across_applications: true,
+}; Detector::ALL.len()];
+
 impl Analytics {
     /// What each detector makes of a record; levels are those at `now_us`.
     pub fn explain<'a>(&self, record: &RecordView<'a>, timing: Timing, now_us: u64, scratch: &'a Bump) -> Standings {
+        #[cfg(test)]
+        assert_ne!(self.panic_at, Some(record.request_id()), "a test asked for this");
         let mut observation = Observation::of(record, (timing, 0, 0), &self.prints);
         observation.look_up(&self.settings, &self.prints, None, scratch);
         observation.is_attack_tool = self.settings.is_attack_tool(record.user_agent());

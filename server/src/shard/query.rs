@@ -2,11 +2,13 @@
 
 use super::messages::{Cursor, Query, QueryPage, StoredRecord};
 use super::{Now, Shard};
+use crate::analytics::explain::{QUARANTINED, Standings};
 use crate::analytics::{Analytics, Timing};
-use crate::arena::place::FLAG_REPLAY;
+use crate::arena::place::{FLAG_QUARANTINED, FLAG_REPLAY};
 use crate::arena::{Log, PlaceHeader, SlabHandle};
 use bumpalo::Bump;
 use postanalytics_protocol::{RecordView, ValidBatch};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Bytes of places looked at in one turn. Validating them touches a third of them at most, which takes some 50 µs.
 const SLICE_BYTES: u64 = 1 << 20;
@@ -46,6 +48,20 @@ struct Explain<'a> {
     analytics: &'a Analytics,
     scratch: &'a Bump,
     now_us: u64,
+}
+
+impl Explain<'_> {
+    /// What the detectors make of a record of this frame. One of a quarantined frame would likely panic again, and what analysed
+    /// well may panic with settings that came since: a question ends no process.
+    fn standings(&self, header: &PlaceHeader, record: &RecordView<'_>) -> Standings {
+        if header.flags & FLAG_QUARANTINED != 0 {
+            return QUARANTINED;
+        }
+        let is_replay = header.flags & FLAG_REPLAY != 0;
+        let timing = Timing { arrival_us: header.arrival_us, sent_us: header.sent_us, is_replay };
+        let explain = || self.analytics.explain(record, timing, self.now_us, self.scratch);
+        catch_unwind(AssertUnwindSafe(explain)).unwrap_or(QUARANTINED)
+    }
 }
 
 /// Returns whether the query goes back to who asked.
@@ -124,9 +140,7 @@ fn frame(query: &mut Query, header: &PlaceHeader, body: &[u8], place: Cursor, ex
                 place: Cursor { records_left: left, ..place },
             });
             if query.explain {
-                let timing = Timing { arrival_us: header.arrival_us, sent_us: header.sent_us, is_replay };
-                let Explain { analytics, scratch, now_us } = explain;
-                query.page.standings.push(analytics.explain(&record, timing, *now_us, scratch));
+                query.page.standings.push(explain.standings(header, &record));
             }
         }
         query.page.records_scanned += 1;

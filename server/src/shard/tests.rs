@@ -353,6 +353,39 @@ fn a_panic_in_the_analysis_costs_a_mark_and_nothing_else() {
     assert_eq!(acks_of(&world.turn(0)), [2]);
     let stats = world.shard.stats();
     assert_eq!((stats.frames_quarantined, stats.records_stored), (1, 3));
+    let log = world.shard.requests();
+    let newest = log.newest().expect("two frames");
+    let flags = [newest, log.older(newest).expect("two frames")].map(|handle| log.frame(handle).expect("committed").0.flags);
+    assert_eq!(flags, [0, crate::arena::place::FLAG_QUARANTINED], "the mark is on the batch that it is about");
+}
+
+#[test]
+fn a_record_that_panics_when_it_is_explained_is_said_to_be_quarantined() {
+    use crate::analytics::explain::QUARANTINED;
+    let mut world = World::new(1);
+    world.connect(0, 1, SESSION);
+    world.turn(0);
+    world.shard.analytics().panic_at = Some([1; 16]);
+    world.send(0, &frame(1, &["/a", "/b"]));
+    world.send(0, &frame(2, &["/c", "/d", "/e"]));
+    assert_eq!(world.shard.stats().frames_quarantined, 1);
+    // The third record would panic now, though its batch was analysed well; so would those of the first batch.
+    world.shard.analytics().panic_at = Some([2; 16]);
+    let query = Query {
+        id: 1,
+        source: None,
+        request_id: None,
+        since_us: None,
+        limit: 10,
+        until_us: None,
+        explain: true,
+        cursor: None,
+        page: QueryPage::new(),
+    };
+    assert!(world.shard.begin_query(Box::new(query)).is_none());
+    let page = world.shard.query_slice(world.now).expect("one slice").page;
+    let is_quarantined: Vec<bool> = page.standings.iter().map(|standings| *standings == QUARANTINED).collect();
+    assert_eq!(is_quarantined, [true, false, false, true, true]);
 }
 
 #[test]

@@ -13,7 +13,7 @@ use super::record::{Show, shown_path};
 use super::scan::{self, Looked, Wanted};
 use crate::analytics::alerts::time_text;
 use crate::analytics::detectors::{Detector, KeyKind};
-use crate::analytics::explain::{Standing, WhyNot};
+use crate::analytics::explain::{QUARANTINED, Standing, WhyNot};
 use crate::analytics::path;
 use crate::config::detection::touches;
 use crate::control::ask;
@@ -170,7 +170,7 @@ fn gather(lane: &scan::Lane, seen: &mut Vec<Seen>) {
             arrival_us: stored.arrival_us,
             application: record.application(),
             host: escape(record.host()),
-            endpoint: endpoint_of(&record, &scratch),
+            endpoint: if *standings == QUARANTINED { String::new() } else { endpoint_of(&record, &scratch) },
             standings: *standings,
         });
     }
@@ -248,6 +248,9 @@ impl Rows {
 }
 
 fn row_of(detector: Detector, standing: &Standing, request: &Seen) -> Row {
+    if standing.why_not == Some(WhyNot::Quarantined) {
+        return Row { detector: detector.name(), ..Row::default() };
+    }
     let kind = detector.key_kind();
     let has_host = !matches!(kind, KeyKind::Source | KeyKind::User) && !request.host.is_empty();
     let has_endpoint = matches!(kind, KeyKind::SourceEndpoint | KeyKind::SessionEndpoint);
@@ -301,5 +304,17 @@ mod tests {
         assert_eq!((row.scope.host.as_deref(), row.scope.endpoint.as_deref()), (Some("a"), None));
         assert_eq!((row.requests, row.counted), (4, 2));
         assert_eq!(row.not_counted, BTreeMap::from([("late", 1), ("static", 1)]));
+    }
+
+    #[test]
+    fn what_was_quarantined_is_told_of_each_detector_and_has_no_scope() {
+        let mut rows = Rows::new(&[], 100_000);
+        (0..2).for_each(|at_us| rows.take(&Seen { standings: QUARANTINED, ..seen(at_us, None) }));
+        let rows = rows.finish();
+        assert_eq!(rows.len(), Detector::ALL.len());
+        for Row { application, scope, level_percent, counted, not_counted, .. } in &rows {
+            assert_eq!((application, scope, level_percent, counted), (&None, &Scope::default(), &None, &0));
+            assert_eq!(*not_counted, BTreeMap::from([("quarantined", 2)]));
+        }
     }
 }
