@@ -55,6 +55,10 @@ const SCRATCH_BYTES_MAX: usize = 64 << 20;
 const SESSION_IDLE_US_MIN: u64 = 900_000_000;
 /// A connection that is silent this long after Goodbye has nothing more to say.
 const DRAIN_QUIET_US: u64 = 250_000;
+/// Changes of verdicts that are applied in one turn: what they take of a connection's outbox is below a quarter of its limit.
+const VERDICTS_PER_TURN_MAX: usize = 4096;
+/// What is left of many changes waits this long for peers that still have to read what came before. Then they are too slow.
+const VERDICTS_PATIENCE_US: u64 = 250_000;
 
 /// Between two publications of the ack latencies.
 const INTERVAL_US: u64 = 1_000_000;
@@ -110,7 +114,10 @@ pub struct Shard {
     commit_index: u64,
     /// Memory of a batch, or of what is written at the end of a turn: positions of hits, outgoing verdicts.
     scratch: Bump,
-    verdict_inbox: Vec<Verdict>,
+    /// Verdicts that are still to be applied. More than a turn applies are there only after a reload that takes many back.
+    verdict_inbox: VecDeque<Verdict>,
+    /// Monotonic time until which changes that were left over wait for peers that are still reading; 0 if none were.
+    verdicts_wait_until_us: u64,
     /// Links that owe an Ack or a Stats frame.
     replies: Vec<u32>,
     /// Links with bytes in their outbox.
@@ -166,7 +173,8 @@ impl Shard {
             connection_count: 0,
             commit_index: 0,
             scratch,
-            verdict_inbox: Vec::with_capacity(64),
+            verdict_inbox: VecDeque::with_capacity(64),
+            verdicts_wait_until_us: 0,
             replies: Vec::with_capacity(1024),
             dirty: Vec::with_capacity(1024),
             snapshots: Vec::new(),
@@ -297,9 +305,14 @@ impl Shard {
         }
     }
 
-    /// Sets or takes back a verdict at the end of this turn.
+    /// Sets or takes back a verdict at the end of this turn, or of a later one if very many came before.
     pub fn set_verdict(&mut self, verdict: Verdict) {
-        self.verdict_inbox.push(verdict);
+        self.verdict_inbox.push_back(verdict);
+    }
+
+    /// Whether verdicts are still to be applied, so that turns should not wait.
+    pub fn has_verdicts(&self) -> bool {
+        !self.verdict_inbox.is_empty()
     }
 
     /// Fills a page of the live verdicts.
@@ -328,7 +341,7 @@ impl Shard {
         }
     }
 
-    /// Takes back, at the end of this turn, all verdicts on sources that are on the allowlist now, and what detectors said of
+    /// Takes back, at the end of this turn and the next few, all verdicts on sources that are on the allowlist now, and what detectors said of
     /// those that are trusted proxies now.
     fn free_exempt(&mut self, settings: &Settings) {
         let is_freed = |verdict: &Verdict| match verdict.subject {
@@ -343,7 +356,7 @@ impl Shard {
         let inbox = &mut self.verdict_inbox;
         self.verdicts.slice(0, usize::MAX, |verdict| {
             if is_freed(&verdict) {
-                inbox.push(Verdict { action: None, ..verdict });
+                inbox.push_back(Verdict { action: None, ..verdict });
             }
         });
         let freed = self.verdict_inbox.len() - waiting;
@@ -420,7 +433,7 @@ impl Shard {
         self.verdicts_written = 0;
         self.write_verdicts(now);
         self.write_snapshots(now);
-        self.analytics.guards.listed = self.verdicts.listed();
+        self.analytics.guards.listed = self.verdicts.listed() + self.listings_left();
         if let Some(derived) = &mut self.derived {
             derived.send(&mut self.analytics);
         }
@@ -738,17 +751,26 @@ impl Shard {
         }
     }
 
-    /// Applies the verdicts of this turn and tells every connection.
+    /// Sources and sessions that verdicts still to be applied will list, at most.
+    fn listings_left(&self) -> usize {
+        let will_list = |verdict: &&Verdict| verdict.action.is_some() && self.verdicts.lists_another(verdict);
+        self.verdict_inbox.iter().filter(will_list).count()
+    }
+
+    /// Applies the verdicts of this turn and tells every connection. A reload may take back tens of thousands: all at once they would
+    /// be more than may wait for a peer, and every connection would be closed for being too slow. So what is over the limit of a
+    /// turn follows as fast as peers read. Verdicts that come when none is left over wait for nobody.
     fn write_verdicts(&mut self, now: Now) {
-        if self.verdict_inbox.is_empty() {
+        if self.verdict_inbox.is_empty() || now.monotonic_us < self.verdicts_wait_until_us && self.some_peer_reads_slowly() {
             return;
         }
-        let mut inbox = std::mem::take(&mut self.verdict_inbox);
         {
             let mut changes = BumpVec::new_in(&self.scratch);
-            for verdict in inbox.drain(..) {
+            let count = self.verdict_inbox.len().min(VERDICTS_PER_TURN_MAX);
+            for verdict in self.verdict_inbox.drain(..count) {
                 self.verdicts.apply(verdict, |change| changes.push(change));
             }
+            self.verdicts_wait_until_us = if self.has_verdicts() { now.monotonic_us + VERDICTS_PATIENCE_US } else { 0 };
             self.verdicts_written = changes.len() as u64;
             if let Some(derived) = &mut self.derived {
                 changes.iter().for_each(|change| derived.verdict(*change, now.wall_us));
@@ -770,8 +792,13 @@ impl Shard {
                 self.dirty.push(link as u32);
             }
         }
-        self.verdict_inbox = inbox;
         self.end_slow_peers(now);
+    }
+
+    /// Whether a connection has much still to read.
+    fn some_peer_reads_slowly(&self) -> bool {
+        let is_slow = |connection: &Connection| !connection.over && connection.unsent_bytes() > UNSENT_BYTES_MAX / 4;
+        self.connections.iter().flatten().any(|connection| is_slow(connection))
     }
 
     /// Sends every new connection the next piece of the whole set, as fast as it reads.

@@ -799,6 +799,86 @@ fn who_is_allowlisted_or_a_trusted_proxy_by_a_reload_is_taken_off() {
     assert_eq!(page.verdicts, kept);
 }
 
+/// Detections of nothing, with this allowlist.
+fn reload_with_allowlist(world: &mut World, network: &str) {
+    let config =
+        crate::config::detection::DetectionConfig::parse(&format!("allowlist = ['{network}']")).expect("a configuration");
+    let settings = Arc::new(crate::analytics::settings::Settings::new(&config).expect("settings"));
+    let (frame_deadline, drain_deadline) = (Duration::from_secs(1), Duration::from_secs(1));
+    let analytics = Some(crate::analytics::Reload { settings, changed: Vec::new() });
+    world.shard.reload(&ShardReload { analytics, frame_deadline, drain_deadline });
+}
+
+/// A world with two connections, and a verdict by hand on each of this many sources of 10.0.0.0/8.
+fn world_with_verdicts(count: u32) -> World {
+    let mut world = World::new(1);
+    world.connect(0, 1, SESSION);
+    world.connect(1, 2, SESSION);
+    world.turn(0);
+    for number in 0..count {
+        let source = std::net::Ipv4Addr::from(0x0a00_0000 + number).to_ipv6_mapped().octets();
+        let (subject, action) = (Subject::Source(source), Some(Action::Denylist));
+        world.shard.set_verdict(Verdict { subject, application: None, action, until_us: u64::MAX, detector: 0 });
+        if number % 1000 == 0 {
+            world.turn(0);
+        }
+    }
+    world.turn(0);
+    assert_eq!(world.shard.stats().verdicts_live, u64::from(count));
+    world
+}
+
+#[test]
+fn many_verdicts_that_a_reload_takes_back_cost_nobody_the_connection() {
+    let mut world = world_with_verdicts(30_000);
+    reload_with_allowlist(&mut world, "10.0.0.0/8");
+    let (mut taken_back, mut turns) = (0, 0);
+    while world.shard.has_verdicts() {
+        turns += 1;
+        for frame in world.turn(0) {
+            match frame {
+                ControlFrame::Verdicts(pushed) => taken_back += pushed.verdicts.len(),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+    assert_eq!((taken_back, turns), (30_000, 8));
+    assert_eq!((world.shard.stats().verdicts_live, world.finished.len()), (0, 0));
+}
+
+#[test]
+fn many_changes_wait_a_while_for_a_peer_that_reads_slowly_and_few_for_nobody() {
+    let mut world = world_with_verdicts(30_000);
+    reload_with_allowlist(&mut world, "10.0.0.0/8");
+    let live = |world: &World| world.shard.stats().verdicts_live;
+    // Nobody reads.
+    for expected in [25_904, 21_808, 21_808, 21_808] {
+        world.shard.end_turn(Usage::default(), world.now);
+        assert_eq!(live(&world), expected);
+    }
+    world.now.monotonic_us += VERDICTS_PATIENCE_US;
+    world.shard.end_turn(Usage::default(), world.now);
+    assert_eq!(live(&world), 17_712, "a peer that reads nothing does not stop it");
+    while world.shard.has_verdicts() {
+        world.turn(0);
+    }
+    assert_eq!((live(&world), world.finished.len()), (0, 0), "they read again in time");
+
+    let verdict = |session| Verdict {
+        subject: Subject::Session(session),
+        application: None,
+        action: Some(Action::Denylist),
+        until_us: u64::MAX,
+        detector: 0,
+    };
+    (0..8_000).for_each(|session| world.shard.set_verdict(verdict(session)));
+    (0..2).for_each(|_| drop(world.shard.end_turn(Usage::default(), world.now)));
+    assert!(!world.shard.has_verdicts(), "their outboxes are over a quarter full now");
+    world.shard.set_verdict(verdict(8_000));
+    world.shard.end_turn(Usage::default(), world.now);
+    assert_eq!(live(&world), 8_001, "and this one waits for nobody");
+}
+
 #[test]
 fn by_default_alerts_list_nobody() {
     let mut world = World::new(1);

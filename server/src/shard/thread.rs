@@ -418,7 +418,7 @@ impl<K: Kernel> Driver<K> {
     fn wait(&mut self, now: Now) -> Duration {
         // Starved links are armed again a few at a time; some of them may have nothing to say, so no completion is sure
         // to come and lead to the next few.
-        if self.hears_on || self.shard.has_query() || self.links.has_starved() {
+        if self.hears_on || self.shard.has_query() || self.shard.has_verdicts() || self.links.has_starved() {
             return Duration::ZERO;
         }
         if self.shard.has_deadlines() || self.links.has_deadlines() {
