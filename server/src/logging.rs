@@ -1,10 +1,17 @@
 //! The log: text or JSON, RFC 3339 UTC, to standard error or to a file that can be reopened. Under systemd's journal text
 //! has no time, which the journal adds, and begins with the severity, which the journal takes off: `<6>`.
 //!
-//! Any thread may log; lines are written whole. Nothing on the data path logs per frame, so a lock per line is cheap enough.
+//! Any thread may log; a thread of its own writes ([`lines`]), so that nobody waits for whoever reads. Lines are written whole.
+//! A panic is told on standard error by the thread that panics, past all this.
 //! It does not rotate files: whoever renames the file sends SIGHUP or SIGUSR1 afterwards.
 
+mod lines;
+
+pub(crate) use lines::{finish, lines_dropped};
+
 use crate::config::{Config, LogFormat};
+use anyhow::Context;
+use lines::LogLines;
 use std::fs::File;
 use std::io::IsTerminal;
 use std::os::linux::fs::MetadataExt;
@@ -81,25 +88,33 @@ pub(crate) fn start_with(format: LogFormat, file: Option<&Path>) -> anyhow::Resu
             let file = LogFile::open(path).map_err(|error| {
                 anyhow::anyhow!("cannot open the log file {}: {error}; give a path that can be written to", path.display())
             })?;
-            (layer_of(format, file.clone(), false), Some(file))
+            (layer_of(format, lines_to(file.clone())?, false), Some(file))
         }
         None if format == LogFormat::Text && stderr_is_journal() => {
-            let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).event_format(JournalFormat::new());
+            let lines = lines_to(std::io::stderr)?;
+            let layer = tracing_subscriber::fmt::layer().with_writer(lines).event_format(JournalFormat::new());
             (layer.boxed(), None)
         }
-        None => (layer_of(format, std::io::stderr, std::io::stderr().is_terminal()), None),
+        None => (layer_of(format, lines_to(std::io::stderr)?, std::io::stderr().is_terminal()), None),
     };
     // A program that embeds the server may have set up a log of its own: then that one is used.
     let _ = tracing_subscriber::registry().with(layer.with_filter(filter)).try_init();
     Ok(file)
 }
 
-fn layer_of<W>(format: LogFormat, writer: W, colours: bool) -> Box<dyn Layer<Registry> + Send + Sync>
+/// The lines of this process, on their way there.
+fn lines_to<W>(out: W) -> anyhow::Result<LogLines>
 where
-    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+    W: for<'a> MakeWriter<'a> + Send + 'static,
 {
+    let lines = LogLines::start(out, lines::say_dropped).context("no thread for the log")?;
+    lines.of_process();
+    Ok(lines)
+}
+
+fn layer_of(format: LogFormat, lines: LogLines, colours: bool) -> Box<dyn Layer<Registry> + Send + Sync> {
     // The default timer writes RFC 3339 in UTC.
-    let layer = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(colours).with_target(false);
+    let layer = tracing_subscriber::fmt::layer().with_writer(lines).with_ansi(colours).with_target(false);
     match format {
         LogFormat::Text => layer.boxed(),
         LogFormat::Json => layer.json().flatten_event(true).boxed(),

@@ -416,11 +416,13 @@ fn listen_to_signals(files: Vec<LogFile>, serving: Arc<AtomicBool>, events: mpsc
                 }
                 _ if stopping => {
                     tracing::warn!(signal, "second signal: ending at once");
+                    logging::finish();
                     std::process::exit(128 + signal);
                 }
                 // Nothing was taken yet, so there is nothing to drain.
                 _ if !serving.load(Ordering::SeqCst) => {
                     tracing::info!(signal, "stopped before it was ready");
+                    logging::finish();
                     std::process::exit(0);
                 }
                 _ => {

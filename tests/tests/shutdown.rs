@@ -4,8 +4,11 @@
 
 use postanalytics_client::{Client, Request};
 use postanalytics_protocol::frames::{ControlFrame, Ping};
-use postanalytics_tests::{RawConnection, Server, ServerOptions, eventually};
-use rustix::process::Signal;
+use postanalytics_tests::server::get;
+use postanalytics_tests::{RawConnection, Server, ServerOptions, binary, eventually, free_port};
+use rustix::process::{Pid, Signal, kill_process};
+use std::io::Read;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -163,6 +166,31 @@ fn somebody_who_never_stops_talking_is_cut_at_the_deadline() {
     assert_eq!(code, Some(0));
     assert!(begun.elapsed() >= Duration::from_millis(900), "it waited for the deadline");
     assert_eq!(server.logged("drain deadline passed, connections cut").len(), 1);
+}
+
+#[test]
+fn who_stops_reading_the_log_stops_nothing() {
+    let port = free_port();
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    // A page, which is less than the server says until it is ready. Nobody reads it.
+    rustix::pipe::fcntl_setpipe_size(&writer, 4096).unwrap();
+    let mut command = Command::new(binary("postanalytics"));
+    command.args(["--listen", "127.0.0.1:0", "--status", &format!("127.0.0.1:{port}"), "--env-file=/dev/null"]);
+    command.args(["--node-yaml=/dev/null", "--no-pin", "--shards", "1", "--arena", "0.0625", "--log", "json"]);
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(writer).spawn().unwrap();
+    drop(command);
+    let status = std::net::SocketAddr::from(([127, 0, 0, 1], port));
+    eventually("ready", LONG, || get(status, "/ready", None).is_ok_and(|(code, _)| code == 200));
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    let mut code = None;
+    eventually("the end", LONG, || {
+        code = child.try_wait().unwrap().map(|ended| ended.code());
+        code.is_some()
+    });
+    let mut text = String::new();
+    reader.read_to_string(&mut text).unwrap();
+    assert_eq!(code, Some(Some(0)), "{text}");
+    assert!(text.len() > 2048 && !text.contains("stopping"), "the pipe was full: {text}");
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! The thread of a shard: pinned, with a ring of its own, turning [`Shard`].
 //!
 //! A turn: submit and wait, read the clock once, drain all completions, hear the control plane, one slice of a query,
-//! Acks and verdicts, return the buffers, publish the statistics. Nothing in it allocates, locks or blocks once warm.
+//! Acks and verdicts, return the buffers, publish the statistics. Nothing in it allocates, locks or blocks once warm, but for a
+//! line of the log, of which there are few: that is made here, and written by another thread.
 
 use super::derived::DerivedSender;
 use super::messages::{FromShard, MESSAGES_MAX, ShardHandle, ToShard, Topology};

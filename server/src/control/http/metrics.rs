@@ -9,9 +9,9 @@ use crate::analytics::users::USER_DETECTORS;
 use crate::control::ask;
 use crate::control::state::{Refused, State};
 use crate::correlator::messages::{Ask, CorrelatorStats, Reply};
-use crate::process;
 use crate::shard::histogram::LatencyHistogram;
 use crate::shard::page::{ShardStats, ShardTotals};
+use crate::{logging, process};
 use postanalytics_protocol::ErrorCode;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet, text};
@@ -322,6 +322,11 @@ fn server_families(state: &State, stats: &[ShardStats]) -> Vec<Family> {
             samples: ErrorCode::ALL.into_iter().map(errors).collect(),
         },
         one("postanalytics_http_requests_total", "Requests to the status pages", counters.http_requests.get() as f64),
+        one(
+            "postanalytics_log_lines_dropped_total",
+            "Lines of the log dropped, because whoever reads it does not keep up",
+            logging::lines_dropped() as f64,
+        ),
     ]
 }
 
