@@ -177,14 +177,17 @@ pub fn stop() {
 unsafe extern "C" fn tick(event: *mut ffi::ngx_event_t) {
     guard((), || {
         with(|worker| {
-            logging::write();
-            let busy = worker.publish();
-            worker.open_lanes();
+            // First, so that it goes off again whatever becomes of the rest.
             // SAFETY: `event` is that of the worker's timer, and has just gone off.
             unsafe {
-                (*worker.timer).busy = busy;
-                ffi::ngx_add_timer(event, if busy { BUSY_MS } else { IDLE_MS });
+                (*worker.timer).busy = false;
+                ffi::ngx_add_timer(event, IDLE_MS);
             }
+            logging::write();
+            if worker.publish() {
+                worker.hurry();
+            }
+            worker.open_lanes();
         });
     });
 }
@@ -259,7 +262,12 @@ impl Worker {
         unsafe {
             if !(*self.timer).busy {
                 (*self.timer).busy = true;
-                ffi::ngx_add_timer(&raw mut (*self.timer).event, BUSY_MS);
+                let event = &raw mut (*self.timer).event;
+                // NGINX leaves a timer that is set for nearly that time where it is, up to 0.3 s later.
+                if (*event).timer_set() != 0 {
+                    ffi::ngx_del_timer(event);
+                }
+                ffi::ngx_add_timer(event, BUSY_MS);
             }
         }
     }
