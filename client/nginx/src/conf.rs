@@ -55,6 +55,8 @@ pub struct MainConf {
     pub servers: Vec<String>,
     pub node: Node,
     pub zone: Option<std::ptr::NonNull<ffi::ngx_shm_zone_t>>,
+    /// With the configuration, for a master that has given up a newer one forks workers with this one.
+    pub replaced: request::Replaced,
 }
 
 impl MainConf {
@@ -110,14 +112,15 @@ impl LocationConf {
         self.page.flatten()
     }
 
-    fn inherit(&mut self, outer: &Self) {
+    /// `unnamed`: it is no location of its own but an `if` or a `limit_except` in one.
+    fn inherit(&mut self, outer: &Self, unnamed: bool) {
         self.mode = self.mode.or(outer.mode);
         self.application = self.application.or(outer.application);
         self.time_limit = self.time_limit.or(outer.time_limit);
         self.body_limit = self.body_limit.or(outer.body_limit);
         self.client_ip = self.client_ip.or(outer.client_ip);
-        // The page is where it is asked for: a handler is not inherited either.
-        self.page = self.page.or(Some(None));
+        // The page is where it is asked for, as the handler is.
+        self.page = self.page.or(if unnamed { outer.page } else { Some(None) });
     }
 }
 
@@ -128,6 +131,15 @@ impl LocationConf {
 pub unsafe fn of_location<'a>(r: *mut ffi::ngx_http_request_t) -> &'a LocationConf {
     // SAFETY: the caller's word; the configuration lives as long as the cycle that the request belongs to.
     unsafe { &*(*(*r).loc_conf.add(module().ctx_index)).cast::<LocationConf>() }
+}
+
+/// What holds for all of NGINX.
+///
+/// # Safety
+/// As for [`of_location`].
+pub unsafe fn of_request<'a>(r: *mut ffi::ngx_http_request_t) -> &'a MainConf {
+    // SAFETY: as above.
+    unsafe { &*(*(*r).main_conf.add(module().ctx_index)).cast::<MainConf>() }
 }
 
 /// The main configuration of a cycle, if it has an `http` block.
@@ -156,7 +168,13 @@ pub unsafe extern "C" fn merge_location(cf: *mut ffi::ngx_conf_t, outer: *mut c_
             let main = (*cf).http_main_conf_unchecked::<MainConf>(module());
             (&*outer.cast::<LocationConf>(), &mut *conf.cast::<LocationConf>(), main)
         };
-        conf.inherit(outer);
+        // SAFETY: NGINX has `cf` stand for the location that it merges, which has a configuration of the core module.
+        let unnamed = unsafe {
+            let core = (&raw const ffi::ngx_http_core_module).as_ref_unchecked();
+            let location = (*cf).http_location_conf_unchecked::<ffi::ngx_http_core_loc_conf_t>(core);
+            location.is_some_and(|location| location.as_ref().noname() != 0)
+        };
+        conf.inherit(outer, unnamed);
         if let Some(mut main) = main {
             // SAFETY: as above.
             unsafe { main.as_mut() }.filters |= conf.mode() != Mode::Off;
@@ -203,7 +221,7 @@ unsafe fn finish(cf: *mut ffi::ngx_conf_t) -> Result<(), String> {
             None => engine,
         }));
         // SAFETY: the caller's word.
-        unsafe { request::install(cf) }?;
+        main.replaced = unsafe { request::install(cf) }?;
     }
     Ok(())
 }
@@ -473,8 +491,11 @@ mod tests {
     fn a_location_inherits_but_the_page() {
         let outer = LocationConf { mode: Some(Mode::Block), page: Some(Some(Format::Json)), ..LocationConf::default() };
         let mut inner = LocationConf { application: Some(4), ..LocationConf::default() };
-        inner.inherit(&outer);
+        inner.inherit(&outer, false);
         assert_eq!((inner.mode(), inner.application(), inner.page()), (Mode::Block, 4, None));
+        let mut condition = LocationConf::default();
+        condition.inherit(&outer, true);
+        assert_eq!((condition.mode(), condition.page()), (Mode::Off, Some(Format::Json)), "an `if` within shows it, too");
         assert_eq!(outer.mode(), Mode::Off, "whoever looks at the page changes nothing");
         assert_eq!(LocationConf::default().mode(), Mode::Off);
     }

@@ -121,6 +121,10 @@ unsafe extern "C" fn init_module(cycle: *mut ffi::ngx_cycle_t) -> ffi::ngx_int_t
             if let Some(zone) = main.zone {
                 ZONE.store((*zone.as_ptr()).data.cast(), Relaxed);
             }
+            if main.engine.is_some() && worker::with(|_| ()).is_some() {
+                // A worker that is its own master has read its configuration again, and has the chains of filters of that.
+                request::install_body_filter();
+            }
         }
         OK
     })
@@ -139,6 +143,7 @@ unsafe extern "C" fn init_process(cycle: *mut ffi::ngx_cycle_t) -> ffi::ngx_int_
                 let core = *(*cycle).conf_ctx.add(ffi::ngx_core_module.index);
                 let workers = usize::try_from((*core.cast::<ffi::ngx_core_conf_t>()).worker_processes).unwrap_or(1);
                 worker::start(main, engine, zone, workers);
+                request::install_body_filter();
             }
         }
     });

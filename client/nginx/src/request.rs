@@ -1,13 +1,17 @@
 //! A request on its way through NGINX.
 //!
 //! ```text
-//!   rewrite phase   the location is known: is the source listed? In block mode, is there an attack in the head?
+//!   server rewrite  the `server` block may answer by `return` or a redirect: before that goes out, the source and the head are checked
+//!   rewrite phase   the location is known: is the source listed? In block mode, is there an attack in the head? If there is a
+//!                   body to be read with it, the head is looked at only when the location answers by `return` or a redirect
 //!   access phase    the same once more (realip may know better by now), and in block mode the body, read for that
 //!   body filter     the beginning of the body is copied as it comes, whoever reads it
 //!   log phase       what was not looked at yet is looked at, and the record goes to the client
 //! ```
 //!
-//! The rewrite phase, not the access phase alone, so that a location that only says `return 301 …` refuses whom it must.
+//! The rewrite phases, not the access phase alone, so that one who only says `return 301 …` refuses whom he must. There ours take the
+//! place of the first handler and call it: the rewrite module compares its own number with that of the phase's first
+//! handler, so it must not get another one (it would run the `server` block's code twice).
 //! Subrequests are part of their main request. A request keeps its context through internal redirects, when NGINX forgets it.
 
 use crate::conf::{self, LocationConf, Mode};
@@ -41,6 +45,23 @@ const LINE_BYTES_MAX: usize = 1024;
 /// The body filter that comes after ours.
 static mut NEXT_BODY_FILTER: ffi::ngx_http_request_body_filter_pt = None;
 
+type HeaderFilter = ffi::ngx_http_output_header_filter_pt;
+
+/// While the rewrite module runs: the header filter that [`check_answer`] stands before, and when that is.
+static mut ANSWERING: (HeaderFilter, Moment) = (None, Moment::Located);
+
+/// When a request is checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Moment {
+    /// The `server` block answers by itself, whatever location there would be. Nothing has been sent.
+    ServerAnswers,
+    /// The location is known.
+    Located,
+    /// The location answers by `return` or a redirect. Nothing has been sent.
+    LocationAnswers,
+    Access,
+}
+
 /// What is known of a request, if there is anything to remember.
 #[derive(Default)]
 struct Context {
@@ -50,6 +71,8 @@ struct Context {
     /// The beginning of the body, decoded.
     body: Vec<u8>,
     body_truncated: bool,
+    /// The end of the body has come by.
+    body_ended: bool,
     /// What `body` holds came with the head; nobody has read the body yet.
     preread: bool,
     /// The body has been read on our behalf.
@@ -61,44 +84,165 @@ struct Context {
 // NGINX's pools align to this, so a context may lie in one.
 const _: () = assert!(align_of::<Context>() <= ffi::NGX_ALIGNMENT);
 
+/// The handlers that ours have taken the place of, and call.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Replaced {
+    server_rewrite: ffi::ngx_http_handler_pt,
+    rewrite: ffi::ngx_http_handler_pt,
+}
+
 /// Puts the handlers into their phases.
 ///
 /// # Safety
 /// NGINX has read the `http` block of this configuration.
-pub unsafe fn install(cf: *mut ffi::ngx_conf_t) -> Result<(), String> {
+pub unsafe fn install(cf: *mut ffi::ngx_conf_t) -> Result<Replaced, String> {
     // SAFETY: the caller's word: the http core has its main configuration, with a list of handlers for each of these phases.
-    // The chain of body filters belongs to the configuration that is being read, on this one thread.
     unsafe {
         let http = (*cf).ctx.cast::<ffi::ngx_http_conf_ctx_t>();
         let core = *(*http).main_conf.add(ffi::ngx_http_core_module.ctx_index);
-        let core = core.cast::<ffi::ngx_http_core_main_conf_t>();
-        let phases: [(_, unsafe extern "C" fn(*mut ffi::ngx_http_request_t) -> ffi::ngx_int_t); 3] = [
-            (ffi::ngx_http_phases_NGX_HTTP_REWRITE_PHASE, rewrite_phase),
-            (ffi::ngx_http_phases_NGX_HTTP_ACCESS_PHASE, access_phase),
-            (ffi::ngx_http_phases_NGX_HTTP_LOG_PHASE, log_phase),
-        ];
-        for (phase, handler) in phases {
-            let place = ffi::ngx_array_push(&raw mut (*core).phases[phase as usize].handlers);
-            let place = place.cast::<ffi::ngx_http_handler_pt>();
-            if place.is_null() {
-                return Err("out of memory".into());
-            }
-            *place = Some(handler);
+        let phases = &raw mut (*core.cast::<ffi::ngx_http_core_main_conf_t>()).phases;
+        let handlers = |phase: u32| &raw mut (*phases)[phase as usize].handlers;
+        // Without the rewrite module nothing answers there.
+        let first = first(handlers(ffi::ngx_http_phases_NGX_HTTP_SERVER_REWRITE_PHASE));
+        let server_rewrite = first.and_then(|first| first.replace(server_rewrite_phase));
+        let rewrite = put_first(handlers(ffi::ngx_http_phases_NGX_HTTP_REWRITE_PHASE), rewrite_phase)?;
+        push(handlers(ffi::ngx_http_phases_NGX_HTTP_ACCESS_PHASE), access_phase)?;
+        push(handlers(ffi::ngx_http_phases_NGX_HTTP_LOG_PHASE), log_phase)?;
+        Ok(Replaced { server_rewrite, rewrite })
+    }
+}
+
+type Handler = unsafe extern "C" fn(*mut ffi::ngx_http_request_t) -> ffi::ngx_int_t;
+
+/// The handler that runs first: the one that was added last.
+///
+/// # Safety
+/// `handlers` is the list of a phase of a configuration that is being read.
+unsafe fn first<'a>(handlers: *mut ffi::ngx_array_t) -> Option<&'a mut ffi::ngx_http_handler_pt> {
+    // SAFETY: the caller's word; the list is made for such handlers.
+    unsafe {
+        let last = (*handlers).nelts.checked_sub(1)?;
+        (*handlers).elts.cast::<ffi::ngx_http_handler_pt>().add(last).as_mut()
+    }
+}
+
+/// Has `handler` take the place of the first one; if there is none it is the only one. Returns the one that was there.
+///
+/// # Safety
+/// As for [`first`].
+unsafe fn put_first(handlers: *mut ffi::ngx_array_t, handler: Handler) -> Result<ffi::ngx_http_handler_pt, String> {
+    // SAFETY: the caller's word.
+    unsafe {
+        match first(handlers) {
+            Some(first) => Ok(first.replace(handler)),
+            None => push(handlers, handler).map(|()| None),
         }
-        NEXT_BODY_FILTER = ffi::ngx_http_top_request_body_filter;
-        ffi::ngx_http_top_request_body_filter = Some(body_filter);
+    }
+}
+
+/// # Safety
+/// As for [`first`].
+unsafe fn push(handlers: *mut ffi::ngx_array_t, handler: Handler) -> Result<(), String> {
+    // SAFETY: the caller's word.
+    unsafe {
+        let place = ffi::ngx_array_push(handlers).cast::<ffi::ngx_http_handler_pt>();
+        place.as_mut().ok_or("out of memory")?.replace(handler);
     }
     Ok(())
 }
 
-unsafe extern "C" fn rewrite_phase(r: *mut ffi::ngx_http_request_t) -> ffi::ngx_int_t {
+/// Puts our body filter before all others of this process.
+///
+/// In the worker, not with the configuration: the chain is the process's, and a configuration that NGINX begins to read and refuses
+/// leaves it without the filters of the modules that it had not come to, for the workers that the master forks later.
+///
+/// # Safety
+/// On the one thread of a process that has not done so with this chain.
+pub unsafe fn install_body_filter() {
+    // SAFETY: the caller's word.
+    unsafe {
+        NEXT_BODY_FILTER = ffi::ngx_http_top_request_body_filter;
+        ffi::ngx_http_top_request_body_filter = Some(body_filter);
+    }
+}
+
+unsafe extern "C" fn server_rewrite_phase(r: *mut ffi::ngx_http_request_t) -> ffi::ngx_int_t {
     // SAFETY: NGINX calls it with a request in the making.
-    guard(DECLINED, || worker::with(|worker| unsafe { check(worker, r, false) }).unwrap_or(DECLINED))
+    unsafe {
+        // The answer of the `server` block throws the body away.
+        guard((), || note_body(r));
+        answer(r, conf::of_request(r).replaced.server_rewrite, Moment::ServerAnswers)
+    }
+}
+
+unsafe extern "C" fn rewrite_phase(r: *mut ffi::ngx_http_request_t) -> ffi::ngx_int_t {
+    // SAFETY: as above.
+    unsafe {
+        match checked(r, Moment::Located) {
+            DECLINED => answer(r, conf::of_request(r).replaced.rewrite, Moment::LocationAnswers),
+            refused => refused,
+        }
+    }
+}
+
+/// # Safety
+/// `r` is a request in the making. The worker is not borrowed while NGINX is called back.
+unsafe fn checked(r: *mut ffi::ngx_http_request_t, moment: Moment) -> ffi::ngx_int_t {
+    // SAFETY: the caller's word.
+    guard(DECLINED, || worker::with(|worker| unsafe { check(worker, r, moment) }).unwrap_or(DECLINED))
+}
+
+/// Calls a handler that rewrites and may answer; an answer goes out only if the request may have it. It is known by
+/// then that it is the location, or the `server` block, that answers, and variables are set.
+///
+/// # Safety
+/// `r` is a request in the phase that the handler is from.
+unsafe fn answer(r: *mut ffi::ngx_http_request_t, handler: ffi::ngx_http_handler_pt, moment: Moment) -> ffi::ngx_int_t {
+    let Some(handler) = handler else { return DECLINED };
+    // SAFETY: the caller's word. Filters are those of this process, on this one thread. A handler may come back here for an
+    // internal redirect: then the filter that ours stands before stays.
+    unsafe {
+        if conf::of_location(r).mode() == Mode::Off || r != (*r).main {
+            return handler(r);
+        }
+        let (top, answering) = (ffi::ngx_http_top_header_filter, ANSWERING);
+        let is_ours = top.is_some_and(|top| std::ptr::fn_addr_eq(top, check_answer as Handler));
+        ANSWERING = (if is_ours { answering.0 } else { top }, moment);
+        ffi::ngx_http_top_header_filter = Some(check_answer);
+        let answer = handler(r);
+        (ffi::ngx_http_top_header_filter, ANSWERING) = (top, answering);
+
+        // A status stands for an answer that NGINX makes now. After all else the request may be gone, or has been answered.
+        if answer < ffi::NGX_HTTP_SPECIAL_RESPONSE as ffi::ngx_int_t || checked(r, moment) != FORBIDDEN {
+            return answer;
+        }
+        if let Some(location) = (*r).headers_out.location.as_mut() {
+            location.hash = 0;
+            (*r).headers_out.location = std::ptr::null_mut();
+        }
+        FORBIDDEN
+    }
+}
+
+/// A header filter: the rewrite module answers with a text, `return 200 …`.
+unsafe extern "C" fn check_answer(r: *mut ffi::ngx_http_request_t) -> ffi::ngx_int_t {
+    // SAFETY: NGINX calls it with a request that is being answered, while [`answer`] has put it there. It stands there once: what
+    // comes after it may answer otherwise, through the phases.
+    unsafe {
+        let (next, moment) = ANSWERING;
+        ffi::ngx_http_top_header_filter = next;
+        match (checked(r, moment), next) {
+            // As if another filter had failed so: the rewrite module hands it on, and NGINX answers with it.
+            (FORBIDDEN, _) => FORBIDDEN,
+            (_, Some(next)) => next(r),
+            (_, None) => ERROR,
+        }
+    }
 }
 
 unsafe extern "C" fn access_phase(r: *mut ffi::ngx_http_request_t) -> ffi::ngx_int_t {
-    // SAFETY: as above. The worker is not borrowed while NGINX is called back.
-    guard(DECLINED, || match worker::with(|worker| unsafe { check(worker, r, true) }).unwrap_or(DECLINED) {
+    // SAFETY: NGINX calls it with a request in the making.
+    guard(DECLINED, || match unsafe { checked(r, Moment::Access) } {
         FORBIDDEN => {
             // Not returned: with `satisfy any` another handler of this phase could overrule it.
             // SAFETY: what NGINX does with a handler's 403 without `satisfy any`.
@@ -157,8 +301,8 @@ unsafe extern "C" fn body_is_read(r: *mut ffi::ngx_http_request_t) {
 /// Whether the request may go on.
 ///
 /// # Safety
-/// `r` is a request whose location is known.
-unsafe fn check(worker: &Worker, r: *mut ffi::ngx_http_request_t, access: bool) -> ffi::ngx_int_t {
+/// `r` is a request whose configuration is that of the location, or of the server that answers for it.
+unsafe fn check(worker: &Worker, r: *mut ffi::ngx_http_request_t, moment: Moment) -> ffi::ngx_int_t {
     // SAFETY: the caller's word; each of what is called asks for no more.
     unsafe {
         let conf = conf::of_location(r);
@@ -167,14 +311,14 @@ unsafe fn check(worker: &Worker, r: *mut ffi::ngx_http_request_t, access: bool) 
         }
         let mut context = find(r);
         if context.as_ref().is_some_and(|context| context.refused.is_some()) {
-            // It is being shown the page of its refusal.
-            return DECLINED;
+            // It is being shown the page of its refusal. If the `server` block answers for every page, there is none to be shown.
+            return if moment == Moment::ServerAnswers { FORBIDDEN } else { DECLINED };
         }
         let source = client_ip(r, conf);
         let listed = worker.listed(source, conf.application());
         let has_body = has_body(r);
         let blocking = conf.mode() == Mode::Block || conf.mode() == Mode::SafeBlocking && listed == Some(Action::Graylist);
-        if context.is_none() && (listed.is_some() || blocking || has_body && !access) {
+        if context.is_none() && (listed.is_some() || blocking || has_body && moment == Moment::Located) {
             context = make(r);
         }
         let Some(context) = context else { return DECLINED };
@@ -183,34 +327,77 @@ unsafe fn check(worker: &Worker, r: *mut ffi::ngx_http_request_t, access: bool) 
             context.refused = Some((source, conf.application()));
             return FORBIDDEN;
         }
-        if has_body && !access && context.body.is_empty() {
+        if has_body && moment == Moment::Located {
             keep_preread(context, r, conf);
         }
         if !blocking || context.findings.is_some() {
             return DECLINED;
         }
-        if has_body && conf.body_limit() > 0 {
-            if !access {
+        let head_alone = has_body && matches!(moment, Moment::ServerAnswers | Moment::LocationAnswers);
+        if has_body && conf.body_limit() > 0 && !head_alone {
+            if moment == Moment::Located {
                 return DECLINED;
             }
-            if !std::mem::replace(&mut context.body_read, true) && (*r).request_body.is_null() {
+            // NGINX counts down what it throws away of a body.
+            let unread = (*r).request_body.is_null() && ((*r).headers_in.content_length_n > 0 || (*r).headers_in.chunked() != 0);
+            if unread && !std::mem::replace(&mut context.body_read, true) {
                 return READ_BODY;
             }
         }
-        let findings = inspect(worker, r, conf, Some(context));
-        context.refused = (!findings.found.is_empty()).then(|| (source, conf.application()));
-        context.findings = Some(findings);
-        if context.refused.is_some() { FORBIDDEN } else { DECLINED }
+        let (body, body_truncated) = if head_alone { (&b""[..], false) } else { body_of(r, Some(context)) };
+        let findings = inspect(worker, r, conf, body, body_truncated);
+        let refused = !findings.found.is_empty();
+        if refused {
+            context.refused = Some((source, conf.application()));
+        }
+        // What was found in the head alone is no verdict on the body: the log phase looks at both.
+        if refused || !head_alone {
+            context.findings = Some(findings);
+        }
+        if refused { FORBIDDEN } else { DECLINED }
     }
 }
 
-/// Whether a body was announced.
+/// Whether a body was announced, also when it has been read or thrown away, after which NGINX's own count of it is zero.
 ///
 /// # Safety
 /// `r` is a request.
 unsafe fn has_body(r: *const ffi::ngx_http_request_t) -> bool {
     // SAFETY: the caller's word.
-    unsafe { (*r).headers_in.content_length_n > 0 || (*r).headers_in.chunked() != 0 }
+    unsafe {
+        let length = header((*r).headers_in.content_length);
+        length.iter().any(|digit| (b'1'..=b'9').contains(digit)) || (*r).headers_in.chunked() != 0
+    }
+}
+
+/// What is there of the body, and whether there was more of it.
+///
+/// # Safety
+/// `r` is a request.
+unsafe fn body_of(r: *const ffi::ngx_http_request_t, context: Option<&Context>) -> (&[u8], bool) {
+    // SAFETY: the caller's word.
+    let has_body = unsafe { has_body(r) };
+    match context {
+        Some(context) => (&context.body, context.body_truncated || has_body && !context.body_ended),
+        None => (b"", has_body),
+    }
+}
+
+/// Keeps what there is of a body before the `server` block answers.
+///
+/// # Safety
+/// `r` is a request whose head has been read.
+unsafe fn note_body(r: *mut ffi::ngx_http_request_t) {
+    // SAFETY: the caller's word.
+    unsafe {
+        let conf = conf::of_location(r);
+        if conf.mode() == Mode::Off || r != (*r).main || !has_body(r) {
+            return;
+        }
+        if let Some(context) = find(r).or_else(|| make(r)) {
+            keep_preread(context, r, conf);
+        }
+    }
 }
 
 unsafe extern "C" fn body_filter(r: *mut ffi::ngx_http_request_t, chain: *mut ffi::ngx_chain_t) -> ffi::ngx_int_t {
@@ -234,27 +421,29 @@ unsafe fn capture(r: *mut ffi::ngx_http_request_t, chain: *mut ffi::ngx_chain_t)
             return;
         }
         let Some(context) = find(r).or_else(|| make(r)) else { return };
-        if std::mem::take(&mut context.preread) {
-            context.body.clear();
-            context.body_truncated = false;
-        }
         let mut link = chain;
         while let Some(one) = link.as_ref() {
-            if let Some(buffer) = one.buf.as_ref()
-                && !buffer.pos.is_null()
-                && buffer.last > buffer.pos
-            {
-                let bytes = std::slice::from_raw_parts(buffer.pos, buffer.last.offset_from_unsigned(buffer.pos));
-                let room = conf.body_limit().saturating_sub(context.body.len());
-                context.body_truncated |= bytes.len() > room;
-                context.body.extend_from_slice(&bytes[..bytes.len().min(room)]);
+            if let Some(buffer) = one.buf.as_ref() {
+                if !buffer.pos.is_null() && buffer.last > buffer.pos {
+                    if std::mem::take(&mut context.preread) {
+                        // It comes once more.
+                        context.body.clear();
+                        (context.body_truncated, context.body_ended) = (false, false);
+                    }
+                    let bytes = std::slice::from_raw_parts(buffer.pos, buffer.last.offset_from_unsigned(buffer.pos));
+                    let room = conf.body_limit().saturating_sub(context.body.len());
+                    context.body_truncated |= bytes.len() > room;
+                    context.body.extend_from_slice(&bytes[..bytes.len().min(room)]);
+                }
+                // Of a body that was thrown away and is asked for then, nothing comes but an end.
+                context.body_ended |= buffer.last_buf() != 0 && !context.preread;
             }
             link = one.next;
         }
     }
 }
 
-/// Keeps what came of the body with the head: if nobody reads the body, that is all there will be of it.
+/// Keeps what came of the body with the head, as much as this location says: if nobody reads the body, that is all there will be of it.
 ///
 /// # Safety
 /// `r` is a request whose head has been read.
@@ -263,26 +452,33 @@ unsafe fn keep_preread(context: &mut Context, r: *mut ffi::ngx_http_request_t, c
     unsafe {
         let Some(buffer) = (*r).header_in.as_ref() else { return };
         let length = usize::try_from((*r).headers_in.content_length_n).unwrap_or(0);
-        if !(*r).stream.is_null() || length == 0 || buffer.last <= buffer.pos || !(*r).request_body.is_null() {
+        let is_read = !(*r).request_body.is_null() || (*r).discard_body() != 0;
+        if !(*r).stream.is_null() || length == 0 || buffer.last <= buffer.pos || is_read {
             return;
         }
         let there = std::slice::from_raw_parts(buffer.pos, buffer.last.offset_from_unsigned(buffer.pos));
         let kept = there.len().min(length).min(conf.body_limit());
+        context.body.clear();
         context.body.extend_from_slice(&there[..kept]);
-        (context.body_truncated, context.preread) = (kept < length, true);
+        (context.body_truncated, context.body_ended, context.preread) = (kept < length, there.len() >= length, true);
     }
 }
 
+/// `body_truncated`: a part of the body is not there, one that nobody has read, or that is not to be looked at.
+///
 /// # Safety
 /// `r` is a request in the making.
-unsafe fn inspect(worker: &Worker, r: *mut ffi::ngx_http_request_t, conf: &LocationConf, context: Option<&Context>) -> Findings {
+unsafe fn inspect(
+    worker: &Worker,
+    r: *mut ffi::ngx_http_request_t,
+    conf: &LocationConf,
+    body: &[u8],
+    body_truncated: bool,
+) -> Findings {
     // SAFETY: the caller's word.
     unsafe {
         let (method, target) = request_line(r);
         let headers: Vec<(&[u8], &[u8])> = headers(r);
-        let (body, truncated) = context.map_or((&b""[..], false), |context| (&context.body, context.body_truncated));
-        // One that nobody has read, or that is not to be looked at.
-        let body_truncated = truncated || body.is_empty() && has_body(r);
         let request = RawRequest { method, uri: target, headers: &headers, body, body_truncated };
         worker.inspect(&request, conf.time_limit())
     }
@@ -319,7 +515,10 @@ unsafe fn record(worker: &Worker, r: *mut ffi::ngx_http_request_t) {
             Some(findings) => findings,
             // Whoever is on the denylist is not looked at any more.
             None if denied => Findings::default(),
-            None => inspect(worker, r, conf, context.as_deref()),
+            None => {
+                let (body, body_truncated) = body_of(r, context.as_deref());
+                inspect(worker, r, conf, body, body_truncated)
+            }
         };
 
         let (source, application) = refused.unwrap_or_else(|| (client_ip(r, conf), conf.application()));
