@@ -85,3 +85,16 @@ pub fn lives(pid: u32) -> bool {
     let answer = unsafe { ffi::kill(pid as i32, 0) };
     answer == 0 || ffi::ngx_errno() as u32 != ffi::ESRCH
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_ends_at_the_guard() {
+        assert_eq!(guard(7, || 8), 8);
+        let nothing: [u8; 0] = [];
+        let at = std::hint::black_box(1);
+        assert_eq!(guard(7, || nothing[at].into()), 7, "NGINX goes on with the other value");
+    }
+}
