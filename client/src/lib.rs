@@ -177,6 +177,12 @@ impl Client {
         self.queue.status()
     }
 
+    /// Whether its background thread has ended, by a panic in a callback: it takes no more records, and those that were left are
+    /// counted lost or in doubt. Asked after [`Self::counters`] it tells whether they are of a client that had not.
+    pub fn is_closed(&self) -> bool {
+        self.queue.is_finished()
+    }
+
     /// The client's monotonic clock, µs since it was built: that of [`AckedRecord`].
     pub fn clock_us(&self) -> u64 {
         self.queue.clock_us()

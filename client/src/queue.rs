@@ -493,6 +493,11 @@ impl Queue {
         self.changed.notify_all();
     }
 
+    /// Whether the background thread has ended.
+    pub(crate) fn is_finished(&self) -> bool {
+        self.forked_from().is_some() || self.lock().finished
+    }
+
     /// What to poll for.
     pub(crate) fn wake_fd(&self) -> BorrowedFd<'_> {
         self.wake.as_fd()

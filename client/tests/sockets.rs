@@ -333,10 +333,12 @@ fn dropping_a_client_sends_what_is_queued() {
 fn a_panic_in_the_callback_ends_the_thread_and_not_the_laws() {
     let server = Server::start();
     let client = client(&server).on_acked(|_| panic!("on purpose")).build().expect("built");
+    assert!(!client.is_closed());
     send(&client, 0).expect("room");
     eventually("published", || client.counters().acked == 1);
     assert_eq!(client.flush(LONG), Ok(()), "nothing is left to wait for");
-    eventually("ended", || send(&client, 1) == Err(SendError::Closed));
+    eventually("ended", || client.is_closed());
+    assert_eq!(send(&client, 1), Err(SendError::Closed));
     let counters = client.counters();
     assert!(counters.laws_hold() && counters.in_flight == 0 && counters.refused_other >= 1, "{counters:?}");
     assert_eq!(counters.acked, 1, "what was acknowledged is, whatever the callback makes of it");

@@ -266,6 +266,58 @@ fn a_server_that_is_away_and_an_agent_that_is_killed_lose_nothing() {
     server.assert_laws();
 }
 
+/// A log that somebody writes to all the time does not keep it: it reads what was there when it began.
+#[test]
+fn once_ends_on_a_busy_log() {
+    let (server, mut site) = (ServerOptions::default().start(), Site::new());
+    let address = server.ingest.to_string();
+    site.visit("access.log", 100);
+    let mut agent = site.agent(&address, &["--once"]);
+    let begun = Instant::now();
+    let status = loop {
+        site.visit("access.log", 1);
+        if let Some(status) = agent.child.try_wait().unwrap() {
+            break status;
+        }
+        assert!(begun.elapsed() < LONG, "it reads on and on");
+        std::thread::sleep(Duration::from_millis(2));
+    };
+    assert!(status.success() && server.total("records_stored") >= 100);
+
+    // Renamed just now: the old file is left for later, for its last lines may be still to come.
+    std::fs::rename(site.path("access.log"), site.path("access.log.1")).unwrap();
+    site.visit("access.log", 5);
+    assert!(site.agent(&address, &["--once"]).wait().success());
+    site.visit("access.log.1", 5);
+    assert!(site.agent(&address, &["--once"]).wait().success());
+    assert_once(&server, 0..site.written);
+    assert!(site.said("done").iter().all(|done| done["gaps"] == 0));
+}
+
+/// Lines that are malformed come all the time; that a log cannot be read, or the state not be written, is said all the same.
+#[test]
+fn no_trouble_keeps_another_from_being_told() {
+    let soon = Duration::from_secs(20);
+    let site = Site::new();
+    let agent = site.agent("127.0.0.1:1", &["--from-start"]);
+    let says = |what: &str| {
+        let mut log = File::options().create(true).append(true).open(site.path("access.log")).unwrap();
+        eventually(what, soon, || {
+            writeln!(log, "no line of a log").unwrap();
+            std::fs::read_to_string(site.path("agent.log")).unwrap().contains(what)
+        });
+    };
+    says("a line was skipped");
+    std::fs::rename(site.path("state"), site.path("away")).unwrap();
+    says("the state cannot be written");
+    std::fs::rename(site.path("access.log"), site.path("access.log.1")).unwrap();
+    std::fs::create_dir(site.path("access.log")).unwrap();
+    eventually("the log is told of", soon, || {
+        std::fs::read_to_string(site.path("agent.log")).unwrap().contains("the log cannot be read")
+    });
+    agent.kill();
+}
+
 #[test]
 fn two_agents_do_not_share_a_state_and_errors_say_what_to_do() {
     let site = Site::new();

@@ -11,7 +11,7 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Longest line; a longer one is counted and skipped.
 pub(crate) const LINE_BYTES_MAX: usize = 256 * 1024;
@@ -19,8 +19,9 @@ pub(crate) const LINE_BYTES_MAX: usize = 256 * 1024;
 const READ_BYTES: usize = 64 * 1024;
 /// First bytes by which a file is known again.
 const HEAD_BYTES_MAX: u64 = 1024;
-/// A file that was renamed away is still written to until the server opens the new one: it is done after so much silence.
-const SILENCE: Duration = Duration::from_secs(5);
+/// A file that was renamed away is still written to until the server opens the new one: it is done after so much silence, counted
+/// from when its new name was seen at the earliest.
+pub(crate) const SILENCE: Duration = Duration::from_secs(5);
 
 /// Which file of the system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,7 +77,9 @@ pub(crate) struct LogFile {
     begin: usize,
     scanned: usize,
     is_skipping: bool,
-    /// When bytes last came.
+    /// Nothing is read behind this.
+    until: u64,
+    /// When bytes last came, or it was left.
     written: Instant,
     /// Its name belongs to another file: nobody opens it again.
     pub(crate) is_left: bool,
@@ -89,6 +92,12 @@ pub(crate) struct LogFile {
 /// Opens a file. One that is no file, such as a pipe that nobody writes to, does not hold us up.
 pub(crate) fn open(path: &Path) -> io::Result<File> {
     File::options().read(true).custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed()).open(path)
+}
+
+/// When a file was made, Unix µs. Where the file system does not tell, when it was last written to.
+pub(crate) fn made_us(metadata: &std::fs::Metadata) -> u64 {
+    let made = metadata.created().or_else(|_| metadata.modified());
+    made.ok().and_then(|made| made.duration_since(UNIX_EPOCH).ok()).map_or(0, |made| made.as_micros() as u64)
 }
 
 impl FileId {
@@ -150,6 +159,7 @@ impl LogFile {
             begin: 0,
             scanned: 0,
             is_skipping: false,
+            until: u64::MAX,
             written: Instant::now(),
             is_left: false,
             is_done: false,
@@ -195,11 +205,12 @@ impl LogFile {
             self.buffer_at += self.begin as u64;
             (self.begin, self.scanned) = (0, self.buffer.len());
             let had = self.buffer.len();
-            self.buffer.resize(had + READ_BYTES, 0);
+            let more = self.until.saturating_sub(self.buffer_at + had as u64).min(READ_BYTES as u64);
+            self.buffer.resize(had + more as usize, 0);
             let read = self.file.read_at(&mut self.buffer[had..], self.buffer_at + had as u64);
             self.buffer.truncate(had + *read.as_ref().unwrap_or(&0));
             match read {
-                Ok(0) if self.is_left && has_next && now.duration_since(self.written) >= SILENCE => {
+                Ok(0) if self.is_left && has_next && self.is_read_on() && now.duration_since(self.written) >= SILENCE => {
                     return Ok(self.finish());
                 }
                 Ok(0) => {
@@ -214,8 +225,32 @@ impl LogFile {
         }
     }
 
+    /// Its name belongs to another file now.
+    pub(crate) fn leave(&mut self, now: Instant) {
+        (self.is_left, self.written) = (true, now);
+    }
+
+    /// Nothing that is written to it from now on is read.
+    pub(crate) fn end_here(&mut self) -> io::Result<()> {
+        self.until = self.file.metadata()?.len();
+        Ok(())
+    }
+
+    const fn is_read_on(&self) -> bool {
+        self.until == u64::MAX
+    }
+
+    /// For who does not wait: finishes it if all of it was read, and neither its bytes nor its name changed for a while.
+    pub(crate) fn finish_if_quiet(&mut self, now: SystemTime) -> Option<Found> {
+        let metadata = self.file.metadata().ok()?;
+        let since_epoch = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let changed = Duration::new(u64::try_from(metadata.ctime()).ok()?, u32::try_from(metadata.ctime_nsec()).ok()?);
+        let is_read = metadata.len() <= self.buffer_at + self.buffer.len() as u64;
+        if is_read && since_epoch.checked_sub(changed) >= Some(SILENCE) { self.finish() } else { None }
+    }
+
     /// Nobody will write to it: what stands behind the last line end is a line, too.
-    pub(crate) fn finish(&mut self) -> Option<Found> {
+    fn finish(&mut self) -> Option<Found> {
         if std::mem::replace(&mut self.is_done, true) {
             return None;
         }
@@ -262,12 +297,12 @@ impl LogFile {
     }
 
     /// Goes on in a copy of it.
-    pub(crate) fn go_on_in(&mut self, copy: File) -> io::Result<()> {
+    pub(crate) fn go_on_in(&mut self, copy: File, now: Instant) -> io::Result<()> {
         self.id = FileId::of(&copy.metadata()?);
         self.file = copy;
         self.buffer.clear();
         (self.buffer_at, self.begin, self.scanned, self.is_skipping) = (self.read, 0, 0, false);
-        self.is_left = true;
+        self.leave(now);
         Ok(())
     }
 
@@ -297,6 +332,18 @@ impl LogFile {
 
     pub(crate) const fn head(&self) -> Head {
         self.head
+    }
+
+    /// See [`made_us`]; 0 if it is not known.
+    pub(crate) fn made_us(&self) -> u64 {
+        self.file.metadata().map_or(0, |metadata| made_us(&metadata))
+    }
+
+    /// For tests: reads of it fail.
+    #[cfg(test)]
+    pub(crate) fn break_it(&mut self) {
+        self.file = File::options().write(true).open("/dev/null").expect("opened");
+        self.until = u64::MAX;
     }
 
     /// Bytes that were not found as lines yet.

@@ -4,19 +4,21 @@
 //! what was truncated, and stay until they are read to the end and all their lines are settled. So nothing is lost while the
 //! server is away, however often the log is rotated meanwhile: an open file outlives its name.
 
-use super::file::{Cursor, FileId, Found, Head, LogFile, open};
+use super::file::{Cursor, FileId, Found, Head, LogFile, SILENCE, made_us, open};
+use super::unix_us;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 /// Most files of one log that are open. Beyond it the oldest is given up.
 const FILES_MAX: usize = 100;
 /// Most entries of a folder that are looked at.
 const ENTRIES_MAX: usize = 10_000;
+/// How far the times of files are behind the clock at most: kernels take them from the last tick. µs.
+const FILE_TIME_BEHIND_US: u64 = 100_000;
 
 /// Where a log without a cursor is read from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +33,9 @@ pub(crate) enum Begin {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct LogState {
     pub(crate) path: PathBuf,
+    /// When the name was last seen to be that of the last file, Unix µs: what was made later was not seen. 0: not known.
+    #[serde(default)]
+    pub(crate) seen_us: u64,
     pub(crate) files: Vec<Cursor>,
 }
 
@@ -48,6 +53,9 @@ pub(crate) struct Log {
     pub(crate) path: PathBuf,
     files: VecDeque<LogFile>,
     next_serial: u64,
+    /// When the name was last seen to be that of the last file: in Unix µs as in [`LogState`], and by the clock of this process.
+    seen_us: u64,
+    seen: Instant,
     /// The file that the name belongs to could not be opened; said once.
     is_missing: bool,
     /// Times that lines may have been lost.
@@ -57,7 +65,8 @@ pub(crate) struct Log {
 impl Log {
     /// Goes on at the cursor, or begins. A log that is not there yet is waited for.
     pub(crate) fn open(path: PathBuf, state: Option<&LogState>, begin: Begin) -> io::Result<Self> {
-        let mut log = Self { path, files: VecDeque::new(), next_serial: 0, is_missing: false, gaps: 0 };
+        let (seen_us, seen) = (unix_us(), Instant::now());
+        let mut log = Self { path, files: VecDeque::new(), next_serial: 0, seen_us, seen, is_missing: false, gaps: 0 };
         match state {
             Some(state) => log.go_on(state)?,
             None if log.path.exists() => {
@@ -84,45 +93,101 @@ impl Log {
                     file.is_left = path != self.path;
                     self.files.push_back(file);
                 }
-                None if cursor.offset == 0 && cursor.head.is_empty() => {}
                 None => {
                     self.gaps += 1;
                     tracing::warn!(
                         log = %self.path.display(), offset = cursor.offset,
-                        "the file in which the lines were read last is gone, or compressed: what was written to it since is lost; let \
-                         the rotation keep the newest file as it is (delaycompress), and the agent run"
+                        "the file in which the lines were read last is gone, or compressed: what was written to it since is lost; what \
+                         was rotated after it and is not compressed is read; let the rotation keep the newest file as it is \
+                         (delaycompress), and the agent run"
                     );
                 }
             }
         }
-        let has_current = self.files.back().is_some_and(|file| !file.is_left);
-        if has_current {
+        if self.files.back().is_some_and(|file| !file.is_left) {
             return Ok(());
         }
-        // Rotated more than once meanwhile: what was written after the last file that we know.
-        if let Some(last) = self.files.back() {
-            let known: Vec<FileId> = self.files.iter().map(|file| file.id).collect();
-            for file in rotated_since(&self.path, last.id, &known) {
-                let mut file = LogFile::of(file, 0, self.take_serial())?;
-                file.is_left = true;
-                self.files.push_back(file);
-            }
-        }
-        self.open_current()
+        // A state that does not say so: what was made after the last file that we know.
+        let last_us = || self.files.back().map_or(self.seen_us, LogFile::made_us);
+        self.seen_us = if state.seen_us > 0 { state.seen_us } else { last_us() };
+        self.open_next(Instant::now())
     }
 
-    /// Opens the file that the name belongs to now, from its start.
-    fn open_current(&mut self) -> io::Result<()> {
-        match open(&self.path) {
-            Ok(file) => {
-                let file = LogFile::of(file, 0, self.take_serial())?;
-                self.is_missing = false;
-                self.files.push_back(file);
-                self.bound();
+    /// Opens the file that the name belongs to now, from its start. Between it and those we have come files that had the name
+    /// and lost it without our seeing it. What fails, fails before anything changes: it is tried again.
+    fn open_next(&mut self, now: Instant) -> io::Result<()> {
+        let seen_us = unix_us();
+        let current = match open(&self.path) {
+            Ok(file) => LogFile::of(file, 0, 0)?,
+            Err(error) => {
+                self.say_missing(&error);
+                return Ok(());
             }
-            Err(error) => self.say_missing(&error),
+        };
+        let rotated = rotated(&self.path);
+        let (between, lost) = self.between(&rotated, &current)?;
+        let before = self.files.back().filter(|file| !file.is_left).map(|file| file.id);
+        let is_among = |id| rotated.iter().any(|(_, metadata)| FileId::of(metadata) == id);
+        // Within this time it is rotated once only, to another folder perhaps.
+        let is_long_ago = now.duration_since(self.seen) >= SILENCE;
+        if is_long_ago && before.is_some_and(|id| !is_among(id)) {
+            self.gaps += 1;
+            tracing::warn!(
+                log = %self.path.display(),
+                "the log was rotated while nobody looked, and its old file is gone, or compressed: if it was rotated more than once, \
+                 files between are lost; let the rotation keep the newest file as it is (delaycompress)"
+            );
         }
+        self.gaps += lost;
+        self.files.iter_mut().filter(|file| !file.is_left).for_each(|file| file.leave(now));
+        for mut file in between.into_iter().chain([current]) {
+            file.serial = self.take_serial();
+            self.files.push_back(file);
+        }
+        (self.is_missing, self.seen_us, self.seen) = (false, seen_us, now);
+        self.bound();
         Ok(())
+    }
+
+    /// The files that were made since the name was last seen and have other names now, oldest first, and how many of them cannot
+    /// be opened.
+    fn between(&self, rotated: &[(PathBuf, Metadata)], current: &LogFile) -> io::Result<(Vec<LogFile>, u64)> {
+        let since_us = self.seen_us.saturating_sub(FILE_TIME_BEHIND_US);
+        let (mut found, mut lost): (Vec<LogFile>, u64) = (Vec::new(), 0);
+        for (name, metadata) in rotated {
+            let is_known = self.files.iter().chain([current]).any(|file| file.id == FileId::of(metadata));
+            if is_known || made_us(metadata) < since_us {
+                continue;
+            }
+            match open(name) {
+                // A copy of what we have, or a second name.
+                Ok(file) if self.has(&file)? || found.iter().any(|other| other.id == FileId::of(metadata)) => {}
+                Ok(file) => {
+                    let mut file = LogFile::of(file, 0, 0)?;
+                    file.is_left = true;
+                    found.push(file);
+                }
+                Err(error) if matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::NotFound) => {
+                    lost += 1;
+                    tracing::warn!(
+                        log = %self.path.display(), file = %name.display(), %error,
+                        "the log was rotated more than once while nobody looked, and this file of it cannot be opened: it is lost"
+                    );
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok((found, lost))
+    }
+
+    /// Whether a file begins as one that we have.
+    fn has(&self, file: &File) -> io::Result<bool> {
+        for head in self.files.iter().map(LogFile::head).filter(|head| !head.is_empty()) {
+            if head.is_of(file)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     fn say_missing(&mut self, error: &io::Error) {
@@ -132,13 +197,14 @@ impl Log {
     }
 
     /// Looks whether the log was rotated or truncated. To be called before lines are asked for, a few times a second.
-    pub(crate) fn look(&mut self) -> io::Result<()> {
-        let Some(current) = self.files.back_mut().filter(|file| !file.is_left) else { return self.open_current() };
+    pub(crate) fn look(&mut self, now: Instant) -> io::Result<()> {
+        let seen_us = unix_us();
+        let Some(current) = self.files.back_mut().filter(|file| !file.is_left) else { return self.open_next(now) };
         if current.is_other_than_it_was()? {
             let (id, head, read) = (current.id, current.head(), current.read_to());
             let copy = if head.is_empty() { None } else { find_copy(&self.path, id, head, read) };
             match copy {
-                Some(copy) => current.go_on_in(copy)?,
+                Some(copy) => current.go_on_in(copy, now)?,
                 None => {
                     self.gaps += 1;
                     tracing::warn!(
@@ -150,22 +216,18 @@ impl Log {
                 }
             }
             tracing::info!(log = %self.path.display(), "the log was truncated: read from its start");
-            return self.open_current();
+            return self.open_next(now);
         }
         match std::fs::metadata(&self.path) {
             Ok(metadata) if FileId::of(&metadata) != current.id => {
-                // Opened before the old one counts as left, so that a failure leaves all as it was.
-                match open(&self.path) {
-                    Ok(_) => {
-                        current.is_left = true;
-                        tracing::info!(log = %self.path.display(), "the log was rotated: the old file is read to its end");
-                        self.open_current()?;
-                    }
-                    Err(error) => self.say_missing(&error),
+                self.open_next(now)?;
+                if !self.is_missing {
+                    tracing::info!(log = %self.path.display(), "the log was rotated: the old file is read to its end");
                 }
             }
+            Ok(_) => (self.seen_us, self.seen) = (seen_us, now),
             // No name for a while: the server will make a new file.
-            Ok(_) | Err(_) => {}
+            Err(_) => {}
         }
         Ok(())
     }
@@ -181,10 +243,15 @@ impl Log {
         Ok(None)
     }
 
-    /// For who does not wait for more: the unfinished last lines of files that were left.
-    pub(crate) fn next_rest(&mut self) -> Option<Line> {
+    /// Nothing that is written from now on is read.
+    pub(crate) fn end_here(&mut self) -> io::Result<()> {
+        self.files.iter_mut().try_for_each(LogFile::end_here)
+    }
+
+    /// For who does not wait for more: the unfinished last lines of files that were left some time ago.
+    pub(crate) fn next_rest(&mut self, now: SystemTime) -> Option<Line> {
         let mut left = self.files.iter_mut().filter(|file| file.is_left);
-        left.find_map(|file| file.finish().map(|found| Line { serial: file.serial, found }))
+        left.find_map(|file| file.finish_if_quiet(now).map(|found| Line { serial: file.serial, found }))
     }
 
     /// The text of the line that was found last.
@@ -208,7 +275,13 @@ impl Log {
 
     pub(crate) fn state(&mut self) -> LogState {
         self.files.retain(|file| !file.is_over());
-        LogState { path: self.path.clone(), files: self.files.iter_mut().map(LogFile::cursor).collect() }
+        LogState { path: self.path.clone(), seen_us: self.seen_us, files: self.files.iter_mut().map(LogFile::cursor).collect() }
+    }
+
+    /// For tests: reads of it fail.
+    #[cfg(test)]
+    pub(crate) fn break_it(&mut self) {
+        self.files.iter_mut().for_each(LogFile::break_it);
     }
 
     fn bound(&mut self) {
@@ -226,7 +299,7 @@ impl Log {
 }
 
 /// The regular files of the log's folder, with their paths.
-fn neighbours(path: &Path) -> impl Iterator<Item = (PathBuf, std::fs::Metadata)> {
+fn neighbours(path: &Path) -> impl Iterator<Item = (PathBuf, Metadata)> {
     let folder = path.parent().map(std::fs::read_dir).and_then(Result::ok);
     let entries = folder.into_iter().flatten().filter_map(Result::ok).take(ENTRIES_MAX);
     entries.filter_map(|entry| {
@@ -237,7 +310,7 @@ fn neighbours(path: &Path) -> impl Iterator<Item = (PathBuf, std::fs::Metadata)>
 
 /// The file that a cursor means: the same one under any name of the folder, or a copy of it.
 fn find(path: &Path, id: FileId, head: Head, offset: u64) -> Option<(File, PathBuf)> {
-    let is_it = |file: &File, metadata: &std::fs::Metadata| {
+    let is_it = |file: &File, metadata: &Metadata| {
         metadata.len() >= offset && head.is_of(file).unwrap_or(false) && FileId::of(metadata) == id
     };
     let named = std::fs::metadata(path).ok().map(|metadata| (path.to_path_buf(), metadata));
@@ -264,16 +337,11 @@ fn find_copy(path: &Path, id: FileId, head: Head, offset: u64) -> Option<File> {
     })
 }
 
-/// Files that were rotated after `last` was, oldest first.
-fn rotated_since(path: &Path, last: FileId, known: &[FileId]) -> Vec<File> {
-    let changed = |metadata: &std::fs::Metadata| (metadata.mtime(), metadata.mtime_nsec());
+/// The rotated files of a log that are not compressed, in the order in which they were made.
+fn rotated(path: &Path) -> Vec<(PathBuf, Metadata)> {
     let mut all: Vec<_> = neighbours(path).filter(|(name, _)| name != path && is_rotated_name(path, name)).collect();
-    let Some(since) = all.iter().find(|(_, metadata)| FileId::of(metadata) == last).map(|(_, metadata)| changed(metadata)) else {
-        return Vec::new();
-    };
-    all.retain(|(_, metadata)| changed(metadata) >= since && !known.contains(&FileId::of(metadata)));
-    all.sort_by_key(|(_, metadata)| changed(metadata));
-    all.into_iter().filter_map(|(name, _)| open(&name).ok()).collect()
+    all.sort_by_key(|(_, metadata)| made_us(metadata));
+    all
 }
 
 /// `access.log.1` or `access.log-20260131`, not compressed.

@@ -24,7 +24,7 @@ use crate::config::flags::AgentFlags;
 use anyhow::{Context, Result, bail};
 use line::{Reader, Taken};
 use log::{Begin, Line, Log};
-use postanalytics_client::{Client, SendError};
+use postanalytics_client::{Client, Counters, SendError};
 use postanalytics_filter::{Engine, MaskConfig, Masker, Scratch};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use siphasher::sip128::{Hasher128, SipHasher13};
@@ -41,7 +41,7 @@ use window::{QUEUE_BYTES, Window};
 const POLL: Duration = Duration::from_millis(200);
 /// How often the state is written; a killed agent sends again at most so much.
 const WRITE: Duration = Duration::from_secs(1);
-/// How often the numbers are told, and an example of what is wrong.
+/// How often the numbers are told, and each kind of trouble.
 const TELL: Duration = Duration::from_secs(60);
 /// Lines of a log that are read before the next log has its turn.
 const LINES_PER_TURN: usize = 1024;
@@ -51,6 +51,7 @@ const END: Duration = Duration::from_secs(10);
 const STUCK: Duration = Duration::from_secs(30);
 /// How long the client keeps a record for a server that is away. Longer than anybody leaves it away.
 const RECORD_TIME_LIMIT: Duration = Duration::from_secs(86_400);
+const CLIENT_ENDED: &str = "the client's thread has ended, see above: this is a defect; what was not acknowledged is sent again by the agent that starts next";
 /// Longest file of --mask.
 const MASK_BYTES_MAX: u64 = 1 << 20;
 
@@ -73,8 +74,19 @@ struct Agent {
     window: Window,
     state: StateFile,
     numbers: Numbers,
-    /// When an example of what is wrong was last told.
-    example: Option<Instant>,
+    told: Told,
+    /// It ends when what was there at the start is read and settled.
+    once: bool,
+    /// With it: what could not be read.
+    failure: Option<anyhow::Error>,
+}
+
+/// When each kind of trouble was last told: none keeps another from being told.
+#[derive(Clone, Copy, Debug, Default)]
+struct Told {
+    line: Option<Instant>,
+    log: Option<Instant>,
+    state: Option<Instant>,
 }
 
 /// Runs until it is told to end, or with --once to the end of the logs.
@@ -89,7 +101,7 @@ pub(crate) fn run(flags: &AgentFlags) -> Result<()> {
         signal_hook::flag::register(signal, Arc::clone(&stop)).context("signals cannot be caught")?;
     }
     let mut agent = Agent::new(flags)?;
-    let outcome = agent.follow(flags.once, &stop);
+    let outcome = agent.follow(&stop);
     agent.end(outcome)
 }
 
@@ -112,7 +124,11 @@ impl Agent {
         let begin = if flags.from_start || flags.once { Begin::Start } else { Begin::End };
         let mut logs: Vec<Log> = Vec::with_capacity(flags.tail.len());
         for path in &flags.tail {
-            let log = open_log(path, &state, begin, flags.once)?;
+            let mut log = open_log(path, &state, begin, flags.once)?;
+            if flags.once {
+                // Else a log that is written to would keep it for ever.
+                log.end_here().with_context(|| format!("cannot read the log {}", path.display()))?;
+            }
             if logs.iter().any(|other| other.path == log.path) {
                 bail!("the log {} is given twice: name each log once", log.path.display());
             }
@@ -136,16 +152,21 @@ impl Agent {
             window: Window::default(),
             state,
             numbers: Numbers::default(),
-            example: None,
+            told: Told::default(),
+            once: flags.once,
+            failure: None,
         })
     }
 
-    fn follow(&mut self, once: bool, stop: &AtomicBool) -> Result<()> {
+    fn follow(&mut self, stop: &AtomicBool) -> Result<()> {
         let (mut written, mut told) = (Instant::now(), Instant::now());
         let mut progress = (Instant::now(), 0);
         while !stop.load(Ordering::Relaxed) {
             let now = Instant::now();
             let settled = self.settle();
+            if self.client.is_closed() {
+                bail!(CLIENT_ENDED);
+            }
             let mut is_idle = true;
             for number in 0..self.logs.len() {
                 is_idle &= self.read(number, now)?;
@@ -158,9 +179,10 @@ impl Agent {
                 self.tell("reading");
                 told = now;
             }
-            if once && is_idle && self.read_rests()? {
+            if self.once && is_idle {
+                self.read_rests()?;
                 if self.window.len() == 0 {
-                    return Ok(());
+                    return self.failure.take().map_or(Ok(()), Err);
                 }
                 // Nothing more comes: what is there need not wait for company.
                 let _ = self.client.flush(Duration::from_millis(100));
@@ -168,7 +190,7 @@ impl Agent {
             let done = self.numbers.lines + settled + self.client.counters().acked;
             if progress.1 != done {
                 progress = (now, done);
-            } else if once && now.duration_since(progress.0) >= STUCK {
+            } else if self.once && now.duration_since(progress.0) >= STUCK {
                 bail!(
                     "{} lines were read and are not acknowledged within {} s: {}; is the server reachable? They are sent again the next time",
                     self.window.len(),
@@ -187,11 +209,11 @@ impl Agent {
 
     /// Reads some lines of a log. Whether there were none.
     fn read(&mut self, number: usize, now: Instant) -> Result<bool> {
-        let log = &mut self.logs[number];
-        let looked = log.look();
-        if let Err(error) = &looked {
-            let path = log.path.display().to_string();
-            self.complain(|| tracing::error!(log = path, %error, "the log cannot be read; it is tried again"));
+        // With --once the log is the files that it was at the start; what comes after them is for the next time.
+        if !self.once
+            && let Err(error) = self.logs[number].look(now)
+        {
+            self.unreadable(number, error);
             return Ok(true);
         }
         for _ in 0..LINES_PER_TURN {
@@ -202,8 +224,7 @@ impl Agent {
                 Ok(Some(line)) => self.take(number, &line)?,
                 Ok(None) => return Ok(true),
                 Err(error) => {
-                    let path = self.logs[number].path.display().to_string();
-                    self.complain(|| tracing::error!(log = path, %error, "the log cannot be read; it is tried again"));
+                    self.unreadable(number, error);
                     return Ok(true);
                 }
             }
@@ -211,14 +232,26 @@ impl Agent {
         Ok(false)
     }
 
-    /// What stands at the end of files that nobody writes to. Whether there was nothing.
-    fn read_rests(&mut self) -> Result<bool> {
+    fn unreadable(&mut self, number: usize, error: std::io::Error) {
+        let path = self.logs[number].path.display().to_string();
+        if is_due(&mut self.told.log) {
+            tracing::error!(log = path, %error, "the log cannot be read; it is tried again");
+        }
+        if self.once && self.failure.is_none() {
+            let failure = anyhow::Error::new(error);
+            let context = format!("the log {path} cannot be read to its end: check its disk; what is left is read the next time");
+            self.failure = Some(failure.context(context));
+        }
+    }
+
+    /// What stands at the end of files that nobody writes to.
+    fn read_rests(&mut self) -> Result<()> {
         for number in 0..self.logs.len() {
-            while let Some(line) = self.logs[number].next_rest() {
+            while let Some(line) = self.logs[number].next_rest(SystemTime::now()) {
                 self.take(number, &line)?;
             }
         }
-        Ok(true)
+        Ok(())
     }
 
     fn take(&mut self, number: usize, line: &Line) -> Result<()> {
@@ -239,14 +272,14 @@ impl Agent {
                 }
                 Ok(Taken::Malformed) => self.numbers.malformed += 1,
                 Err(SendError::Closed | SendError::Forked { .. }) => {
-                    bail!("the client's thread has ended, see above: this is a defect; what was not acknowledged is sent again")
+                    bail!(CLIENT_ENDED);
                 }
                 Err(error) => {
                     self.numbers.refused += 1;
                     tracing::debug!(%error, "a record was refused");
                 }
             }
-            if record_bytes.is_none() && is_due(&mut self.example) {
+            if record_bytes.is_none() && is_due(&mut self.told.line) {
                 // Masked before it is cut: half a secret is not known as one.
                 let masked = self.reader.engine.masker().text(text);
                 let shown = masked[..masked.len().min(200)].to_vec();
@@ -267,7 +300,7 @@ impl Agent {
         let counters = self.client.counters();
         let acked = std::mem::take(&mut *self.acked.lock().unwrap_or_else(PoisonError::into_inner));
         acked.iter().for_each(|number| self.window.settle(*number));
-        if counters.queued + counters.in_flight == 0 {
+        if has_settled(&counters, self.client.is_closed()) {
             // Some were lost, and counted: the server refused them, or forgot a session.
             self.window.settle_all();
         }
@@ -283,19 +316,12 @@ impl Agent {
         for log in &mut self.logs {
             self.state.put(log.state());
         }
-        if let Err(error) = self.state.write() {
-            self.complain(|| {
-                tracing::error!("the state cannot be written, an agent that starts now would send lines again: {error:#}")
-            });
+        if let Err(error) = self.state.write()
+            && is_due(&mut self.told.state)
+        {
+            tracing::error!("the state cannot be written, an agent that starts now would send lines again: {error:#}");
         }
         Ok(())
-    }
-
-    /// Something that may go on for long: said at most once a minute.
-    fn complain(&mut self, say: impl FnOnce()) {
-        if is_due(&mut self.example) {
-            say();
-        }
     }
 
     fn problem(&self) -> String {
@@ -338,6 +364,11 @@ impl Agent {
         self.client.close(Duration::from_millis(500));
         outcome
     }
+}
+
+/// Whether the client has nothing left to be acknowledged. One that has ended has nothing either, but not because it was settled.
+const fn has_settled(counters: &Counters, is_closed: bool) -> bool {
+    counters.queued + counters.in_flight == 0 && !is_closed
 }
 
 fn open_log(path: &Path, state: &StateFile, begin: Begin, once: bool) -> Result<Log> {

@@ -88,7 +88,11 @@ impl StateFile {
     pub(super) fn put(&mut self, log: LogState) {
         let logs = &mut self.state.logs;
         match logs.iter_mut().find(|known| known.path == log.path) {
-            Some(known) if *known == log => return,
+            Some(known) if known.files == log.files => {
+                // Written with the next change: a file that is made after it changes the files.
+                known.seen_us = log.seen_us;
+                return;
+            }
             Some(known) => *known = log,
             None => {
                 // Some log that is followed no longer.

@@ -1,10 +1,15 @@
 //! Logs that are rotated, truncated and read again, with real files.
 
 use super::log::{Begin, Log, LogState};
+use super::{Agent, has_settled};
+use crate::config::flags::{Command, CommandLine};
+use clap::Parser;
+use postanalytics_client::Counters;
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant, SystemTime};
 
 struct Folder {
     folder: tempfile::TempDir,
@@ -33,7 +38,7 @@ fn append(path: &Path, text: &str) {
 
 /// What is there now, settled or not.
 fn read_at(log: &mut Log, now: Instant, settle: bool) -> Vec<String> {
-    log.look().expect("looked at");
+    log.look(now).expect("looked at");
     let mut lines = Vec::new();
     while let Some(line) = log.next_line(now).expect("read") {
         let text =
@@ -97,16 +102,145 @@ fn a_renamed_file_is_read_to_its_end() {
     assert_eq!((read(&mut log), log.gaps), (vec!["five".to_owned()], 0));
 }
 
+/// The server writes its last lines into the old file when it has been quiet for long, too: silence counts from the new name on.
+#[test]
+fn lines_between_rename_and_reopen_are_read_after_a_quiet_night() {
+    let folder = Folder::new();
+    append(&folder.log, "one\n");
+    let mut log = folder.open(None);
+    assert_eq!(read(&mut log), ["one"]);
+    let later = |seconds| Instant::now() + Duration::from_secs(seconds);
+    std::fs::rename(&folder.log, folder.path("access.log.1")).expect("renamed");
+    append(&folder.log, "");
+    assert_eq!(read_at(&mut log, later(3600), true), [""; 0]);
+    append(&folder.path("access.log.1"), "two\n");
+    assert_eq!(read_at(&mut log, later(3601), true), ["two"]);
+    assert_eq!(read_at(&mut log, later(3607), true), [""; 0]);
+    assert_eq!((log.state().files.len(), log.gaps), (1, 0));
+}
+
+/// The same for who does not wait: a file that was renamed just now is left for the next time.
+#[test]
+fn who_does_not_wait_finishes_old_files_only() {
+    let folder = Folder::new();
+    append(&folder.log, "one\n");
+    let mut log = folder.open(None);
+    assert_eq!(read(&mut log), ["one"]);
+    let mut state = log.state();
+    std::fs::rename(&folder.log, folder.path("access.log.1")).expect("renamed");
+    append(&folder.log, "three\n");
+    let once = |state: &mut LogState, later: u64| {
+        let mut log = folder.open(Some(state));
+        log.end_here().expect("looked at");
+        // What comes after the start is not read, however long it takes.
+        append(&folder.log, "later\n");
+        let mut lines = Vec::new();
+        while let Some(line) = log.next_line(Instant::now() + Duration::from_secs(3600)).expect("read") {
+            lines.push(String::from_utf8_lossy(log.text(&line)).into_owned());
+            log.settle(line.serial, line.found.end);
+        }
+        while let Some(line) = log.next_rest(SystemTime::now() + Duration::from_secs(later)) {
+            lines.push(String::from_utf8_lossy(log.text(&line)).into_owned());
+            log.settle(line.serial, line.found.end);
+        }
+        *state = log.state();
+        (lines, log.gaps)
+    };
+    let owned = |lines: &[&str]| (lines.iter().map(|line| (*line).to_owned()).collect::<Vec<_>>(), 0);
+    assert_eq!(once(&mut state, 0), owned(&["three"]));
+    append(&folder.path("access.log.1"), "two\nhalf");
+    assert_eq!(once(&mut state, 0), owned(&["two", "later"]));
+    assert_eq!((once(&mut state, 6), state.files.len()), (owned(&["later", "half"]), 1));
+}
+
+/// Nobody looked while the log was rotated twice: stopped, or without a free descriptor.
+#[test]
+fn files_that_were_rotated_unseen_are_read() {
+    let folder = Folder::new();
+    append(&folder.log, "one\n");
+    let mut log = folder.open(None);
+    assert_eq!(read(&mut log), ["one"]);
+    let rotate = |to: &str| std::fs::rename(&folder.log, folder.path(to)).expect("renamed");
+    rotate("access.log.2");
+    append(&folder.log, "two\n");
+    std::fs::copy(folder.path("access.log.2"), folder.path("access.log.copy")).expect("copied");
+    rotate("access.log.1");
+    append(&folder.log, "three\n");
+    let later = Instant::now() + Duration::from_secs(60);
+    assert_eq!((read_at(&mut log, later, true), log.gaps), (vec!["two".to_owned(), "three".to_owned()], 0));
+
+    // The old file is gone: there may have been more between it and the newest.
+    std::fs::remove_file(&folder.log).expect("removed");
+    append(&folder.log, "four\n");
+    rotate("access.log.3");
+    append(&folder.log, "five\n");
+    let later = later + Duration::from_secs(60);
+    assert_eq!((read_at(&mut log, later, true), log.gaps), (vec!["four".to_owned(), "five".to_owned()], 1));
+}
+
+/// Two rotations while the agent did not run, the older file compressed: the newer one is read, whole.
+#[test]
+fn what_was_rotated_after_a_file_that_is_gone_is_read() {
+    let folder = Folder::new();
+    append(&folder.log, "one\n");
+    let mut log = folder.open(None);
+    assert_eq!(read(&mut log), ["one"]);
+    let state = log.state();
+    drop(log);
+    std::fs::remove_file(&folder.log).expect("removed");
+    append(&folder.path("access.log.2.gz"), "packed\n");
+    append(&folder.path("access.log.1"), "two\n");
+    append(&folder.log, "three\n");
+    let mut log = folder.open(Some(&state));
+    assert_eq!((read(&mut log), log.gaps), (vec!["two".to_owned(), "three".to_owned()], 1));
+
+    // One in which nothing was read yet may have had lines as well.
+    let folder = Folder::new();
+    append(&folder.log, "");
+    let state = folder.open(None).state();
+    std::fs::rename(&folder.log, folder.path("access.log.1")).expect("renamed");
+    append(&folder.log, "two\n");
+    std::fs::remove_file(folder.path("access.log.1")).expect("removed");
+    let mut log = folder.open(Some(&state));
+    assert_eq!((read(&mut log), log.gaps), (vec!["two".to_owned()], 1));
+}
+
+/// A file that was read to its end is not read again, even if the one after it was never written to.
+#[test]
+fn a_quiet_log_that_is_rotated_again_is_not_read_again() {
+    let folder = Folder::new();
+    append(&folder.log, "one\n");
+    let mut log = folder.open(None);
+    assert_eq!(read(&mut log), ["one"]);
+    std::fs::rename(&folder.log, folder.path("access.log.1")).expect("renamed");
+    append(&folder.log, "");
+    log.look(Instant::now()).expect("looked at");
+    append(&folder.path("access.log.1"), "two\n");
+    assert_eq!(read(&mut log), ["two"]);
+    std::thread::sleep(Duration::from_millis(150));
+    let mut later = Instant::now() + Duration::from_secs(6);
+    assert_eq!(read_at(&mut log, later, true), [""; 0]);
+    let state = log.state();
+    assert_eq!(state.files.len(), 1);
+    std::fs::rename(folder.path("access.log.1"), folder.path("access.log.2")).expect("renamed");
+    std::fs::rename(&folder.log, folder.path("access.log.1")).expect("renamed");
+    append(&folder.log, "three\n");
+    later += Duration::from_secs(6);
+    assert_eq!((read_at(&mut log, later, true), log.gaps), (vec!["three".to_owned()], 0));
+    let mut log = folder.open(Some(&state));
+    assert_eq!((read(&mut log), log.gaps), (vec!["three".to_owned()], 0));
+}
+
 #[test]
 fn a_file_that_was_deleted_after_its_rotation_is_read_all_the_same() {
     let folder = Folder::new();
     append(&folder.log, "one\n");
     let mut log = folder.open(None);
-    log.look().expect("looked at");
+    log.look(Instant::now()).expect("looked at");
     for turn in 0..3 {
         std::fs::rename(&folder.log, folder.path("access.log.1")).expect("renamed");
         append(&folder.log, &format!("next {turn}\n"));
-        log.look().expect("looked at");
+        log.look(Instant::now()).expect("looked at");
     }
     std::fs::remove_file(folder.path("access.log.1")).expect("removed");
     assert_eq!(read(&mut log), ["one", "next 0", "next 1", "next 2"]);
@@ -138,7 +272,7 @@ fn a_cursor_neither_loses_nor_doubles() {
     let folder = Folder::new();
     append(&folder.log, "one\ntwo\nthree\n");
     let mut log = folder.open(None);
-    log.look().expect("looked at");
+    log.look(Instant::now()).expect("looked at");
     // Of three lines that were read, one is settled.
     let lines: Vec<_> = (0..3).map(|_| log.next_line(Instant::now()).expect("read").expect("a line")).collect();
     log.settle(lines[0].serial, lines[0].found.end);
@@ -190,4 +324,33 @@ fn a_log_that_is_not_there_yet_is_waited_for() {
     assert_eq!(read(&mut log), [""; 0]);
     append(&folder.log, "two\n");
     assert_eq!(read(&mut log), ["two"]);
+}
+
+#[test]
+fn once_fails_if_a_log_cannot_be_read_to_its_end() {
+    let folder = Folder::new();
+    append(&folder.log, "no line of a log\n");
+    let text = |path: PathBuf| path.to_str().expect("a text").to_owned();
+    let (log, state) = (text(folder.log.clone()), text(folder.path("agent.json")));
+    let arguments = ["postanalytics", "agent", "--once", "--tail", &log, "--state", &state, "--server", "127.0.0.1:1"];
+    let Some(Command::Agent(flags)) = CommandLine::parse_from(arguments).command else { panic!("not the agent") };
+    let follow = |is_broken: bool| {
+        let mut agent = Agent::new(&flags).expect("an agent");
+        if is_broken {
+            agent.logs[0].break_it();
+        }
+        let outcome = agent.follow(&AtomicBool::new(false));
+        agent.end(outcome)
+    };
+    let error = follow(true).expect_err("it was not read");
+    assert!(format!("{error:#}").contains(&log), "{error:#}");
+    follow(false).expect("nothing is wrong with it now");
+}
+
+/// Of a client that has ended nothing is left either: its records are lost, and a cursor must not pass them.
+#[test]
+fn what_a_client_left_when_it_ended_is_not_settled() {
+    let lost = Counters { offered: 3, accepted: 3, acked: 1, lost: 2, ..Counters::default() };
+    assert!(has_settled(&lost, false) && !has_settled(&lost, true));
+    assert!(!has_settled(&Counters { queued: 1, ..lost }, false) && !has_settled(&Counters { in_flight: 1, ..lost }, false));
 }

@@ -216,7 +216,8 @@ pub struct AgentFlags {
     /// Begin at the start of a log that has no cursor, not at its end
     #[arg(long)]
     pub from_start: bool,
-    /// Read to the end, wait until all is acknowledged, and end: for cron and tests. Begins at the start where there is no cursor
+    /// Read what is there now, wait until all is acknowledged, and end: for cron and tests. Begins at the start where there is no
+    /// cursor
     #[arg(long)]
     pub once: bool,
     /// Where the cursors are kept [default: agent.json in $STATE_DIRECTORY, for root in /var/lib/postanalytics, else in
