@@ -2,7 +2,8 @@
 //!
 //! A server sends its whole set when a connection opens (it replaces what that shard had listed) and changes afterwards.
 //! When the connection breaks the entries stay until they expire: a site under attack does not lose its list with its link.
-//! Expiry is kept on the client's monotonic clock, so a step of the wall clock neither frees nor locks anybody.
+//! Expiry is kept on the client's monotonic clock, so a step of the node's wall clock neither frees nor locks anybody. After one of
+//! its own clock the server sends the whole set again.
 //!
 //! Bound: 65,536 entries per shard of each server; more are not kept and counted (`verdicts_skipped`).
 
@@ -114,6 +115,13 @@ impl Denylist {
         action_at(until, now_us)
     }
 
+    /// Until when requests of this address are to be refused, µs since the start.
+    #[cfg(test)]
+    pub(crate) fn denied_until_us(&self, address: IpAddr) -> Option<u64> {
+        let until = self.entries.find(Listed::Source(Source::of(address).key()), APPLICATION_DEFAULT)?;
+        Some(until.denylist_us)
+    }
+
     /// What the clock showed at the last tick, µs since the start.
     fn coarse_us(&self) -> u64 {
         ((nanoseconds(ClockId::MonotonicCoarse) - self.started_ns) / 1000).max(0).cast_unsigned()
@@ -131,6 +139,11 @@ const fn key_of(verdict: &Verdict) -> Key {
         Subject::Session(hash) => Listed::Session(hash),
     };
     Key { subject, application: verdict.application }
+}
+
+/// A time of a server that sent at `sent_us`, by the client's clock, which shows `now_us`.
+const fn clock_us(server_us: u64, sent_us: u64, now_us: u64) -> u64 {
+    now_us.saturating_add(server_us.saturating_sub(sent_us)).saturating_sub(sent_us.saturating_sub(server_us))
 }
 
 fn subject_of(key: Key) -> Subject {
@@ -185,8 +198,9 @@ impl Lister {
         self.hook = hook;
     }
 
-    /// Applies a frame. `to_clock_us` turns the server's time into that of the client's clock.
-    pub(crate) fn apply(&mut self, of: ShardOf, frame: &Verdicts, now_us: u64, to_clock_us: impl Fn(u64) -> u64) {
+    /// Applies a frame, which the server sent at `sent_us` by its clock. That clock may be set at any time, so each frame says for
+    /// itself how long its entries hold.
+    pub(crate) fn apply(&mut self, of: ShardOf, frame: &Verdicts, sent_us: u64, now_us: u64) {
         let shard = self.shards.entry(of).or_default();
         if frame.begin {
             shard.staged = Some(Table::new());
@@ -212,7 +226,7 @@ impl Lister {
             if full(table) {
                 self.skipped += 1;
             } else {
-                table.insert(key, until_of(action, to_clock_us(verdict.until_us)));
+                table.insert(key, until_of(action, clock_us(verdict.until_us, sent_us, now_us)));
             }
         }
         if frame.end
@@ -294,17 +308,17 @@ mod tests {
     fn a_whole_set_replaces_that_of_its_shard_at_its_end() {
         let (denylist, mut lister) = lists();
         let deny = |address| verdict(address, None, Some(Action::Denylist));
-        lister.apply((0, 0), &frame(true, true, &[deny("192.0.2.1"), deny("192.0.2.2")]), 0, |us| us);
-        lister.apply((0, 1), &frame(true, true, &[deny("192.0.2.9")]), 0, |us| us);
-        lister.apply((0, 0), &frame(true, false, &[deny("192.0.2.2")]), 0, |us| us);
+        lister.apply((0, 0), &frame(true, true, &[deny("192.0.2.1"), deny("192.0.2.2")]), 0, 0);
+        lister.apply((0, 1), &frame(true, true, &[deny("192.0.2.9")]), 0, 0);
+        lister.apply((0, 0), &frame(true, false, &[deny("192.0.2.2")]), 0, 0);
         assert!(has(&denylist, "192.0.2.1") && has(&denylist, "192.0.2.9"), "not yet");
-        lister.apply((0, 0), &frame(false, true, &[deny("192.0.2.3")]), 0, |us| us);
+        lister.apply((0, 0), &frame(false, true, &[deny("192.0.2.3")]), 0, 0);
         assert!(!has(&denylist, "192.0.2.1") && has(&denylist, "192.0.2.2") && has(&denylist, "192.0.2.3"));
         assert!(has(&denylist, "192.0.2.9"), "another shard's");
 
-        lister.apply((0, 0), &frame(true, false, &[]), 0, |us| us);
+        lister.apply((0, 0), &frame(true, false, &[]), 0, 0);
         lister.disconnected((0, 0));
-        lister.apply((0, 0), &frame(false, false, &[deny("192.0.2.4"), verdict("192.0.2.2", None, None)]), 0, |us| us);
+        lister.apply((0, 0), &frame(false, false, &[deny("192.0.2.4"), verdict("192.0.2.2", None, None)]), 0, 0);
         assert!(has(&denylist, "192.0.2.3") && has(&denylist, "192.0.2.4") && !has(&denylist, "192.0.2.2"));
         assert_eq!(denylist.len(), 3);
     }
@@ -322,15 +336,15 @@ mod tests {
             keep.lock().expect("no panic").extend(changes.iter().map(|change| (*change, seen(change))));
         })));
         let deny = |address| verdict(address, None, Some(Action::Denylist));
-        lister.apply((0, 0), &frame(true, false, &[deny("192.0.2.1")]), 0, |us| us);
+        lister.apply((0, 0), &frame(true, false, &[deny("192.0.2.1")]), 0, 0);
         assert!(told.lock().expect("no panic").is_empty(), "a set that is not whole changes nothing");
-        lister.apply((0, 0), &frame(false, true, &[]), 0, |us| us);
-        lister.apply((0, 0), &frame(false, false, &[verdict("2001:db8:1:2::9", Some(7), Some(Action::Graylist))]), 0, |us| us);
-        lister.apply((0, 0), &frame(false, false, &[verdict("192.0.2.1", None, None)]), 0, |us| us);
+        lister.apply((0, 0), &frame(false, true, &[]), 0, 0);
+        lister.apply((0, 0), &frame(false, false, &[verdict("2001:db8:1:2::9", Some(7), Some(Action::Graylist))]), 0, 0);
+        lister.apply((0, 0), &frame(false, false, &[verdict("192.0.2.1", None, None)]), 0, 0);
         // A connection that opens anew brings the whole set: of it, only what is other than before is told.
         let gray = verdict("2001:db8:1:2::9", Some(7), Some(Action::Graylist));
-        lister.apply((0, 0), &frame(true, true, &[gray, deny("192.0.2.7")]), 0, |us| us);
-        lister.apply((0, 0), &frame(true, true, &[deny("192.0.2.7")]), 0, |us| us);
+        lister.apply((0, 0), &frame(true, true, &[gray, deny("192.0.2.7")]), 0, 0);
+        lister.apply((0, 0), &frame(true, true, &[deny("192.0.2.7")]), 0, 0);
         let source = |text: &str| Subject::Source(address_bytes(text.parse().expect("an address")));
         let change = |subject, application, action| (ListChange { subject, application, action }, action);
         let wanted = [
@@ -342,9 +356,9 @@ mod tests {
         ];
         assert_eq!(*told.lock().expect("no panic"), wanted);
         lister.tell(Some(Box::new(|_| panic!("a test wants this"))));
-        lister.apply((0, 0), &frame(false, false, &[deny("192.0.2.3"), deny("192.0.2.4")]), 0, |us| us);
+        lister.apply((0, 0), &frame(false, false, &[deny("192.0.2.3"), deny("192.0.2.4")]), 0, 0);
         assert!(lister.panicked && has(&denylist, "192.0.2.4"), "the list is whole all the same");
-        lister.apply((0, 0), &frame(false, false, &[deny("192.0.2.5")]), 0, |us| us);
+        lister.apply((0, 0), &frame(false, false, &[deny("192.0.2.5")]), 0, 0);
         assert!(has(&denylist, "192.0.2.5"));
     }
 
@@ -358,7 +372,7 @@ mod tests {
             verdict("2001:db8:1:2::", None, Some(Action::Denylist)),
             Verdict { subject: Subject::Session(99), ..verdict("::", None, Some(Action::Denylist)) },
         ];
-        lister.apply((0, 0), &frame(true, true, &entries), 0, |us| us);
+        lister.apply((0, 0), &frame(true, true, &entries), 0, 0);
         let one: IpAddr = "192.0.2.1".parse().expect("an address");
         assert_eq!(denylist.lookup(one, 7), Some(Action::Denylist));
         assert_eq!(denylist.lookup(one, 8), Some(Action::Graylist));
@@ -370,7 +384,7 @@ mod tests {
     fn entries_expire_by_themselves_and_are_swept() {
         let (denylist, mut lister) = lists();
         let old = verdict("192.0.2.1", None, Some(Action::Denylist));
-        lister.apply((0, 0), &frame(true, true, &[Verdict { until_us: 1, ..old }]), 0, |us| us);
+        lister.apply((0, 0), &frame(true, true, &[Verdict { until_us: 1, ..old }]), 0, 0);
         std::thread::sleep(std::time::Duration::from_millis(1));
         assert!(!has(&denylist, "192.0.2.1") && denylist.len() == 1);
         lister.sweep(SWEEP_US);
@@ -383,10 +397,10 @@ mod tests {
         let of = |n: u32| verdict(&std::net::Ipv4Addr::from(n).to_string(), None, Some(Action::Denylist));
         let all: Vec<Verdict> = (0..VERDICTS_PER_SHARD_MAX as u32 + 5).map(of).collect();
         for (index, part) in all.chunks(1024).enumerate() {
-            lister.apply((0, 0), &frame(index == 0, false, part), 0, |us| us);
+            lister.apply((0, 0), &frame(index == 0, false, part), 0, 0);
         }
-        lister.apply((0, 0), &frame(false, true, &[]), 0, |us| us);
-        lister.apply((0, 0), &frame(false, false, &[of(1 << 30)]), 0, |us| us);
+        lister.apply((0, 0), &frame(false, true, &[]), 0, 0);
+        lister.apply((0, 0), &frame(false, false, &[of(1 << 30)]), 0, 0);
         assert_eq!((denylist.len(), lister.skipped), (VERDICTS_PER_SHARD_MAX, 6));
     }
 
@@ -394,15 +408,15 @@ mod tests {
     fn shards_that_list_the_same_subject_do_not_touch_each_other() {
         let (denylist, mut lister) = lists();
         let session = |action| Verdict { subject: Subject::Session(99), ..verdict("::", None, action) };
-        lister.apply((0, 0), &frame(true, true, &[session(Some(Action::Denylist))]), 0, |us| us);
-        lister.apply((0, 1), &frame(true, true, &[session(Some(Action::Graylist))]), 0, |us| us);
+        lister.apply((0, 0), &frame(true, true, &[session(Some(Action::Denylist))]), 0, 0);
+        lister.apply((0, 1), &frame(true, true, &[session(Some(Action::Graylist))]), 0, 0);
         assert_eq!(denylist.lookup_session(99, 1), Some(Action::Denylist), "denylist wins, whoever came last");
-        lister.apply((0, 0), &frame(false, false, &[session(None)]), 0, |us| us);
+        lister.apply((0, 0), &frame(false, false, &[session(None)]), 0, 0);
         assert_eq!(denylist.lookup_session(99, 1), Some(Action::Graylist), "the other shard's stays");
-        lister.apply((0, 0), &frame(false, false, &[session(Some(Action::Denylist))]), 0, |us| us);
-        lister.apply((0, 1), &frame(true, true, &[]), 0, |us| us);
+        lister.apply((0, 0), &frame(false, false, &[session(Some(Action::Denylist))]), 0, 0);
+        lister.apply((0, 1), &frame(true, true, &[]), 0, 0);
         assert_eq!(denylist.lookup_session(99, 1), Some(Action::Denylist));
-        lister.apply((0, 0), &frame(true, true, &[]), 0, |us| us);
+        lister.apply((0, 0), &frame(true, true, &[]), 0, 0);
         assert!(denylist.is_empty());
     }
 
@@ -410,8 +424,8 @@ mod tests {
     fn a_weaker_verdict_shows_when_a_stronger_one_ends() {
         let (denylist, mut lister) = lists();
         let short = Verdict { until_us: 1, ..verdict("192.0.2.1", None, Some(Action::Denylist)) };
-        lister.apply((0, 0), &frame(true, true, &[short]), 0, |us| us);
-        lister.apply((0, 1), &frame(true, true, &[verdict("192.0.2.1", None, Some(Action::Graylist))]), 0, |us| us);
+        lister.apply((0, 0), &frame(true, true, &[short]), 0, 0);
+        lister.apply((0, 1), &frame(true, true, &[verdict("192.0.2.1", None, Some(Action::Graylist))]), 0, 0);
         std::thread::sleep(std::time::Duration::from_millis(1));
         let address = "192.0.2.1".parse().expect("an address");
         assert_eq!(denylist.lookup(address, 1), Some(Action::Graylist));
@@ -450,9 +464,9 @@ mod tests {
         cost("nobody is listed", &denylist, 0, 0xffff);
         let all: Vec<Verdict> = (0..VERDICTS_PER_SHARD_MAX as u32).map(of).collect();
         for (index, part) in all.chunks(1024).enumerate() {
-            lister.apply((0, 0), &frame(index == 0, false, part), 0, |us| us);
+            lister.apply((0, 0), &frame(index == 0, false, part), 0, 0);
         }
-        lister.apply((0, 0), &frame(false, true, &[]), 0, |us| us);
+        lister.apply((0, 0), &frame(false, true, &[]), 0, 0);
         assert_eq!(denylist.len(), VERDICTS_PER_SHARD_MAX);
         cost("65,536 listed, one of them asked for", &denylist, 0, 0xffff);
         cost("65,536 listed, another asked for", &denylist, 1 << 20, 0xffff);
@@ -464,11 +478,11 @@ mod tests {
         let (denylist, mut lister) = lists();
         let deny = |address| verdict(address, None, Some(Action::Denylist));
         lister.shards_are(0, 4);
-        lister.apply((0, 3), &frame(true, true, &[deny("192.0.2.3")]), 0, |us| us);
+        lister.apply((0, 3), &frame(true, true, &[deny("192.0.2.3")]), 0, 0);
         lister.shards_are(0, 2);
-        lister.apply((0, 0), &frame(true, false, &[deny("192.0.2.1")]), 0, |us| us);
+        lister.apply((0, 0), &frame(true, false, &[deny("192.0.2.1")]), 0, 0);
         assert!(has(&denylist, "192.0.2.3"), "until a set is whole");
-        lister.apply((0, 0), &frame(false, true, &[]), 0, |us| us);
+        lister.apply((0, 0), &frame(false, true, &[]), 0, 0);
         assert!(has(&denylist, "192.0.2.1") && !has(&denylist, "192.0.2.3"));
     }
 
@@ -480,8 +494,8 @@ mod tests {
             Verdict { until_us, ..verdict(&address, None, Some(Action::Denylist)) }
         };
         let all: Vec<Verdict> = (0..VERDICTS_PER_SHARD_MAX as u32).map(|n| of(n, 1000)).collect();
-        lister.apply((0, 0), &frame(true, true, &all), 0, |us| us);
-        lister.apply((0, 0), &frame(false, false, &[of(1 << 30, u64::MAX)]), 1000, |us| us);
+        lister.apply((0, 0), &frame(true, true, &all), 0, 0);
+        lister.apply((0, 0), &frame(false, false, &[of(1 << 30, u64::MAX)]), 1000, 1000);
         assert!(lister.skipped == 0 && denylist.contains(std::net::Ipv4Addr::from(1 << 30).into()));
     }
 }

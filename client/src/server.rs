@@ -529,9 +529,7 @@ impl Server {
                     acked.map_err(|_| Break::AckOfNothing(ack.sequence))?;
                 }
                 ControlFrame::Verdicts(verdicts) => {
-                    let topology = self.topology.as_ref();
-                    let to_clock_us = |us| topology.map_or(us, |topology| topology.to_clock_us(us));
-                    common.lister.apply((self.number, at as u32), &verdicts, now.clock_us, to_clock_us);
+                    common.lister.apply((self.number, at as u32), &verdicts, header.sent_us, now.clock_us);
                 }
                 ControlFrame::Stats(stats) => {
                     if let Some(answer) = self.answers.get_mut(at).filter(|_| common.stats_token == Some(stats.token)) {
@@ -628,7 +626,7 @@ impl Server {
         if let Some((_, ours)) = former.filter(|(_, ours)| *ours != welcome.server_id) {
             self.replaced(ours, welcome.server_id, common);
         }
-        self.topology = Some(Topology::new(welcome, &common.config, now));
+        self.topology = Some(Topology::new(welcome, &common.config));
         let (at, mut displaced) = if same { (at, Vec::new()) } else { self.adopt(at, welcome, former, common, now) };
 
         let session = common.random.u64(1..);

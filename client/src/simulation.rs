@@ -79,7 +79,11 @@ struct Server {
     /// Which of the two got batches.
     sides: HashSet<bool>,
     refuse_content: bool,
+    /// Its clock less the world's.
+    clock_ahead_us: u64,
     verdicts: Vec<IpAddr>,
+    /// How long they last from when they are sent.
+    verdict_us: u64,
     user_hashes: HashSet<u64>,
 }
 
@@ -103,12 +107,25 @@ impl Server {
             balanced: false,
             sides: HashSet::new(),
             refuse_content: false,
+            clock_ahead_us: 0,
             verdicts: Vec::new(),
+            verdict_us: 1 << 60,
             user_hashes: HashSet::new(),
         }
     }
 
-    fn welcome(&self, session: u64, shard: u32) -> Welcome {
+    /// A verdict that it makes at this time of its clock.
+    fn verdict(&self, address: IpAddr, now_us: u64) -> Verdict {
+        Verdict {
+            subject: Subject::Source(address_bytes(address)),
+            application: None,
+            action: Some(Action::Denylist),
+            until_us: now_us + self.verdict_us,
+            detector: 0,
+        }
+    }
+
+    fn welcome(&self, session: u64, shard: u32, now_us: u64) -> Welcome {
         let of_session = self.sessions.iter().filter(|((of, _, _), _)| *of == session);
         Welcome {
             package: PackageVersion::default(),
@@ -119,7 +136,7 @@ impl Server {
             shard,
             routing_seed: self.epoch,
             identity_key: [self.identity_key; 32],
-            server_us: 0,
+            server_us: now_us,
             window_bytes: self.window_bytes,
             max_body_bytes: self.max_body_bytes,
             protocol: 1,
@@ -149,7 +166,8 @@ struct Peer {
 }
 
 impl Peer {
-    fn frame(&mut self, header: &FrameHeader, server: &mut Server) {
+    fn frame(&mut self, header: &FrameHeader, server: &mut Server, clock_us: u64) {
+        let now_us = clock_us + server.clock_ahead_us;
         match header.kind {
             FrameKind::Batch => return self.batch(header, server),
             FrameKind::Hello => {}
@@ -164,19 +182,12 @@ impl Peer {
                 }
                 self.shard = Some(shard);
                 server.sessions.entry((self.session, server.epoch, shard)).or_default();
-                let mut welcome = server.welcome(self.session, shard);
+                let mut welcome = server.welcome(self.session, shard, now_us);
                 welcome.server_id[0] ^= u8::from(self.is_balanced_away);
-                welcome.encode(self.session, 0, &mut self.out);
-                let deny = |address: &IpAddr| Verdict {
-                    subject: Subject::Source(address_bytes(*address)),
-                    application: None,
-                    action: Some(Action::Denylist),
-                    until_us: 1 << 60,
-                    detector: 0,
-                };
+                welcome.encode(self.session, now_us, &mut self.out);
                 let mine = |address: &&IpAddr| shard_of((**address).into_source(), server.epoch, server.shards) == shard;
-                let verdicts = server.verdicts.iter().filter(mine).map(deny).collect();
-                Verdicts { sequence: 1, begin: true, end: true, verdicts }.encode(self.session, 0, &mut self.out);
+                let verdicts = server.verdicts.iter().filter(mine).map(|address| server.verdict(*address, now_us)).collect();
+                Verdicts { sequence: 1, begin: true, end: true, verdicts }.encode(self.session, now_us, &mut self.out);
             }
             ControlFrame::StatsRequest(request) => {
                 let stats = Stats { token: request.token, session_records_stored: 1, ..Stats::default() };
@@ -329,7 +340,7 @@ impl World {
             let Some(header) = peer.assembler.collect(&mut bytes, &mut peer.body).expect("the client sends frames") else {
                 break;
             };
-            peer.frame(&header, server);
+            peer.frame(&header, server, now.clock_us);
         }
         // Acks are cumulative: they may come late, and the same one twice.
         for _ in 0..self.random.u32(0..3) {
@@ -460,7 +471,7 @@ impl World {
             while !peer.ended {
                 let frame = peer.assembler.collect(&mut bytes, &mut peer.body).expect("the client sends frames");
                 let Some(header) = frame else { break };
-                peer.frame(&header, server);
+                peer.frame(&header, server, now.clock_us);
             }
         }
         self.check_stored();

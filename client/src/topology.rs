@@ -3,7 +3,6 @@
 use crate::batcher::BatchLimits;
 use crate::bundle::IdentityKey;
 use crate::config::Config;
-use crate::core::Now;
 use postanalytics_protocol::frames::{PackageVersion, Welcome};
 use postanalytics_protocol::{Source, shard_of};
 
@@ -16,12 +15,10 @@ pub(crate) struct Topology {
     routing_seed: u64,
     pub(crate) key: IdentityKey,
     pub(crate) limits: BatchLimits,
-    /// The server's clock less the client's monotonic one.
-    server_ahead_us: i128,
 }
 
 impl Topology {
-    pub(crate) fn new(welcome: &Welcome, config: &Config, now: Now) -> Self {
+    pub(crate) fn new(welcome: &Welcome, config: &Config) -> Self {
         let body_bytes_max = welcome.max_body_bytes as usize;
         Self {
             server_id: welcome.server_id,
@@ -35,7 +32,6 @@ impl Topology {
                 body_bytes_max,
                 records_max: config.batch_records_max,
             },
-            server_ahead_us: i128::from(welcome.server_us) - i128::from(now.clock_us),
         }
     }
 
@@ -48,11 +44,6 @@ impl Topology {
     /// The lane of a source.
     pub(crate) const fn shard_of(&self, source: Source) -> usize {
         shard_of(source, self.routing_seed, self.shard_count) as usize
-    }
-
-    /// A time of the server by the client's clock.
-    pub(crate) fn to_clock_us(&self, server_us: u64) -> u64 {
-        u64::try_from((i128::from(server_us) - self.server_ahead_us).max(0)).unwrap_or(u64::MAX)
     }
 }
 

@@ -17,7 +17,7 @@ use std::io::Read;
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 const LONG: Duration = Duration::from_secs(30);
 const ATTACKER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 66));
@@ -79,10 +79,11 @@ impl RunningShard {
         Client::builder().server(self.address.to_string()).build().unwrap()
     }
 
-    /// Sets verdicts; a shard's queue is bounded, so it may take a few tries.
+    /// Sets verdicts, whose end counts from now; a shard's queue is bounded, so it may take a few tries.
     fn set(&self, verdicts: impl IntoIterator<Item = Verdict>) {
         for verdict in verdicts {
-            let send = || self.shared.lock().unwrap().messages.send(ToShard::SetVerdict(verdict)).is_ok();
+            let duration_us = verdict.until_us;
+            let send = || self.shared.lock().unwrap().messages.send(ToShard::SetVerdict { verdict, duration_us }).is_ok();
             eventually("room in the queue to the shard", LONG, send);
         }
     }
@@ -151,17 +152,13 @@ fn read_hello(socket: &mut TcpStream) -> Option<(postanalytics_protocol::frames:
     }
 }
 
-fn unix_us_in(from_now: Duration) -> u64 {
-    (SystemTime::now().duration_since(UNIX_EPOCH).unwrap() + from_now).as_micros() as u64
-}
-
 /// The source goes onto the denylist, for all applications, for an hour.
 fn denied(address: IpAddr) -> Verdict {
     Verdict {
         subject: Subject::Source(address_bytes(address)),
         application: None,
         action: Some(Action::Denylist),
-        until_us: unix_us_in(Duration::from_secs(3600)),
+        until_us: 3_600_000_000,
         detector: 0,
     }
 }
@@ -236,7 +233,7 @@ fn a_verdict_ends_when_it_says() {
     let shard = RunningShard::start();
     let client = shard.client();
     eventually("connected", LONG, || client.status().connected);
-    shard.set([Verdict { until_us: unix_us_in(Duration::from_secs(3)), ..denied(ATTACKER) }, denied(NEIGHBOUR)]);
+    shard.set([Verdict { until_us: 3_000_000, ..denied(ATTACKER) }, denied(NEIGHBOUR)]);
     eventually("denied", LONG, || client.denylist().contains(NEIGHBOUR));
     assert!(client.denylist().contains(ATTACKER));
     eventually("over", LONG, || !client.denylist().contains(ATTACKER));
@@ -255,7 +252,7 @@ fn verdicts_outlive_the_connection_and_are_replaced_by_the_next_set() {
     let client = shard.client();
     eventually("connected", LONG, || client.status().connected);
     let short: IpAddr = [192, 0, 2, 1].into();
-    shard.set([denied(ATTACKER), denied(NEIGHBOUR), Verdict { until_us: unix_us_in(Duration::from_secs(4)), ..denied(short) }]);
+    shard.set([denied(ATTACKER), denied(NEIGHBOUR), Verdict { until_us: 4_000_000, ..denied(short) }]);
     eventually("denied", LONG, || [ATTACKER, NEIGHBOUR, short].iter().all(|address| client.denylist().contains(*address)));
     shard.go_away();
     eventually("disconnected", LONG, || !client.status().connected);

@@ -2,7 +2,7 @@
 
 use super::{SECOND, World, address};
 use postanalytics_protocol::error::ErrorCode;
-use postanalytics_protocol::frames::{Ack, ErrorFrame, Goodbye, Ping};
+use postanalytics_protocol::frames::{Ack, ErrorFrame, Goodbye, Ping, Verdicts};
 use proptest::prelude::*;
 
 #[derive(Clone, Debug)]
@@ -249,6 +249,28 @@ fn verdicts_arrive_and_outlive_the_connection() {
     world.servers[0].up = true;
     world.run(600, 20_000);
     assert!(!world.denylist.contains(address(1)) && world.denylist.contains(address(3)));
+}
+
+#[test]
+fn a_verdict_lasts_as_long_as_the_server_says_though_its_clock_is_set() {
+    const HOUR_US: u64 = 3_600 * SECOND;
+    for (ahead_before_us, ahead_after_us) in [(0, 8 * HOUR_US), (8 * HOUR_US, 7 * HOUR_US)] {
+        let (mut world, link) = open(17);
+        let server = &mut world.servers[0];
+        (server.clock_ahead_us, server.verdict_us) = (ahead_before_us, 2 * HOUR_US);
+        world.break_link(link);
+        world.run(50, 20_000);
+        let link = world.core.wanted_links().next().expect("open again");
+        // Its clock is set while the connection lasts; then it lists somebody.
+        world.servers[0].clock_ahead_us = ahead_after_us;
+        let now_us = world.clock_us + ahead_after_us;
+        let verdicts = vec![world.servers[0].verdict(address(1), now_us)];
+        let (mut bytes, session) = (Vec::new(), world.peers[&link].session);
+        Verdicts { sequence: 2, begin: false, end: false, verdicts }.encode(session, now_us, &mut bytes);
+        world.core.received(link, &bytes, world.now());
+        let until_us = world.denylist.denied_until_us(address(1)).expect("listed");
+        assert_eq!(until_us, world.clock_us + 2 * HOUR_US);
+    }
 }
 
 #[test]

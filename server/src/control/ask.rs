@@ -142,9 +142,10 @@ async fn verdict_page(port: &ShardPort, from: usize, subject: Option<Subject>) -
 }
 
 /// Sets a verdict by hand, or takes it back, on every shard: a filter that has sent nothing of the source yet has no connection
-/// to the shard of it. `false` if a queue is full, and then no shard has it: try again.
-pub(super) fn set_verdict(state: &State, verdict: Verdict) -> bool {
+/// to the shard of it. It ends `duration_us` from now. `false` if a queue is full, and then no shard has it: try again.
+pub(super) fn set_verdict(state: &State, verdict: Verdict, duration_us: u64) -> bool {
+    let message = || ToShard::SetVerdict { verdict, duration_us };
     // Nobody else puts anything in between.
     state.shards().iter().all(|port| port.messages.borrow().has_room())
-        && state.shards().iter().all(|port| port.messages.borrow_mut().send(ToShard::SetVerdict(verdict)).is_ok())
+        && state.shards().iter().all(|port| port.messages.borrow_mut().send(message()).is_ok())
 }

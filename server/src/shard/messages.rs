@@ -26,7 +26,12 @@ pub enum ToShard {
     /// Read a top list or a timeline.
     Summary(Box<SummaryPage>),
     /// Set or take back a verdict by hand.
-    SetVerdict(Verdict),
+    SetVerdict {
+        /// Its end is set by the shard's clock.
+        verdict: Verdict,
+        /// How long it lasts from when the shard gets it.
+        duration_us: u64,
+    },
     /// Go on with these settings and deadlines.
     Reload(Box<ShardReload>),
     /// Say Goodbye, finish and acknowledge what arrived, then end the thread.

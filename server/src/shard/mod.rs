@@ -60,6 +60,9 @@ const VERDICTS_PER_TURN_MAX: usize = 4096;
 /// What is left of many changes waits this long for peers that still have to read what came before. Then they are too slow.
 const VERDICTS_PATIENCE_US: u64 = 250_000;
 
+/// By so much more than the time that passed wall time has gone on at a turn: the clock was set, and all verdicts hold for another time.
+const CLOCK_STEP_US: u64 = 1_000_000;
+
 /// Between two publications of the ack latencies.
 const INTERVAL_US: u64 = 1_000_000;
 /// Lines about closed connections in an interval; more would let a peer flood the log.
@@ -130,6 +133,8 @@ pub struct Shard {
     derived: Option<DerivedSender>,
     alarms: Alarms,
     draining: bool,
+    /// Wall time less monotonic time at the last turn, µs.
+    wall_ahead_us: u64,
     stats: ShardStats,
     /// Lines about closed connections that may still be logged in this interval.
     log_lines_left: u32,
@@ -183,6 +188,7 @@ impl Shard {
             derived: None,
             alarms: Alarms::default(),
             draining: false,
+            wall_ahead_us: 0,
             stats: ShardStats::default(),
             log_lines_left: LOG_LINES_PER_INTERVAL,
             interval_ends_us: 0,
@@ -305,9 +311,10 @@ impl Shard {
         }
     }
 
-    /// Sets or takes back a verdict at the end of this turn, or of a later one if very many came before.
-    pub fn set_verdict(&mut self, verdict: Verdict) {
-        self.verdict_inbox.push_back(verdict);
+    /// Sets or takes back a verdict by hand at the end of this turn, or of a later one if very many came before. It ends `duration_us`
+    /// from now by the shard's clock, which need not show what the system's does.
+    pub fn set_verdict(&mut self, verdict: Verdict, duration_us: u64, now: Now) {
+        self.verdict_inbox.push_back(Verdict { until_us: now.wall_us.saturating_add(duration_us), ..verdict });
     }
 
     /// Whether verdicts are still to be applied, so that turns should not wait.
@@ -432,6 +439,7 @@ impl Shard {
         let acks = self.write_replies(usage, now);
         self.verdicts_written = 0;
         self.write_verdicts(now);
+        self.follow_clock(now);
         self.write_snapshots(now);
         self.analytics.guards.listed = self.verdicts.listed() + self.listings_left();
         if let Some(derived) = &mut self.derived {
@@ -799,6 +807,24 @@ impl Shard {
     fn some_peer_reads_slowly(&self) -> bool {
         let is_slow = |connection: &Connection| !connection.over && connection.unsent_bytes() > UNSENT_BYTES_MAX / 4;
         self.connections.iter().flatten().any(|connection| is_slow(connection))
+    }
+
+    /// When wall time has stepped forward, verdicts end sooner than clients were told, and those that ended by the step are told by
+    /// nobody: every connection gets the whole set again.
+    fn follow_clock(&mut self, now: Now) {
+        let ahead_us = now.wall_us.saturating_sub(now.monotonic_us);
+        let before_us = std::mem::replace(&mut self.wall_ahead_us, ahead_us);
+        if ahead_us < before_us.saturating_add(CLOCK_STEP_US) {
+            return;
+        }
+        self.verdicts.expire(now.wall_us);
+        for (link, connection) in (0..).zip(&mut self.connections) {
+            let Some(connection) = connection.as_mut().filter(|connection| !connection.over) else { continue };
+            if connection.snapshot_from.is_none() {
+                self.snapshots.push(link);
+            }
+            (connection.snapshot_from, connection.snapshot_begins) = (Some(0), true);
+        }
     }
 
     /// Sends every new connection the next piece of the whole set, as fast as it reads.

@@ -105,6 +105,11 @@ impl World {
         frames
     }
 
+    /// Sets a verdict for good.
+    fn list(&mut self, verdict: Verdict) {
+        self.shard.set_verdict(verdict, u64::MAX, self.now);
+    }
+
     pub(super) fn send(&mut self, link: u32, bytes: &[u8]) {
         self.shard.received(link, bytes, self.now);
     }
@@ -417,11 +422,11 @@ fn verdicts_reach_everyone_in_the_same_turn_and_newcomers_whole() {
         until_us: u64::MAX,
         detector: 0,
     };
-    world.shard.set_verdict(verdict(5));
+    world.list(verdict(5));
     let frames = world.turn(0);
     assert!(matches!(&frames[..], [ControlFrame::Verdicts(pushed)] if pushed.verdicts == [verdict(5)] && !pushed.begin));
     for session in 6..3_000 {
-        world.shard.set_verdict(verdict(session));
+        world.list(verdict(session));
     }
     world.turn(0);
     world.connect(1, 2, SESSION);
@@ -437,6 +442,36 @@ fn verdicts_reach_everyone_in_the_same_turn_and_newcomers_whole() {
     }
     assert_eq!(found.len(), 2_995);
     assert_eq!(marks, [(true, false), (false, false), (false, true)]);
+}
+
+#[test]
+fn when_the_clock_is_set_forward_everyone_gets_the_whole_set_again() {
+    const HOUR_US: u64 = 3_600_000_000;
+    let mut world = World::new(1);
+    world.connect(0, 1, SESSION);
+    world.turn(0);
+    let verdict = |session| Verdict {
+        subject: Subject::Session(session),
+        application: None,
+        action: Some(Action::Denylist),
+        until_us: world.now.wall_us,
+        detector: 0,
+    };
+    let (short, long) = (verdict(1), verdict(2));
+    // By hand a verdict lasts from now on, by the clock of the shard.
+    world.shard.set_verdict(short, HOUR_US, world.now);
+    world.shard.set_verdict(long, 10 * HOUR_US, world.now);
+    let [short, long] =
+        [(short, 1), (long, 10)].map(|(verdict, hours)| Verdict { until_us: world.now.wall_us + hours * HOUR_US, ..verdict });
+    let frames = world.turn(0);
+    assert!(matches!(&frames[..], [ControlFrame::Verdicts(pushed)] if pushed.verdicts == [short, long]), "{frames:?}");
+    world.now.wall_us += 100_000;
+    assert!(world.turn(0).is_empty(), "a clock that is a little late is not set");
+    world.now.wall_us += 8 * HOUR_US;
+    let frames = world.turn(0);
+    let is_whole = |set: &postanalytics_protocol::frames::Verdicts| set.begin && set.end && set.verdicts == [long];
+    assert!(matches!(&frames[..], [ControlFrame::Verdicts(set)] if is_whole(set)), "{frames:?}");
+    assert!(world.turn(0).is_empty(), "once");
 }
 
 #[test]
@@ -612,7 +647,7 @@ fn a_change_in_the_turn_of_an_adoption_comes_within_the_whole_set() {
         detector: 0,
     };
     world.connect(0, 1, SESSION);
-    world.shard.set_verdict(verdict);
+    world.list(verdict);
     let frames = world.turn(0);
     assert_eq!(frames.len(), 2, "{frames:?}");
     assert!(matches!(&frames[1], ControlFrame::Verdicts(set) if set.begin && set.end && set.verdicts == [verdict]));
@@ -780,11 +815,11 @@ fn who_is_allowlisted_or_a_trusted_proxy_by_a_reload_is_taken_off() {
     // The allowlist comes first, whoever listed; a trusted proxy is freed of detectors.
     let freed = [of_source(1, 6), of_source(2, 0), of_source(80, 6)];
     let kept = [of_source(77, 6), of_source(78, 0), of_source(81, 0), verdict(Subject::Session(1), 6)];
-    freed.into_iter().chain(kept).for_each(|verdict| world.shard.set_verdict(verdict));
+    freed.into_iter().chain(kept).for_each(|verdict| world.list(verdict));
     world.turn(0);
     // Those that were found in the turn of the reload are not made.
-    world.shard.set_verdict(of_source(3, 6));
-    world.shard.set_verdict(of_source(82, 6));
+    world.list(of_source(3, 6));
+    world.list(of_source(82, 6));
     let lists = "allowlist = ['192.0.2.0/28']\ntrusted_proxies = ['192.0.2.80/30']";
     let config = crate::config::detection::DetectionConfig::parse(lists).expect("a configuration");
     let settings = Arc::new(crate::analytics::settings::Settings::new(&config).expect("settings"));
@@ -818,7 +853,7 @@ fn world_with_verdicts(count: u32) -> World {
     for number in 0..count {
         let source = std::net::Ipv4Addr::from(0x0a00_0000 + number).to_ipv6_mapped().octets();
         let (subject, action) = (Subject::Source(source), Some(Action::Denylist));
-        world.shard.set_verdict(Verdict { subject, application: None, action, until_us: u64::MAX, detector: 0 });
+        world.list(Verdict { subject, application: None, action, until_us: u64::MAX, detector: 0 });
         if number % 1000 == 0 {
             world.turn(0);
         }
@@ -871,12 +906,12 @@ fn many_changes_wait_a_while_for_a_peer_that_reads_slowly_and_few_for_nobody() {
         until_us: u64::MAX,
         detector: 0,
     };
-    (0..8_000).for_each(|session| world.shard.set_verdict(verdict(session)));
+    (0..8_000).for_each(|session| world.list(verdict(session)));
     for _ in 0..2 {
         world.shard.end_turn(Usage::default(), world.now);
     }
     assert!(!world.shard.has_verdicts(), "their outboxes are over a quarter full now");
-    world.shard.set_verdict(verdict(8_000));
+    world.list(verdict(8_000));
     world.shard.end_turn(Usage::default(), world.now);
     assert_eq!(live(&world), 8_001, "and this one waits for nobody");
 }

@@ -367,7 +367,7 @@ impl<K: Kernel> Driver<K> {
                     self.hears_on = true;
                     return;
                 }
-                Some(ToShard::SetVerdict(verdict)) => self.shard.set_verdict(verdict),
+                Some(ToShard::SetVerdict { verdict, duration_us }) => self.shard.set_verdict(verdict, duration_us, now),
                 Some(ToShard::Reload(reload)) => {
                     self.config.drain_deadline = reload.drain_deadline;
                     self.shard.reload(&reload);

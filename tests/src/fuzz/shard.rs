@@ -102,7 +102,10 @@ impl World {
             }
             8 if self.peers[link].is_some() => self.shard.peer_closed(link as u32),
             9 if self.peers[link].is_some() => self.shard.broken(link as u32),
-            10 => self.shard.set_verdict(verdict(script)),
+            10 => {
+                let (verdict, duration_us) = verdict(script);
+                self.shard.set_verdict(verdict, duration_us, self.now);
+            }
             11 if script.u8() == 255 => self.shard.drain(self.now),
             _ => {}
         }
@@ -226,10 +229,11 @@ fn good_batch(session: u64, script: &mut Script<'_>) -> Vec<u8> {
     out
 }
 
-fn verdict(script: &mut Script<'_>) -> Verdict {
+/// A verdict, and how long it lasts, µs.
+fn verdict(script: &mut Script<'_>) -> (Verdict, u64) {
     let action = [None, Some(Action::Graylist), Some(Action::Denylist)][usize::from(script.u8()) % 3];
     let subject =
         if script.u8() & 1 != 0 { Subject::Session(u64::from(script.u8())) } else { Subject::Source([script.u8(); 16]) };
-    let until_us = 1_700_000_000_000_000 + u64::from(script.u16()) * 1000;
-    Verdict { subject, application: (script.u8() & 1 != 0).then_some(1), action, until_us, detector: 0 }
+    let duration_us = u64::from(script.u16()) * 1000;
+    (Verdict { subject, application: (script.u8() & 1 != 0).then_some(1), action, until_us: 0, detector: 0 }, duration_us)
 }

@@ -255,9 +255,9 @@ impl Server {
             self.verdicts.insert(address, listed);
             let action = listed.then_some(Action::Denylist);
             let subject = Subject::Source(address_bytes(address));
-            let verdict = Verdict { subject, application: None, action, until_us: 1 << 60, detector: 0 };
+            let verdict = Verdict { subject, application: None, action, until_us: 0, detector: 0 };
             for _ in 0..1 + self.fate.below(4) {
-                self.tell(shard, ToShard::SetVerdict(verdict));
+                self.tell(shard, ToShard::SetVerdict { verdict, duration_us: 1 << 60 });
             }
         } else if !std::mem::replace(&mut self.units[shard].asked, true) {
             let source =

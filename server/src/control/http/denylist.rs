@@ -90,8 +90,8 @@ pub(super) fn go_on(text: &str) {
 /// What fuzzing drives: a body is read, and what it says holds.
 #[cfg(feature = "fuzzing")]
 pub(super) fn read(body: &[u8]) {
-    if let Ok(verdict) = verdict_of(body, 0) {
-        assert!(verdict.action.is_some() && DURATION_S.contains(&(verdict.until_us / 1_000_000)));
+    if let Ok((verdict, duration_us)) = verdict_of(body, 0) {
+        assert!(verdict.action.is_some() && DURATION_S.contains(&(duration_us / 1_000_000)));
         assert!(subject_of(VerdictView::of(&verdict).source.as_deref(), VerdictView::of(&verdict).session.as_deref()).is_ok());
     }
 }
@@ -214,20 +214,21 @@ pub(super) fn merged(verdicts: Vec<Verdict>) -> Vec<Verdict> {
 }
 
 async fn add(state: &State, body: &[u8]) -> Result<Response<'static>, String> {
-    let verdict = verdict_of(body, unix_us())?;
+    let (verdict, duration_us) = verdict_of(body, unix_us())?;
     if let (Subject::Source(bytes), Some(detection)) = (verdict.subject, &state.config().detection)
         && touches(&detection.allowlist, Source::of_bytes(&bytes))
     {
         return Ok(Response::error(409, "this source is on the allowlist, which comes first: take it off that, and send SIGHUP"));
     }
-    if !ask::set_verdict(state, verdict) {
+    if !ask::set_verdict(state, verdict, duration_us) {
         return Ok(no_answer(state));
     }
     tracing::info!(verdict = ?VerdictView::of(&verdict), "listed by hand");
     Ok(Response::json(200, &VerdictView::of(&verdict)))
 }
 
-fn verdict_of(body: &[u8], now_us: u64) -> Result<Verdict, String> {
+/// The verdict that a body asks for, its end by the system's clock, and how long it lasts, µs.
+fn verdict_of(body: &[u8], now_us: u64) -> Result<(Verdict, u64), String> {
     let listing: Listing = serde_json::from_slice(body).map_err(|error| {
         format!(
             "the body must be JSON such as {{\"source\": \"192.0.2.7\", \"duration_s\": 3600}}, with action, application or session if \
@@ -245,8 +246,9 @@ fn verdict_of(body: &[u8], now_us: u64) -> Result<Verdict, String> {
     }
     let subject = subject_of(listing.source.as_deref(), listing.session.as_deref())?;
     let subject = subject.ok_or_else(|| "whom? Give source or session".to_owned())?;
-    let until_us = now_us + duration_s * 1_000_000;
-    Ok(Verdict { subject, application: listing.application, action: Some(action), until_us, detector: 0 })
+    let duration_us = duration_s * 1_000_000;
+    let until_us = now_us + duration_us;
+    Ok((Verdict { subject, application: listing.application, action: Some(action), until_us, detector: 0 }, duration_us))
 }
 
 async fn remove(state: &State, parameters: &Parameters<'_>) -> Result<Response<'static>, String> {
@@ -265,7 +267,7 @@ async fn remove(state: &State, parameters: &Parameters<'_>) -> Result<Response<'
         return Ok(Response::error(404, "nobody like that is listed: GET /denylist shows who is"));
     }
     for verdict in &found {
-        if !ask::set_verdict(state, Verdict { action: None, ..**verdict }) {
+        if !ask::set_verdict(state, Verdict { action: None, ..**verdict }, 0) {
             let text = "not all could be taken off, the server is busy: do it again";
             return Ok(Response::error(503, text));
         }
@@ -294,11 +296,12 @@ mod tests {
     #[test]
     fn bodies_are_read_and_bounded() {
         let verdict = |body: &str| verdict_of(body.as_bytes(), 1_000_000);
-        let found =
+        let (found, duration_us) =
             verdict(r#"{"source": "2001:db8::7", "application": 3, "action": "graylist", "duration_s": 60}"#).expect("good");
         assert_eq!((found.application, found.action, found.until_us), (Some(3), Some(Action::Graylist), 61_000_000));
+        assert_eq!(duration_us, 60_000_000);
         assert_eq!(VerdictView::of(&found).source.as_deref(), Some("2001:db8::/64"));
-        let found = verdict(r#"{"session": "00000000000000ff", "application": null}"#).expect("good");
+        let (found, _) = verdict(r#"{"session": "00000000000000ff", "application": null}"#).expect("good");
         assert_eq!((found.subject, found.application, found.action), (Subject::Session(255), None, Some(Action::Denylist)));
         assert_eq!(found.until_us, 3_601_000_000);
         for (bad, why) in [
