@@ -52,13 +52,19 @@ impl LogClock {
 /// Reads logs line by line.
 #[derive(Debug)]
 pub struct LogReader {
-    files: VecDeque<PathBuf>,
+    files: VecDeque<Waiting>,
     open: Option<Open>,
     line: Vec<u8>,
     /// Lines read, empty ones not counted.
     pub lines: u64,
     /// Lines without the structure of an access log, or too long.
     pub lines_unparsable: u64,
+}
+
+struct Waiting {
+    path: PathBuf,
+    /// Of a pipe, open from the start: what was read of it to see what it is would not come again.
+    pipe: Option<Box<dyn BufRead + Send>>,
 }
 
 struct Open {
@@ -69,18 +75,22 @@ struct Open {
 impl LogReader {
     /// A reader over `files`, in order. Each is opened once here, so that a wrong name is an error before the run.
     pub fn new(files: &[PathBuf]) -> Result<Self> {
-        for path in files {
-            open(path)?;
-        }
-        Ok(Self { files: files.iter().cloned().collect(), open: None, line: Vec::new(), lines: 0, lines_unparsable: 0 })
+        let wait = |path: &PathBuf| {
+            let reader = open(path)?;
+            let is_file = path.metadata().is_ok_and(|metadata| metadata.is_file());
+            Ok(Waiting { path: path.clone(), pipe: (!is_file).then_some(reader) })
+        };
+        let files = files.iter().map(wait).collect::<Result<_>>()?;
+        Ok(Self { files, open: None, line: Vec::new(), lines: 0, lines_unparsable: 0 })
     }
 
     /// The next line that is one of an access log; `None` after the last file.
     pub fn next_line(&mut self) -> Result<Option<LogLine<'_>>> {
         loop {
             if self.open.is_none() {
-                let Some(path) = self.files.pop_front() else { return Ok(None) };
-                self.open = Some(Open { reader: open(&path)?, path });
+                let Some(Waiting { path, pipe }) = self.files.pop_front() else { return Ok(None) };
+                let reader = pipe.map_or_else(|| open(&path), Ok)?;
+                self.open = Some(Open { reader, path });
             }
             let Some(open) = &mut self.open else { continue };
             self.line.clear();
@@ -102,6 +112,12 @@ impl LogReader {
         }
         // Parsed a second time: the borrow checker does not let a borrow leave a loop that goes on using its owner.
         Ok(parse_line(&self.line))
+    }
+}
+
+impl std::fmt::Debug for Waiting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Waiting").field("path", &self.path).finish_non_exhaustive()
     }
 }
 
@@ -134,6 +150,7 @@ mod tests {
     use super::*;
     use flate2::{Compression, write::GzEncoder};
     use std::io::Write;
+    use std::os::fd::AsRawFd;
 
     const LINE: &str = r#"192.0.2.9 - - [17/May/2015:10:05:03 +0000] "GET /n HTTP/1.1" 200 5 "-" "-""#;
 
@@ -162,6 +179,19 @@ mod tests {
         let (paths, lines, unparsable) = read_all(&[plain, gzip]);
         assert_eq!(paths, [&b"/n"[..], b"/last", b"/first", b"/second"]);
         assert_eq!((lines, unparsable), (5, 1));
+    }
+
+    /// As a shell gives one for `<(zcat access.log.gz)`: its first bytes come once.
+    #[test]
+    fn a_pipe_is_read_from_its_first_line() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("a.log");
+        std::fs::write(&file, format!("{LINE}\n")).expect("written");
+        let (pipe, mut end) = std::io::pipe().expect("a pipe");
+        write!(end, "{}\n{}\n", LINE.replace("/n", "/first"), LINE.replace("/n", "/second")).expect("written");
+        drop(end);
+        let path = PathBuf::from(format!("/proc/self/fd/{}", pipe.as_raw_fd()));
+        assert_eq!(read_all(&[file, path]), (vec![b"/n".to_vec(), b"/first".to_vec(), b"/second".to_vec()], 3, 0));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::escape::plain_json;
 use crate::replay;
 use crate::replay::lines::Lines;
 use crate::replay::record;
-use anyhow::Result;
+use anyhow::{Result, bail};
 use history::{Attacker, DetectorCount, Histories, Speed};
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use load::{Load, Needs};
@@ -77,6 +77,12 @@ pub fn examine(flags: &AuditFlags) -> Result<Findings> {
         last: String::new(),
         status_token_file: None,
     };
+    if let Some(path) = flags.files.iter().find(|path| path.exists() && !replay::is_regular(path)) {
+        bail!(
+            "{} is no regular file, and an audit reads its logs twice: write it into a file, which may be gzip",
+            path.display()
+        );
+    }
     let config = replay::configuration(flags.config.as_deref())?;
     let progress = Progress::new("looking for attackers");
     let (_, found) = replay::find(&replayed, &config)?;

@@ -3,6 +3,7 @@
 use super::*;
 use flate2::Compression;
 use flate2::write::GzEncoder;
+use std::os::fd::AsRawFd;
 use std::path::Path;
 
 fn line(source: &str, second: u32, request: &str, status: u16) -> String {
@@ -123,4 +124,31 @@ fn a_log_without_attackers_says_so() {
     assert!(page::render(&found).contains("not one request"));
     let missing = examine(&flags(&[&folder.path().join("none")], LineFormat::Combined)).expect_err("there is no such file");
     assert!(format!("{missing:#}").contains("check the name"), "{missing:#}");
+}
+
+/// What was read of a pipe does not come again: a replay reads it from its first line, and an audit, which reads twice, says no.
+#[test]
+fn a_pipe_is_replayed_whole_and_not_audited() {
+    let pipe_of = |text: &str| {
+        let (pipe, mut end) = std::io::pipe().expect("a pipe");
+        end.write_all(text.as_bytes()).expect("written");
+        (PathBuf::from(format!("/proc/self/fd/{}", pipe.as_raw_fd())), pipe)
+    };
+    let (path, _pipe) = pipe_of(&log());
+    let replayed = ReplayFlags {
+        format: LineFormat::Combined,
+        config: None,
+        shards: 1,
+        keys: 1 << 14,
+        no_filter: false,
+        files: vec![path.clone()],
+        from_server: None,
+        last: String::new(),
+        status_token_file: None,
+    };
+    let config = replay::configuration(None).expect("the defaults");
+    let (_, found) = replay::find(&replayed, &config).expect("it runs");
+    assert_eq!(found.sorted.len(), 2);
+    let error = examine(&flags(&[&path], LineFormat::Combined)).expect_err("it cannot be read twice");
+    assert!(error.to_string().contains("no regular file"), "{error:#}");
 }

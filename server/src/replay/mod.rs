@@ -35,7 +35,7 @@ use postanalytics_protocol::schema::v1::SCHEMA;
 use postanalytics_protocol::{AlignedVec, BatchBuilder, Source, ValidBatch, shard_of};
 use rustix::event::{PollFd, PollFlags, poll};
 use std::io::{BufWriter, IsTerminal, Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -103,10 +103,18 @@ pub fn configuration(path: Option<&Path>) -> Result<DetectionConfig> {
 
 /// The alerts of the files.
 pub fn find(flags: &ReplayFlags, config: &DetectionConfig) -> Result<(Summary, Found)> {
-    for path in &flags.files {
-        Lines::open(path)?;
-    }
-    run(flags, config, config.ahead_us, |reader| flags.files.iter().try_for_each(|path| reader.read(path)))
+    // All are opened first, so that a wrong name is an error before the work. A pipe stays open: its first bytes come once.
+    let open = |path: &PathBuf| Ok(Some(Lines::open(path)?).filter(|_| !is_regular(path)));
+    let pipes = flags.files.iter().map(open).collect::<Result<Vec<_>>>()?;
+    run(flags, config, config.ahead_us, |reader| {
+        let mut files = flags.files.iter().zip(pipes);
+        files.try_for_each(|(path, pipe)| reader.read(pipe.map_or_else(|| Lines::open(path), Ok)?))
+    })
+}
+
+/// Whether it is a file that can be read twice.
+pub(crate) fn is_regular(path: &Path) -> bool {
+    path.metadata().is_ok_and(|metadata| metadata.is_file())
 }
 
 /// The alerts of what `read` gives the reader.
@@ -275,8 +283,7 @@ struct Reader {
 
 impl Reader {
     /// One file, which has a clock of its own.
-    fn read(&mut self, path: &Path) -> Result<()> {
-        let mut lines = Lines::open(path)?;
+    fn read(&mut self, mut lines: Lines) -> Result<()> {
         let mut clock_us = None;
         while let Some((line, is_too_long)) = lines.next()? {
             if !line.is_empty() || is_too_long {
