@@ -52,6 +52,8 @@ struct Acknowledgements {
     /// The measured window by the client's clock; nothing is measured before it is set.
     from_us: AtomicU64,
     until_us: AtomicU64,
+    /// When the last one came, by the client's clock.
+    latest_us: AtomicU64,
     /// Locked once for each ack frame, by one thread; by others only when they are done.
     measured: Mutex<Acked>,
 }
@@ -184,6 +186,14 @@ impl Session {
     fn clock_us(&self, monotonic_ns: u64) -> u64 {
         (monotonic_ns / 1000).saturating_add_signed(self.clock_offset_us)
     }
+
+    /// When the last acknowledgement came, by the monotonic clock; 0 if none did.
+    fn latest_ack_ns(&self) -> u64 {
+        match self.acks.latest_us.load(Ordering::Relaxed) {
+            0 => 0,
+            latest_us => latest_us.saturating_add_signed(-self.clock_offset_us).saturating_mul(1000),
+        }
+    }
 }
 
 /// Client clock minus CLOCK_MONOTONIC, µs. One reading is not enough: this thread may be interrupted between the two clocks,
@@ -212,6 +222,8 @@ impl Acknowledgements {
                 measured.record(corrected_us, record.acked_us.saturating_sub(record.accepted_us), 1);
             }
         }
+        let latest_us = records.iter().map(|record| record.acked_us).max().unwrap_or(0);
+        self.latest_us.fetch_max(latest_us, Ordering::Relaxed);
         live.acked.fetch_add(records.len() as u64, Ordering::Relaxed);
     }
 }
@@ -255,6 +267,13 @@ fn left_until(deadline_ns: u64) -> Duration {
     Duration::from_nanos(deadline_ns.saturating_sub(monotonic_ns()))
 }
 
+/// What the records end, or a signal, before its time, is measured to what came last: the end of sending or an acknowledgement,
+/// for all acknowledgements count that come before the planned end. Noticing the end, waiting for what is lost and asking the
+/// server is not in it.
+fn end_of_window_ns(timing: &Timing, is_stopped: bool, ended_ns: u64, latest_ack_ns: u64) -> u64 {
+    if is_stopped || timing.until_ns == u64::MAX { ended_ns.max(latest_ack_ns) } else { timing.until_ns }
+}
+
 /// Drains the sessions, asks the server about them, closes them and adds everything up.
 fn finish(
     plan: &Plan,
@@ -273,11 +292,13 @@ fn finish(
     outcome.notes.extend(total.notes());
     outcome.sent = total;
     drain(&sessions, &mut outcome.notes);
-    // A replay without a duration is measured from its first record to its last acknowledgement.
     let after = watched.after.unwrap_or_else(|| snapshot(&sessions));
     let before = watched.before.filter(|_| timing.from_ns != timing.start_ns).unwrap_or_else(|| start.clone());
     outcome.window_from_unix_us = unix_us_at(timing.from_ns);
-    outcome.window_seconds = timing.window_seconds(watched.stopped_ns.unwrap_or(after.at_ns));
+    let ended_ns = sent.iter().map(|done| done.ended_ns).max().unwrap_or(0);
+    let latest_ack_ns = sessions.iter().map(Session::latest_ack_ns).max().unwrap_or(0);
+    outcome.window_seconds =
+        timing.window_seconds(end_of_window_ns(timing, watched.stopped_ns.is_some(), ended_ns, latest_ack_ns));
     outcome.own_cpu_seconds = (after.own_cpu_us - before.own_cpu_us) as f64 / 1e6;
     let batches = after.batches_sent - before.batches_sent;
     let records = after.records_sent.saturating_sub(before.records_sent);

@@ -53,6 +53,8 @@ pub(super) struct Done {
     /// Records of each attack.
     pub(super) attack_records: Vec<u64>,
     pub(super) note: Option<String>,
+    /// When nothing more was due.
+    pub(super) ended_ns: u64,
 }
 
 impl Sender<'_> {
@@ -65,7 +67,7 @@ impl Sender<'_> {
         match (&self.plan.mode, replay) {
             (Mode::Replay { speed, .. }, Some(reader)) => self.replay(reader, *speed, Rng::with_seed(seed)),
             (Mode::Open { rate }, _) => Ok(self.open_loop(Stream::new(traffic, *rate, self, seed))),
-            _ => Ok(Done { sent: self.closed_loop(&mut traffic), ..Done::default() }),
+            _ => Ok(Done { sent: self.closed_loop(&mut traffic), ended_ns: monotonic_ns(), ..Done::default() }),
         }
     }
 
@@ -83,14 +85,14 @@ impl Sender<'_> {
             }
             let mut due_ns = stream.due_ns();
             if due_ns >= timing.until_ns {
-                return Done { sent, attack_records: stream.attack_records(), note: None };
+                return Done { sent, attack_records: stream.attack_records(), note: None, ended_ns: timing.until_ns };
             }
             if now_ns >= timing.catch_up_until_ns() {
                 for (schedule, unsent) in stream.unsent_before(timing.until_ns) {
                     sent.unsent += unsent.end - unsent.start;
                     self.with_measured(|acked| acked.record_unsent_events(&schedule, unsent, 1, timing.from_ns, now_ns));
                 }
-                return Done { sent, attack_records: stream.attack_records(), note: None };
+                return Done { sent, attack_records: stream.attack_records(), note: None, ended_ns: timing.until_ns };
             }
             let sent_before = sent.generated;
             let unix_minus_monotonic_us = unix_us().wrapping_sub(now_ns / 1000);
@@ -154,6 +156,7 @@ impl Sender<'_> {
         let mut filter = LineFilter::default();
         // Until when the server's pace, not this thread's, kept records back.
         let mut blocked_ns = 0;
+        let mut ended_ns = None;
         while let Some(line) = reader.next_line()? {
             let elapsed_us = clock.advance(line.time_us);
             let due_ns = match speed {
@@ -169,6 +172,7 @@ impl Sender<'_> {
                 timing.until_ns = timing.until_ns.min(now_ns);
             }
             if due_ns.unwrap_or(now_ns) >= timing.until_ns {
+                ended_ns = Some(timing.until_ns);
                 break;
             }
             if now_ns >= timing.catch_up_until_ns() {
@@ -215,7 +219,8 @@ impl Sender<'_> {
         let gaps = if clock.gaps_cut > 0 { format!(", {} gaps of more than a day", clock.gaps_cut) } else { String::new() };
         let note =
             format!("replay: {} lines read, {} of them no lines of an access log{gaps}", reader.lines, reader.lines_unparsable);
-        Ok(Done { sent, note: Some(note), ..Done::default() })
+        let ended_ns = ended_ns.unwrap_or_else(monotonic_ns);
+        Ok(Done { sent, note: Some(note), ended_ns, ..Done::default() })
     }
 
     /// Sleeps in steps short enough to notice that the run is to end.

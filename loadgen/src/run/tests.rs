@@ -78,6 +78,7 @@ fn a_replay_delivers_every_line_as_it_stands() {
     let (outcome, report, broken) = run_against(&server, &["--replay", file.to_str().expect("a path"), "--connections", "2"]);
     assert!(broken.is_empty() && report.records_generated == 1_000, "{broken:?}");
     assert!(outcome.notes.iter().any(|note| note.contains("1001 lines read, 1 of them no")), "{:?}", outcome.notes);
+    assert!(outcome.acked.in_window == 1_000 && outcome.window_seconds > 0.0, "{}", outcome.window_seconds);
     let mut kept = server.kept.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let mut wanted: Vec<_> = text
         .lines()
@@ -91,6 +92,21 @@ fn a_replay_delivers_every_line_as_it_stands() {
     kept.sort();
     wanted.sort();
     assert_eq!(kept, wanted);
+}
+
+#[test]
+fn a_run_that_its_records_end_is_measured_to_its_last_acknowledgement() {
+    let until = |until_ns| Timing { start_ns: 1, from_ns: 1, until_ns };
+    let seconds = |timing: Timing, is_stopped, ended_ns, latest_ack_ns| {
+        timing.window_seconds(end_of_window_ns(&timing, is_stopped, ended_ns, latest_ack_ns)) * 1e9
+    };
+    // Without a duration: the watcher and the server's answer come later and do not count.
+    assert_eq!(seconds(until(u64::MAX), false, 5, 11), 10.0);
+    assert_eq!(seconds(until(u64::MAX), false, 5, 0), 4.0, "nothing was acknowledged");
+    // A log that is shorter than the duration: what is acknowledged after its end counts, and so does the time.
+    assert_eq!(seconds(until(101), true, 5, 11), 10.0);
+    assert_eq!(seconds(until(101), true, 5, 200), 100.0);
+    assert_eq!(seconds(until(101), false, 5, 11), 100.0);
 }
 
 #[test]
