@@ -1,6 +1,8 @@
 //! What fuzzing drives of the lines that the agent reads: see `tests/src/fuzz` of the workspace.
 
+use super::json::json_time;
 use super::*;
+use postanalytics_client::access_log::method_number;
 use std::net::SocketAddr;
 
 /// A line of either format: what it says is a request, and whom it names its visitor is its address or a hop. What a log writes
