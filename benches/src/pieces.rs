@@ -88,8 +88,8 @@ fn arena() -> Option<Piece> {
     log.memory().prefault().ok()?;
     let run = move || {
         let body = black_box(&frame[HEADER_BYTES..]);
-        let Ok(mut place) = log.reserve(body.len() as u32) else { return 0 };
-        log.fill(&mut place, body);
+        let Ok(place) = log.reserve(body.len() as u32) else { return 0 };
+        log.fill(&place, 0, body);
         log.commit(place, PlaceHeader { record_count: RECORDS, arrival_us: 1, ..PlaceHeader::default() });
         RECORDS
     };
@@ -102,8 +102,8 @@ fn source_filter() -> Option<Piece> {
     let body = &frame[HEADER_BYTES..];
     let mut log = Log::new(64).ok()?;
     log.memory().prefault().ok()?;
-    let mut place = log.reserve(body.len() as u32).ok()?;
-    log.fill(&mut place, body);
+    let place = log.reserve(body.len() as u32).ok()?;
+    log.fill(&place, 0, body);
     let run = move || {
         let (body, mut filter) = log.body_and_filter(&place);
         let Ok(batch) = ValidBatch::parse(1, RECORDS, black_box(body)) else { return 0 };

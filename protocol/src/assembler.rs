@@ -14,8 +14,8 @@ pub enum Step<'a> {
     NeedMore,
     /// A header was read and holds; make room for `body_bytes`.
     Header(FrameHeader),
-    /// The next bytes of the body.
-    Body(&'a [u8]),
+    /// The next bytes of the body, and how many of it came before.
+    Body(usize, &'a [u8]),
     /// The body is complete and its CRC holds. Comes for every frame, also for one without a body.
     End,
 }
@@ -31,7 +31,8 @@ pub struct Assembler {
 
 #[derive(Debug)]
 struct Body {
-    left: usize,
+    bytes: usize,
+    came: usize,
     stated_crc: u32,
     crc: crc32fast::Hasher,
 }
@@ -62,15 +63,16 @@ impl Assembler {
     pub fn step<'a>(&mut self, input: &mut &'a [u8]) -> Result<Step<'a>, FrameError> {
         match &mut self.body {
             None => self.step_header(input),
-            Some(body) if body.left > 0 => {
+            Some(body) if body.came < body.bytes => {
                 if input.is_empty() {
                     return Ok(Step::NeedMore);
                 }
-                let (piece, rest) = input.split_at(body.left.min(input.len()).min(PIECE_BYTES_MAX));
+                let (piece, rest) = input.split_at((body.bytes - body.came).min(input.len()).min(PIECE_BYTES_MAX));
                 *input = rest;
-                body.left -= piece.len();
+                let came = body.came;
+                body.came += piece.len();
                 body.crc.update(piece);
-                Ok(Step::Body(piece))
+                Ok(Step::Body(came, piece))
             }
             Some(_) => self.end(),
         }
@@ -86,7 +88,7 @@ impl Assembler {
                     body.clear();
                     body.reserve(header.body_bytes as usize);
                 }
-                Step::Body(piece) => body.extend_from_slice(piece),
+                Step::Body(_, piece) => body.extend_from_slice(piece),
                 // The header bytes are kept until the next frame begins, and they were valid.
                 Step::End => return FrameHeader::decode(&self.header, u32::MAX).map(Some),
             }
@@ -102,7 +104,8 @@ impl Assembler {
             return Ok(Step::NeedMore);
         }
         let header = FrameHeader::decode(&self.header, self.max_body_bytes)?;
-        self.body = Some(Body { left: header.body_bytes as usize, stated_crc: header.body_crc, crc: crc32fast::Hasher::new() });
+        let (bytes, stated_crc) = (header.body_bytes as usize, header.body_crc);
+        self.body = Some(Body { bytes, came: 0, stated_crc, crc: crc32fast::Hasher::new() });
         Ok(Step::Header(header))
     }
 

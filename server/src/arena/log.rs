@@ -35,13 +35,14 @@ pub enum ReserveError {
 }
 
 /// A place being filled. Give it back by [`Log::commit`] or [`Log::void`].
+///
+/// How much of it is filled is known to whoever fills it.
 #[derive(Debug)]
 #[must_use = "an open place must be committed or made void"]
 pub struct OpenPlace {
     slab: u32,
     offset: u32,
     body_bytes: u32,
-    filled: u32,
 }
 
 impl OpenPlace {
@@ -168,21 +169,19 @@ impl Log {
         self.usage.open_bytes += u64::from(length);
         let at = position(self.current, offset);
         self.memory[at..at + PLACE_HEADER_BYTES].copy_from_slice(&header.encode());
-        Ok(OpenPlace { slab: self.current as u32, offset, body_bytes, filled: 0 })
+        Ok(OpenPlace { slab: self.current as u32, offset, body_bytes })
     }
 
-    /// Appends bytes to the body of an open place; what does not fit is a bug of the caller.
+    /// Writes bytes to the body of an open place, behind as many as came before; what does not fit is a bug of the caller.
     #[inline]
-    pub fn fill(&mut self, place: &mut OpenPlace, bytes: &[u8]) {
-        assert!(bytes.len() <= (place.body_bytes - place.filled) as usize, "the body is not longer than its place");
-        let at = body_position(place) + place.filled as usize;
+    pub fn fill(&mut self, place: &OpenPlace, came: usize, bytes: &[u8]) {
+        assert!(came + bytes.len() <= place.body_bytes as usize, "the body is not longer than its place");
+        let at = body_position(place) + came;
         self.memory[at..at + bytes.len()].copy_from_slice(bytes);
-        place.filled += bytes.len() as u32;
     }
 
     /// The body of an open place, to be written in one go.
-    pub fn body_mut(&mut self, place: &mut OpenPlace) -> &mut [u8] {
-        place.filled = place.body_bytes;
+    pub fn body_mut(&mut self, place: &OpenPlace) -> &mut [u8] {
         let at = body_position(place);
         &mut self.memory[at..at + place.body_bytes as usize]
     }
@@ -198,10 +197,9 @@ impl Log {
         (body, filter)
     }
 
-    /// Commits a filled place. Of `header` the caller fills record count, commit index, arrival, sender and flags; length,
+    /// Commits a place, all of which is filled. Of `header` the caller fills record count, commit index, arrival, sender and flags; length,
     /// state, previous and generation are the log's.
     pub fn commit(&mut self, place: OpenPlace, mut header: PlaceHeader) -> SlabHandle {
-        assert_eq!(place.filled, place.body_bytes, "only whole frames are committed");
         let at = position(place.slab as usize, place.offset);
         let reserved = self.header_at(at);
         header.length = reserved.length;
@@ -421,10 +419,10 @@ mod tests {
                 5..9 if !open.is_empty() => {
                     // Mostly the newest, so that some places stay open until their slab is needed.
                     let newest = open.len() - 1;
-                    let (mut place, byte) = open.remove(if random.u8(0..50) > 0 { newest } else { random.usize(0..=newest) });
+                    let (place, byte) = open.remove(if random.u8(0..50) > 0 { newest } else { random.usize(0..=newest) });
                     let (first, second) = (place.body_bytes / 2, place.body_bytes - place.body_bytes / 2);
-                    log.fill(&mut place, &vec![byte; first as usize]);
-                    log.fill(&mut place, &vec![byte; second as usize]);
+                    log.fill(&place, 0, &vec![byte; first as usize]);
+                    log.fill(&place, first as usize, &vec![byte; second as usize]);
                     let body_bytes = place.body_bytes;
                     committed.push_back((log.commit(place, header(1, step)), byte, body_bytes));
                 }
@@ -456,8 +454,8 @@ mod tests {
         let mut log = Log::new(2).expect("4 MiB");
         let mut handles = Vec::new();
         for arrival_us in 1..=10 {
-            let mut place = log.reserve(500_000 & !15).expect("room");
-            log.body_mut(&mut place).fill(arrival_us as u8);
+            let place = log.reserve(500_000 & !15).expect("room");
+            log.body_mut(&place).fill(arrival_us as u8);
             handles.push(log.commit(place, header(2, arrival_us)));
         }
         log.invariants();

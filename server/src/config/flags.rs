@@ -285,7 +285,7 @@ pub struct ServeFlags {
     /// Connections of filtering nodes per address [env: POSTANALYTICS_CONNECTIONS_PER_ADDRESS_MAX] [default: 4096]
     #[arg(long, value_name = "N")]
     pub connections_per_address_max: Option<String>,
-    /// Receive buffers per shard [env: POSTANALYTICS_RECEIVE_BUFFERS] [default: 8]
+    /// Receive buffers per shard [env: POSTANALYTICS_RECEIVE_BUFFERS] [default: 16]
     #[arg(long, value_name = "N")]
     pub receive_buffers: Option<String>,
     /// Bytes of each receive buffer [env: POSTANALYTICS_RECEIVE_BUFFER_BYTES] [default: 131072]

@@ -247,9 +247,9 @@ impl Shard {
             let outcome = step.and_then(|step| match step {
                 Step::NeedMore => Ok(false),
                 Step::Header(header) => self.frame_begins(&mut connection, header, now).map(|()| true),
-                Step::Body(piece) => {
-                    match &mut connection.incoming {
-                        Incoming::Batch(_, place) => self.requests.fill(place, piece),
+                Step::Body(came, piece) => {
+                    match &connection.incoming {
+                        Incoming::Batch(_, place) => self.requests.fill(place, came, piece),
                         Incoming::Control(_) => connection.control_body.extend_from_slice(piece),
                         Incoming::Duplicate(_) | Incoming::Nothing => {}
                     }

@@ -266,8 +266,8 @@ fn commit_attacks(attacks: &mut Log, copy: &mut BatchBuilder, stored: PlaceHeade
     }
     // Places of this log are open only within this function, so it can always recycle and never has too much open.
     match attacks.reserve(copy.body_bytes() as u32) {
-        Ok(mut place) => {
-            let body = attacks.body_mut(&mut place);
+        Ok(place) => {
+            let body = attacks.body_mut(&place);
             copy.encode_body(body);
             let body_crc = crc32fast::hash(body);
             let (_, mut filter) = attacks.body_and_filter(&place);

@@ -130,8 +130,9 @@ fn stepped(pieces: &[&[u8]]) -> Outcome {
                     assert!(header.body_bytes <= MAX_BODY_BYTES);
                     assert!(open.replace((header, Vec::new())).is_none(), "a header within a frame");
                 }
-                Ok(Step::Body(piece)) => {
+                Ok(Step::Body(came, piece)) => {
                     let (header, body) = open.as_mut().expect("a body has a header");
+                    assert_eq!(came, body.len());
                     body.extend_from_slice(piece);
                     assert!(!piece.is_empty() && body.len() <= header.body_bytes as usize);
                 }

@@ -225,8 +225,8 @@ mod tests {
             let numbers = frame * 64..(frame + 1) * 64;
             let mut body = Vec::new();
             let header = encode(&corpus.records[numbers.clone()], &mut body).expect("encoded").expect("a header");
-            let mut place = log.reserve(body.len() as u32).expect("room");
-            log.fill(&mut place, &body);
+            let place = log.reserve(body.len() as u32).expect("room");
+            log.fill(&place, 0, &body);
             let (record_count, schema) = (header.record_count, header.schema);
             log.commit(place, PlaceHeader { record_count, schema, arrival_us: 1, ..PlaceHeader::default() });
             numbers.for_each(|number| expected.add(corpus.hash(number)));
