@@ -244,14 +244,21 @@ fn log_plan(config: &Config, machine: &Machine, plan: &Plan, kernel: &str) {
     }
 }
 
-/// Raises the limit on open files as far as it goes, and lowers the number of connections to what it then allows. Error: they are
-/// more than a ring can serve, told before the arena is made.
+/// Raises the limit on open files as far as it goes, and lowers the number of connections to what it then allows. Error: that is
+/// none, or they are more than a ring can serve, told before the arena is made.
 fn allow_descriptors(mut config: Config, shards: u32) -> anyhow::Result<Config> {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
     let allowed = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     let room = connections_of(allowed, shards);
+    anyhow::ensure!(
+        room > 0,
+        "this process may open {allowed} files (RLIMIT_NOFILE), and needs {} beside those of connections: raise it with `ulimit -Hn {}`, \
+         or LimitNOFILE= in a systemd unit",
+        descriptors_beside(shards),
+        descriptors_beside(shards) + u64::from(config.connections_max)
+    );
     if u64::from(config.connections_max) > room {
         tracing::warn!(
             connections_max = room,
@@ -273,10 +280,14 @@ fn allow_descriptors(mut config: Config, shards: u32) -> anyhow::Result<Config> 
     Ok(config)
 }
 
-/// Connections that a limit on open files leaves room for.
+/// Connections that a limit on open files leaves room for. Without any the server does not start.
 pub(crate) fn connections_of(open_files_max: u64, shards: u32) -> u64 {
-    let beside = DESCRIPTORS_BESIDE_CONNECTIONS + DESCRIPTORS_PER_SHARD * u64::from(shards);
-    open_files_max.saturating_sub(beside).max(1)
+    open_files_max.saturating_sub(descriptors_beside(shards))
+}
+
+/// Open files that are not for connections.
+pub(crate) fn descriptors_beside(shards: u32) -> u64 {
+    DESCRIPTORS_BESIDE_CONNECTIONS + DESCRIPTORS_PER_SHARD * u64::from(shards)
 }
 
 /// Raises the limit on locked memory as far as it goes: glommio does not start with too little, and does not say what to do.

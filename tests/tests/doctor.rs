@@ -45,8 +45,18 @@ fn where_a_server_starts_nothing_is_wrong() {
     let report: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", text_of(&output)));
     assert_eq!(output.status.code(), Some(0), "{report}");
     assert_ne!(report["judgement"], "not_fine");
-    for check in ["kernel", "io_uring", "CPUs", "plan", "memory", "huge pages", "RLIMIT_MEMLOCK", "RLIMIT_NOFILE", "clock source"]
-    {
+    for check in [
+        "kernel",
+        "io_uring",
+        "CPUs",
+        "plan",
+        "memory",
+        "huge pages",
+        "RLIMIT_AS",
+        "RLIMIT_MEMLOCK",
+        "RLIMIT_NOFILE",
+        "clock source",
+    ] {
         assert_ne!(finding(&report, check)["value"], "", "{report}");
     }
     let text = doctor(&[]);
@@ -130,22 +140,32 @@ fn it_reads_the_env_file_that_the_server_would_read() {
 }
 
 #[test]
-fn a_limit_on_locked_memory_is_found_as_the_server_finds_it() {
+fn limits_are_found_as_the_server_finds_them() {
     let program = binary("postanalytics");
-    let run = |arguments: &str| {
-        let script = format!("ulimit -l 64 && exec {} {arguments}", program.display());
-        Command::new("sh").args(["-c", &script]).stdin(Stdio::null()).output().unwrap()
-    };
-    let flags = "--env-file=/dev/null --node-yaml=/dev/null --listen=127.0.0.1:0 --status=127.0.0.1:0 --arena=0.0625 --shards=1";
-    let output = run(&format!("doctor {flags}"));
-    if !text_of(&output).contains("RLIMIT_MEMLOCK") {
-        skipped("a_limit_on_locked_memory_is_found_as_the_server_finds_it", "no shell, or its ulimit has no -l");
-        return;
+    let limits = [
+        ("-l 64", "0.0625", "RLIMIT_MEMLOCK", "may lock 64 KiB"),
+        ("-n 20", "0.0625", "RLIMIT_NOFILE", "LimitNOFILE="),
+        ("-v 800000", "1", "RLIMIT_AS", "cannot map 1024 MiB"),
+    ];
+    for (limit, arena, check, words) in limits {
+        let run = |arguments: &str| {
+            let script = format!("ulimit {limit} && exec {} {arguments}", program.display());
+            Command::new("sh").args(["-c", &script]).stdin(Stdio::null()).output().unwrap()
+        };
+        let flags = format!(
+            "--env-file=/dev/null --node-yaml=/dev/null --listen=127.0.0.1:0 --status=127.0.0.1:0 --arena={arena} --shards=1"
+        );
+        let output = run(&format!("doctor --json {flags}"));
+        let Ok(report) = serde_json::from_slice::<Value>(&output.stdout) else {
+            skipped("limits_are_found_as_the_server_finds_them", &format!("no shell, or its ulimit has no {limit}"));
+            continue;
+        };
+        assert_eq!(finding(&report, check)["judgement"], "not_fine", "{report:#}");
+        assert_eq!(output.status.code(), Some(1), "{}", text_of(&output));
+        let server = run(&flags);
+        assert_eq!(server.status.code(), Some(1), "{}", text_of(&server));
+        assert!(text_of(&server).contains(words), "{}", text_of(&server));
     }
-    assert_eq!(output.status.code(), Some(1), "{}", text_of(&output));
-    assert!(text_of(&output).contains("may lock 64 KiB"), "{}", text_of(&output));
-    let server = run(flags);
-    assert_eq!(server.status.code(), Some(1), "{}", text_of(&server));
 }
 
 #[test]

@@ -36,10 +36,14 @@ pub struct Facts {
     pub group_room_bytes: Option<u64>,
     /// Mode of transparent huge pages: `always`, `madvise` or `never`.
     pub transparent_huge_pages: Option<String>,
-    /// Reserved huge pages of 2 MiB that nobody uses.
+    /// Reserved huge pages of 2 MiB, those in use included.
+    pub huge_pages_total: u64,
+    /// Those that nobody uses.
     pub huge_pages_free: u64,
     /// Hard limit on locked memory, bytes; `None`: no limit. The server raises its soft limit to it.
     pub memlock_max_bytes: Option<u64>,
+    /// Soft limit on mapped addresses, bytes; `None`: no limit. The server leaves it as it is.
+    pub address_space_max_bytes: Option<u64>,
     /// Hard limit on open files; `None`: no limit. The server raises its soft limit to it.
     pub open_files_max: Option<u64>,
     /// `net.core.somaxconn`.
@@ -85,8 +89,10 @@ impl Facts {
                 .map(|kib| kib << 10),
             group_room_bytes: group_room(),
             transparent_huge_pages: text("/sys/kernel/mm/transparent_hugepage/enabled").as_deref().and_then(chosen),
+            huge_pages_total: number("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages").unwrap_or(0),
             huge_pages_free: number("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages").unwrap_or(0),
             memlock_max_bytes: getrlimit(Resource::Memlock).maximum,
+            address_space_max_bytes: getrlimit(Resource::As).current,
             open_files_max: getrlimit(Resource::Nofile).maximum,
             backlog_max: number("/proc/sys/net/core/somaxconn"),
             congestion_control: text("/proc/sys/net/ipv4/tcp_congestion_control"),

@@ -9,7 +9,14 @@ use crate::config::{Config, ConfigError, Source, env_file};
 use crate::control::sockets::BACKLOG;
 use crate::ring::UringConfig;
 use crate::ring::probe::{KERNEL_MIN, is_old};
-use crate::serve::{connections_of, enough_locked_memory};
+use crate::serve::{connections_of, descriptors_beside, enough_locked_memory};
+
+/// Addresses mapped at the start beside arena and keys, measured as the least `ulimit -v` with which a server of one and of four shards
+/// starts: the program, stacks, rings, and 64 MiB that glibc's allocator sets apart for a thread.
+const ADDRESSES_BYTES: u64 = 184 << 20;
+const ADDRESSES_PER_SHARD_BYTES: u64 = 106 << 20;
+/// What a server that runs maps beyond: as much was mapped at most, without a limit, while it started.
+const ADDRESSES_TO_RUN_BYTES: u64 = 256 << 20;
 
 /// Judges everything. Without a good configuration its error is one of the findings, and what hangs on it is left out.
 pub fn findings(config: Result<&Config, &ConfigError>, facts: &Facts) -> Vec<Finding> {
@@ -32,6 +39,7 @@ pub fn findings(config: Result<&Config, &ConfigError>, facts: &Facts) -> Vec<Fin
         all.push(shards_planned(config, plan));
         shards = plan.as_ref().map_or(1, Plan::shard_count);
         all.push(memory(config, facts, shards));
+        all.push(address_space(config, facts, shards));
         all.push(huge_pages(config, facts));
     }
     all.push(locked_memory(facts));
@@ -254,10 +262,36 @@ fn memory(config: &Config, facts: &Facts, shards: u32) -> Finding {
     }
 }
 
+/// The soft limit on addresses, which the server leaves as it is: it counts all that is mapped, huge pages and memory that is never
+/// touched included.
+fn address_space(config: &Config, facts: &Facts, shards: u32) -> Finding {
+    const CHECK: &str = "RLIMIT_AS";
+    let Some(allowed) = facts.address_space_max_bytes else { return fine(CHECK, "no limit") };
+    let buffers = u64::from(config.receive_buffers) * u64::from(config.receive_buffer_bytes);
+    let beside = ADDRESSES_BYTES + u64::from(shards) * (ADDRESSES_PER_SHARD_BYTES + buffers);
+    let needed = config.arena_bytes + plan::keys_bytes(config, shards) + beside;
+    let value = format!(
+        "{} of addresses are allowed; the arena of {} and all else need {} to start, and some more to run",
+        gigabytes(allowed),
+        gigabytes(config.arena_bytes),
+        gigabytes(needed)
+    );
+    let enough = needed + ADDRESSES_TO_RUN_BYTES;
+    if allowed >= enough {
+        return fine(CHECK, value);
+    }
+    let limit = format!("`ulimit -v {}` or more, best `unlimited` (LimitAS= in a systemd unit)", enough.div_ceil(1024));
+    let fitting = plan::arena_within(config, allowed.saturating_sub(beside + ADDRESSES_TO_RUN_BYTES) as f64);
+    let remedy = if fitting > 0.0 { format!("{limit}, or --arena (SLAB_ALLOC_ARENA) of at most {fitting:.2}") } else { limit };
+    if allowed >= needed { warning(CHECK, value, remedy) } else { not_fine(CHECK, value, remedy) }
+}
+
 fn huge_pages(config: &Config, facts: &Facts) -> Finding {
     const CHECK: &str = "huge pages";
     let mode = facts.transparent_huge_pages.as_deref();
     let (reserved, needed) = (facts.huge_pages_free, config.arena_bytes / arena::SLAB_BYTES);
+    // The setting counts those in use by others, too.
+    let total = facts.huge_pages_total + needed.saturating_sub(reserved);
     if reserved >= needed {
         return fine(CHECK, format!("{reserved} reserved pages of 2 MiB are free, the arena takes {needed}"));
     }
@@ -269,12 +303,15 @@ fn huge_pages(config: &Config, facts: &Facts) -> Finding {
         (true, _) => warning(
             CHECK,
             format!("{value}, which lie idle if no shard's part fits: the arena needs {needed}"),
-            format!("`sysctl -w vm.nr_hugepages={needed}`, or 0, for transparent ones do as well"),
+            format!(
+                "`sysctl -w vm.nr_hugepages={total}`, or {}, for transparent ones do as well",
+                facts.huge_pages_total.saturating_sub(reserved)
+            ),
         ),
         (false, _) => warning(
             CHECK,
             format!("{value}: the arena gets small pages, which costs throughput"),
-            format!("`echo madvise > /sys/kernel/mm/transparent_hugepage/enabled`, or `sysctl -w vm.nr_hugepages={needed}`"),
+            format!("`echo madvise > /sys/kernel/mm/transparent_hugepage/enabled`, or `sysctl -w vm.nr_hugepages={total}`"),
         ),
     }
 }
@@ -289,17 +326,19 @@ fn locked_memory(facts: &Facts) -> Finding {
     }
 }
 
-/// A limit below what was asked for is not as configured; one below the default only is worth knowing.
+/// A limit that leaves no room at all keeps the server from starting; one below what was asked for is not as configured; one below
+/// the default only is worth knowing.
 fn open_files(config: &Config, facts: &Facts, shards: u32) -> Finding {
     const CHECK: &str = "RLIMIT_NOFILE";
     let wanted = u64::from(config.connections_max);
     let Some(allowed) = facts.open_files_max else { return fine(CHECK, "no limit") };
     let room = connections_of(allowed, shards);
     let value = format!("{allowed} open files leave room for {room} connections; --connections-max is {wanted}");
-    let remedy = format!(
-        "`ulimit -Hn {}` (LimitNOFILE= in a systemd unit), or --connections-max {room}",
-        allowed + wanted.saturating_sub(room)
-    );
+    let enough = format!("`ulimit -Hn {}` (LimitNOFILE= in a systemd unit)", wanted + descriptors_beside(shards));
+    if room == 0 {
+        return not_fine(CHECK, value, enough);
+    }
+    let remedy = format!("{enough}, or --connections-max {room}");
     if room >= wanted {
         fine(CHECK, value)
     } else if is_stated(config, "connections-max") {

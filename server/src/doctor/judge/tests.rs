@@ -18,8 +18,10 @@ fn facts() -> Facts {
         memory_available_bytes: Some(7 * GIGABYTE),
         group_room_bytes: None,
         transparent_huge_pages: Some("madvise".to_owned()),
+        huge_pages_total: 0,
         huge_pages_free: 0,
         memlock_max_bytes: Some(8 << 20),
+        address_space_max_bytes: None,
         open_files_max: Some(1 << 20),
         backlog_max: Some(4096),
         congestion_control: Some("cubic".to_owned()),
@@ -173,13 +175,22 @@ fn memory_is_held_against_what_is_available_here_and_in_the_group() {
 
 #[test]
 fn huge_pages_transparent_reserved_or_none() {
-    let with =
-        |mode: Option<&str>, free| Facts { transparent_huge_pages: mode.map(str::to_owned), huge_pages_free: free, ..facts() };
+    let with = |mode: Option<&str>, free| Facts {
+        transparent_huge_pages: mode.map(str::to_owned),
+        huge_pages_total: free,
+        huge_pages_free: free,
+        ..facts()
+    };
     expect("huge pages", Judgement::Fine, &["always"], &flags(), &with(Some("always"), 0));
     expect("huge pages", Judgement::Fine, &["512 reserved", "takes 512"], &flags(), &with(Some("never"), 512));
     expect("huge pages", Judgement::Warning, &["never", "echo madvise", "nr_hugepages=512"], &flags(), &with(Some("never"), 0));
     expect("huge pages", Judgement::Warning, &["not in this kernel"], &flags(), &with(None, 0));
     expect("huge pages", Judgement::Warning, &["100 of 2 MiB", "idle"], &flags(), &with(Some("madvise"), 100));
+    // The setting is the total: what others use is beside the arena's 512.
+    let shared = Facts { huge_pages_total: 700, ..with(Some("madvise"), 100) };
+    expect("huge pages", Judgement::Warning, &["nr_hugepages=1112`, or 600,"], &flags(), &shared);
+    let shared = Facts { huge_pages_total: 700, ..with(Some("never"), 100) };
+    expect("huge pages", Judgement::Warning, &["nr_hugepages=1112`"], &flags(), &shared);
 }
 
 #[test]
@@ -188,14 +199,50 @@ fn limits() {
     expect("RLIMIT_MEMLOCK", Judgement::Fine, &["no limit"], &flags(), &locked(None));
     expect("RLIMIT_MEMLOCK", Judgement::NotFine, &["64 KiB", "LimitMEMLOCK="], &flags(), &locked(Some(64 << 10)));
     let few = Facts { open_files_max: Some(4096), ..facts() };
-    // 4,096 less 256 less 8 for each of three shards.
+    // 4,096 less 256 less 10 for each of three shards.
     expect("RLIMIT_NOFILE", Judgement::Warning, &["3810 connections", "LimitNOFILE=", "ulimit -Hn 10286"], &flags(), &few);
+    // 256 and 10 for each of three shards are needed before the first connection.
+    let files = |allowed| Facts { open_files_max: Some(allowed), ..facts() };
+    expect("RLIMIT_NOFILE", Judgement::NotFine, &["20 open files", "ulimit -Hn 10286"], &flags(), &files(20));
+    expect("RLIMIT_NOFILE", Judgement::NotFine, &["room for 0"], &flags(), &files(286));
+    expect("RLIMIT_NOFILE", Judgement::Warning, &["room for 1"], &flags(), &files(287));
     let stated = ServeFlags { connections_max: Some("10000".to_owned()), ..flags() };
+    // What it advises is enough.
+    expect("RLIMIT_NOFILE", Judgement::NotFine, &["ulimit -Hn 10286"], &stated, &files(200));
+    expect("RLIMIT_NOFILE", Judgement::Fine, &[], &stated, &files(10_286));
     expect("RLIMIT_NOFILE", Judgement::NotFine, &["--connections-max is 10000"], &stated, &few);
     expect("RLIMIT_NOFILE", Judgement::Fine, &["no limit"], &stated, &Facts { open_files_max: None, ..facts() });
     let many = ServeFlags { connections_max: Some("30000".to_owned()), receive_buffers: Some("128".to_owned()), ..flags() };
     expect("ring size", Judgement::NotFine, &["30000 connections", "--connections-max 21781"], &many, &facts());
     expect("ring size", Judgement::Fine, &["3810 connections"], &many, &few);
+}
+
+#[test]
+fn addresses_are_held_against_all_that_is_mapped() {
+    let arena = |gigabytes: &str| ServeFlags { arena: Some(gigabytes.to_owned()), config: None, ..flags() };
+    let limit = |bytes| Facts { address_space_max_bytes: bytes, ..facts() };
+    expect("RLIMIT_AS", Judgement::Fine, &["no limit"], &arena("4"), &limit(None));
+    expect("RLIMIT_AS", Judgement::Fine, &["6.00 GB"], &arena("4"), &limit(Some(6 * GIGABYTE)));
+    expect(
+        "RLIMIT_AS",
+        Judgement::NotFine,
+        &["2.86 GB", "ulimit -v", "LimitAS=", "--arena"],
+        &arena("4"),
+        &limit(Some(3_000_000 << 10)),
+    );
+    // Huge pages are addresses, too.
+    let huge = Facts { huge_pages_total: 4096, huge_pages_free: 4096, ..limit(Some(3 * GIGABYTE)) };
+    expect("RLIMIT_AS", Judgement::NotFine, &[], &arena("4"), &huge);
+    // What it advises is enough.
+    let (_, text) = one("RLIMIT_AS", &arena("4"), &limit(Some(1 << 20)));
+    assert!(!text.contains("SLAB_ALLOC_ARENA"), "no arena fits: {text}");
+    let advised: u64 =
+        text.split_once("ulimit -v ").and_then(|(_, rest)| rest.split_once('`')).expect("a number").0.parse().expect("one");
+    expect("RLIMIT_AS", Judgement::Fine, &[], &arena("4"), &limit(Some(advised << 10)));
+    expect("RLIMIT_AS", Judgement::Warning, &["to run"], &arena("4"), &limit(Some((advised << 10) - GIGABYTE / 8)));
+    let (_, text) = one("RLIMIT_AS", &arena("4"), &limit(Some(3 * GIGABYTE)));
+    let fitting = text.split_once("at most ").expect("an arena fits").1;
+    expect("RLIMIT_AS", Judgement::Fine, &[], &arena(fitting), &limit(Some(3 * GIGABYTE)));
 }
 
 #[test]
