@@ -19,17 +19,23 @@ pub enum Bug {
     LostMoreIgnored,
     /// A partial send goes on at the wrong byte.
     PartialSendSkips,
+    /// A server that drains closes no links: they stay in use until its deadline cuts them.
+    SlotLeaked,
+    /// A handle to a slab that was recycled resolves as soon as there is a frame at its offset again.
+    HandleRevived,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::AckBeforeCommit,
         Self::LostDedup,
         Self::SlotFreedEarly,
         Self::BufferKept,
         Self::LostMoreIgnored,
         Self::PartialSendSkips,
+        Self::SlotLeaked,
+        Self::HandleRevived,
     ];
 
     /// Its name on a command line.
@@ -41,6 +47,8 @@ impl Bug {
             Self::BufferKept => "buffer-kept",
             Self::LostMoreIgnored => "lost-more-ignored",
             Self::PartialSendSkips => "partial-send-skips",
+            Self::SlotLeaked => "slot-leaked",
+            Self::HandleRevived => "handle-revived",
         }
     }
 }

@@ -382,8 +382,10 @@ impl<K: Kernel> Driver<K> {
 
     /// Does what the shard wants of the links.
     fn carry_out(&mut self, now: Now) {
+        let leaks = seeded::is(Bug::SlotLeaked) && self.drain_until_us.is_some();
         while let Some(command) = self.shard.take_command() {
             match command {
+                _ if leaks => {}
                 Command::Finish(link) => {
                     let last = self.shard.last_words(link);
                     self.links.finish(link, last, now.monotonic_us + FINISH_US);
@@ -400,6 +402,9 @@ impl<K: Kernel> Driver<K> {
         }
         // Handing over may have shown that a connection has said all it had to.
         while let Some(Command::Finish(link) | Command::Close(link)) = self.shard.take_command() {
+            if leaks {
+                continue;
+            }
             let last = self.shard.last_words(link);
             self.links.finish(link, last, now.monotonic_us + FINISH_US);
         }

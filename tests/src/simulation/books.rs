@@ -91,10 +91,8 @@ struct Entry {
 /// What the records of one owner come to.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Sums {
-    /// Acknowledged.
+    /// Acknowledged, each by a server that stored it: [`Books::acked`].
     pub acked: u64,
-    /// Stored by any server that there ever was.
-    pub anywhere: u64,
     /// Stored by one that is there.
     pub here: u64,
     /// The same, each as often as it is stored.
@@ -145,12 +143,12 @@ impl Books {
         self.entries.get(number as usize).is_some_and(|entry| entry.stored & 1 << server != 0)
     }
 
-    /// Its owner was told that it is stored.
-    pub fn acked(&mut self, owner: usize, number: u64) {
+    /// Its owner was told by this server that it is stored. What another server stored is no excuse.
+    pub fn acked(&mut self, owner: usize, server: u32, number: u64) {
         let entry = &mut self.entries[number as usize];
         assert_eq!(entry.owner, owner, "record {number} is acknowledged to somebody else");
         assert!(!entry.acked, "record {number} is acknowledged twice");
-        assert!(entry.stored != 0, "record {number} is acknowledged and not stored");
+        assert!(entry.stored & 1 << server != 0, "record {number} is acknowledged and not stored by server {server}");
         entry.acked = true;
     }
 
@@ -160,10 +158,42 @@ impl Books {
         let mut sums = Sums::default();
         for entry in self.entries.iter().filter(|entry| entry.owner == owner) {
             sums.acked += u64::from(entry.acked);
-            sums.anywhere += u64::from(entry.stored != 0);
             sums.here += u64::from(entry.stored & there != 0);
             sums.copies_here += u64::from((entry.stored & there).count_ones());
         }
         sums
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Books with one record of one owner, which server 0 stored.
+    fn books() -> Books {
+        let mut books = Books::new(false);
+        let content = books.next(7);
+        let mut builder = postanalytics_protocol::BatchBuilder::default();
+        builder.push(&content.fields(), 1 << 20).expect("it fits");
+        let mut frame = Vec::new();
+        builder.encode_frame(1, 1, 0, &mut frame);
+        let mut body = postanalytics_protocol::AlignedVec::<16>::new();
+        body.extend_from_slice(&frame[postanalytics_protocol::HEADER_BYTES..]);
+        let batch = postanalytics_protocol::ValidBatch::parse(1, 1, &body).expect("a batch");
+        batch.records().for_each(|record| books.stored(0, &record));
+        books
+    }
+
+    #[test]
+    fn who_stored_it_may_say_so() {
+        let mut books = books();
+        books.acked(7, 0, 0);
+        assert_eq!(books.sums(7, &[0]).acked, 1);
+    }
+
+    #[test]
+    #[should_panic(expected = "not stored by server 1")]
+    fn what_another_server_stored_is_not_acknowledged() {
+        books().acked(7, 1, 0);
     }
 }

@@ -40,6 +40,8 @@ use server::{Server, Totals};
 const REST_US: u64 = 600_000_000;
 /// Steps after which it never will.
 const REST_STEPS: u64 = 300_000;
+/// Simulated time within which a server drains when nothing fails, µs: far less than the deadline at which it cuts what is left.
+const DRAIN_US: u64 = 3_000_000;
 /// Most servers one after the other, at each place.
 const SERVERS_MAX: u32 = 6;
 
@@ -304,9 +306,9 @@ impl World {
             self.pass();
             self.step();
         }
+        self.places.iter_mut().filter_map(|place| place.server.as_mut()).for_each(Server::check_rest);
         let servers: Vec<&Server> = self.servers().collect();
         assert_eq!(servers.len(), self.places.len(), "it came to rest");
-        servers.iter().for_each(|server| server.check_rest());
         self.nodes.iter().for_each(|node| node.check_end(&servers, &self.books));
         self.naives.iter().for_each(|naive| naive.check_end(&self.books));
         for place in 0..self.places.len() {
@@ -316,12 +318,12 @@ impl World {
 
     fn end_one(&mut self, place: usize) {
         self.places[place].server.iter_mut().for_each(Server::drain);
-        let until_us = self.fate.now_us() + 15_000_000;
+        let until_us = self.fate.now_us() + DRAIN_US;
         while self.places[place].server.is_some() {
             self.pass();
             self.step();
             if self.fate.now_us() >= until_us {
-                panic!("the server never drains: {:#?}", self.places[place].server.as_mut().map(Server::describe));
+                panic!("the server does not drain: {:#?}", self.places[place].server.as_mut().map(Server::describe));
             }
         }
     }
