@@ -65,7 +65,10 @@ fn every_system_has_stored_what_was_sent() {
             Some(note) if note.contains("pidfd_getfd is refused") => {
                 eprintln!("SKIPPED peers, settings of their sockets: {note}")
             }
-            note => assert_eq!(note, Some(""), "congestion control and TCP_NODELAY are as they should be: {line}"),
+            note => {
+                assert_eq!(note, Some(""), "congestion control and TCP_NODELAY are as they should be: {line}");
+                assert_eq!(line["congestion_server"], line["congestion"], "{line}");
+            }
         }
     }
     let discard = found("discard", "batched", "raw");

@@ -47,6 +47,7 @@ pub struct Line {
     pub void: Option<String>,
     pub note: String,
     pub congestion: String,
+    pub congestion_server: Option<String>,
     pub machine: String,
     pub kernel: String,
     pub date: String,
@@ -107,9 +108,12 @@ impl Report {
         let mut text = table.to_string();
         if let Some(first) = self.lines.first() {
             text += &format!(
-                "\n{}, Linux {}, {}; loopback, congestion control {} on both sides; one core for the server, one for the generator; \
-                 medians of {} runs.\n",
-                first.machine, first.kernel, first.date, first.congestion, first.runs
+                "\n{}, Linux {}, {}; loopback, congestion control {}; one core for the server, one for the generator; medians of {} runs.\n",
+                first.machine,
+                first.kernel,
+                first.date,
+                self.congestion(&first.congestion),
+                first.runs
             );
         }
         let mut versions: Vec<String> = self.lines.iter().map(|line| format!("{} {}", line.system, line.version)).collect();
@@ -130,6 +134,18 @@ impl Report {
         }
         self.void().iter().for_each(|reason| text += &format!("VOID: {reason}\n"));
         text
+    }
+
+    /// The congestion control that the generator asks for, and whether the servers were seen to have it, too.
+    fn congestion(&self, wanted: &str) -> String {
+        let is_unchecked = |line: &&Line| line.congestion_server.is_none();
+        let mut unchecked: Vec<&str> = self.lines.iter().filter(is_unchecked).map(|line| line.system).collect();
+        unchecked.sort_unstable();
+        unchecked.dedup();
+        match unchecked[..] {
+            [] => format!("{wanted} on both sides"),
+            _ => format!("{wanted} on the client side only (that of {} is unchecked)", unchecked.join(", ")),
+        }
     }
 
     fn row(&self, line: &Line) -> Vec<String> {
@@ -200,6 +216,7 @@ fn line(plan: &Plan, finding: &Finding) -> Line {
         void: finding.void.clone().or_else(|| if plan.quick { None } else { void(entry, rate.min(per_cpu)) }),
         note: finding.note.clone(),
         congestion: plan.congestion.clone(),
+        congestion_server: finding.congestion.clone(),
         machine: String::new(),
         kernel: String::new(),
         date: String::new(),
@@ -234,6 +251,50 @@ pub fn machine() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::peers::measure::{Run, Window};
+    use crate::peers::records::Stored;
+    use crate::peers::systems::ReadBack;
+    use std::time::Duration;
+
+    #[test]
+    fn both_sides_are_claimed_only_where_both_were_seen() {
+        let plan = Plan {
+            workloads: vec![Workload::Batched],
+            systems: vec![SystemKind::Redis],
+            no_client: true,
+            server_option: Vec::new(),
+            runs: 1,
+            duration: Duration::from_secs(1),
+            warm_up: Duration::ZERO,
+            rows: 10_000,
+            arena_gb: 0.0625,
+            quick: true,
+            install: false,
+            server_cpu: 0,
+            generator_cpu: 1,
+            congestion: "cubic".to_owned(),
+        };
+        let finding = |system, congestion: Option<&str>| Finding {
+            entry: Entry { system, workload: Workload::Batched, path: Path::Raw },
+            runs: vec![Run { full: Window::default(), third: Window::default() }],
+            read: ReadBack::default(),
+            expected: Stored::default(),
+            sent: 0,
+            connections: 1,
+            wire_bytes_per_record: 513.0,
+            note: String::new(),
+            congestion: congestion.map(str::to_owned),
+            void: None,
+            version: "7".to_owned(),
+        };
+        let seen = finding(SystemKind::Redis, Some("cubic"));
+        let both = Report::new(&plan, "a machine", std::slice::from_ref(&seen));
+        assert!(both.text().contains("cubic on both sides"), "{}", both.text());
+        let one = Report::new(&plan, "a machine", &[seen, finding(SystemKind::Tarantool, None)]);
+        assert!(one.text().contains("cubic on the client side only (that of tarantool is unchecked)"), "{}", one.text());
+        let json = serde_json::to_value(&one.lines).expect("JSON");
+        assert_eq!((json[0]["congestion_server"].as_str(), json[1]["congestion_server"].as_str()), (Some("cubic"), None));
+    }
 
     #[test]
     fn a_peer_below_half_of_what_it_is_known_for_voids_the_run() {

@@ -2,8 +2,8 @@
 //! measured in turn, run after run (A B C A B C; the fleet A A B B), then proved, then stopped.
 //!
 //! The proof: records are sent on one connection, so that their order is known, until nothing else is left in the ring;
-//! what is then stored is read back and compared with the last records sent, by number and checksum. What each has taken
-//! since its start, by its own count, must be what was sent.
+//! what is then stored is read back and compared with the last records sent, by checksum. It must be as many rows as that system
+//! is to keep, and what each has taken since its start, by its own count, must be what was sent.
 
 use crate::peers::clients::Clients;
 use crate::peers::connection::{Owes, Sending};
@@ -78,6 +78,8 @@ pub struct Finding {
     pub wire_bytes_per_record: f64,
     /// What the reader should know.
     pub note: String,
+    /// Congestion control of the server's sockets; `None`: unchecked.
+    pub congestion: Option<String>,
     /// Why it is not comparable with the others, whatever its figures.
     pub void: Option<String>,
     /// Its version.
@@ -232,6 +234,7 @@ impl Contestant {
             });
             Sender::Raw { flat_out, answered: answered.transpose()? }
         };
+        system.check_accepted(plan);
         let mut started =
             Self { entry, system, sender, runs: Vec::new(), connections, wire_bytes_per_record, expected: Vec::new() };
         // The ring is full before anything is measured.
@@ -294,7 +297,8 @@ impl Contestant {
             Sender::Clients(clients) => (Clients::last_of(corpus, &self.expected, rows), clients.records_total, clients.count()),
         };
         if self.entry.system != SystemKind::Discard {
-            ensure!(read.stored.rows > 0, "nothing is stored");
+            let allowed = System::rows_allowed(self.entry.system, plan, self.wire_bytes_per_record);
+            ensure!(allowed.contains(&rows), "{rows} rows are stored, {allowed:?} were to be: not the same work");
             ensure!(read.stored == expected, "{:?} are stored, {expected:?} were sent last: not the same work", read.stored);
             ensure!(read.taken == sent, "{} records were taken by its own count, {sent} were sent", read.taken);
         }
@@ -308,6 +312,7 @@ impl Contestant {
             connections,
             wire_bytes_per_record: self.wire_bytes_per_record,
             note: self.system.note.clone(),
+            congestion: self.system.congestion.clone(),
             void: self.system.void.clone(),
             version,
         };
@@ -361,6 +366,19 @@ mod tests {
         assert!(fleet.iter().all(|group| group.len() == 1));
         let few = plan(&[Workload::Single, Workload::BatchedNoindex], &[SystemKind::Postanalytics], true);
         assert_eq!(titles(&few), [["single postanalytics"]], "no group without entries");
+    }
+
+    #[test]
+    fn whoever_keeps_fewer_rows_than_it_is_to_does_not_the_same_work() {
+        let plan = plan(&[], &[], true);
+        let allowed = |system| System::rows_allowed(system, &plan, 513.0);
+        assert_eq!(allowed(SystemKind::Tarantool), 10_000..=10_000);
+        assert_eq!(allowed(SystemKind::Redis), 10_000..=11_000);
+        // 64 MiB: 25 slabs of requests, of which 24 are full of records of 513 bytes, in frames of 64 or alone.
+        let ours = allowed(SystemKind::Postanalytics);
+        let slab = f64::from((2 << 20) - (17 << 10));
+        assert!(ours.contains(&((24.0 * slab / 515.0) as u64)) && ours.contains(&((24.0 * slab / 624.0) as u64)), "{ours:?}");
+        assert!(!ours.contains(&((12.0 * slab / 515.0) as u64)), "half of it is too few: {ours:?}");
     }
 
     #[test]

@@ -16,6 +16,7 @@ use crate::peers::process::{ServerProcess, SocketSettings};
 use crate::peers::records::{Corpus, Stored};
 use anyhow::{Context, Result};
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::Path;
 use tempfile::TempDir;
 
@@ -34,8 +35,10 @@ pub struct System {
     pub other: SocketAddr,
     /// Resident memory before the first record.
     pub resident_bytes_empty: u64,
-    /// What could not be checked of accepted sockets; empty if all was.
+    /// What could not be set or checked of accepted sockets; empty if all was.
     pub note: String,
+    /// Congestion control of accepted sockets, read from one of them; `None`: it could not be.
+    pub congestion: Option<String>,
     /// What accepted sockets have instead of what is equal for all.
     pub void: Option<String>,
     folder: TempDir,
@@ -77,26 +80,32 @@ impl System {
         let resident_bytes_empty = process.resident_bytes()?;
         let keys_min = if workload == Workload::Detectors { postanalytics::keys_min(plan) } else { 0.0 };
         let note = note.unwrap_or_default();
-        Ok(Self { kind, keys_min, process, address, other, resident_bytes_empty, note, void: None, folder })
+        Ok(Self { kind, keys_min, process, address, other, resident_bytes_empty, note, congestion: None, void: None, folder })
     }
 
-    /// Opens connections to it and checks what the accepted sockets are set to.
-    pub fn connect(&mut self, plan: &Plan, count: usize) -> Result<Vec<Connection>> {
+    /// Opens connections to it.
+    pub fn connect(&self, plan: &Plan, count: usize) -> Result<Vec<Connection>> {
         let open = |number: usize| match self.kind {
             SystemKind::Postanalytics => postanalytics::connect(self.address, plan, number),
             SystemKind::Tarantool => tarantool::connect(self.address, plan),
             SystemKind::Redis => redis::connect(self.address, plan),
             SystemKind::Discard => discard::connect(self.address, plan, false),
         };
-        let connections = (0..count).map(open).collect::<Result<Vec<_>>>()?;
+        (0..count).map(open).collect()
+    }
+
+    /// Looks what an accepted socket is set to, once there are some.
+    pub fn check_accepted(&mut self, plan: &Plan) {
         match self.process.accepted(self.address.port()) {
-            Ok(settings) => self.void = unequal(self.kind, &settings, &plan.congestion),
+            Ok(settings) => {
+                self.void = unequal(self.kind, &settings, &plan.congestion);
+                self.congestion = Some(settings.congestion);
+            }
             Err(error) if self.note.is_empty() => {
                 self.note = format!("{}: the settings of accepted sockets cannot be read: {error:#}", self.kind.name());
             }
             Err(_) => {}
         }
-        Ok(connections)
     }
 
     /// What a message to it owes.
@@ -125,6 +134,18 @@ impl System {
             SystemKind::Tarantool | SystemKind::Redis => plan.rows + 1_000,
             SystemKind::Discard => 0,
         }
+    }
+
+    /// How many rows it may have once so many as [`Self::rows_max`] were sent. One that keeps fewer does less work; `wire_bytes` are
+    /// those of a record.
+    pub fn rows_allowed(kind: SystemKind, plan: &Plan, wire_bytes: f64) -> RangeInclusive<u64> {
+        let fewest = match kind {
+            SystemKind::Postanalytics => postanalytics::rows_min(plan, wire_bytes),
+            SystemKind::Tarantool => return plan.rows..=plan.rows,
+            SystemKind::Redis => plan.rows,
+            SystemKind::Discard => 0,
+        };
+        fewest..=Self::rows_max(kind, plan)
     }
 
     /// Reads everything back that it has stored.

@@ -96,6 +96,14 @@ pub(super) fn rows_max(plan: &Plan) -> u64 {
     request_slabs * SLAB_BYTES / RECORD_BYTES_MIN
 }
 
+/// A full request log has so many rows of this size at least: a record alone in its frame has a header of its place and up to 15 bytes
+/// behind it, one slab was recycled just now, and of the others a quarter may be filters and ends that the next frame did not fit into.
+pub(super) fn rows_min(plan: &Plan, wire_bytes: f64) -> u64 {
+    let (request_slabs, _) = split_slabs((plan.arena_gb * f64::from(1 << 30)) as u64);
+    let bytes = request_slabs.saturating_sub(1) * SLAB_BYTES / 4 * 3;
+    ratio(bytes as f64, wire_bytes + PLACE_HEADER_BYTES as f64 + 15.0) as u64
+}
+
 pub(super) fn version() -> String {
     format!("{} {}", env!("CARGO_PKG_VERSION"), git_commit()).trim_end().to_owned()
 }
