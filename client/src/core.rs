@@ -6,7 +6,7 @@
 //! - A source belongs to the server of the highest [`server_weight`] among those that *take records*, so every node that sees
 //!   the same servers sends it to the same one.
 //! - At first none takes records, and they wait in the queue: until all servers are welcome, or [`Config::connect_timeout_us`]
-//!   after the first is. Those that are healthy then take records.
+//!   after the first is. Those that are healthy then take records. Later nothing waits so.
 //! - One that is not healthy for [`AWAY_US`] while another is takes no more; when the client closes, at once if it has records. Its records go to the others; those that were
 //!   written and not acknowledged are marked, for it may have stored them.
 //! - It takes records again when it was healthy for [`BACK_US`]; at once if no other is to be reached.
@@ -76,7 +76,7 @@ pub(crate) struct Core {
     common: Common,
     /// Those that take records.
     members: Vec<Member>,
-    /// Since some server is healthy and none that takes records is: then those that are healthy take them.
+    /// Some server is healthy and none has taken records yet: then those that are healthy take them.
     settle_us: Option<u64>,
     /// When [`Self::review`] may find something though nothing came.
     review_us: u64,
@@ -370,16 +370,21 @@ impl Core {
     }
 
     /// Looks whether the servers that are there may take part together, now that one of them says who it is. If they
-    /// disagree, those that agree with most others may; of as many, those that work already, then those given first.
+    /// disagree, those that agree with most others may; of as many, those that work already, then those given first. One whose
+    /// connections are broken works still until it is away: a short break changes nothing.
     fn judge(&mut self, number: usize, welcome: &Welcome, now: Now) {
         let Welcome { server_id, deployment_id, identity_key, .. } = *welcome;
-        self.servers[number].claim = Some(Claim { server_id, deployment_id, identity_key });
-        let is_there = |at: usize, server: &Server| at == number || server.is_open() || server.clash.is_some();
+        let claim = Some(Claim { server_id, deployment_id, identity_key });
+        let is_away = |server: &Server| server.away_us().is_some_and(|away_us| away_us <= now.clock_us);
+        let is_same = |at: usize, server: &Server| at != number || server.claim == claim;
+        let is_at_work = |(at, server): (usize, &Server)| server.takes_records && !is_away(server) && is_same(at, server);
+        let works: Vec<bool> = self.servers.iter().enumerate().map(is_at_work).collect();
+        self.servers[number].claim = claim;
+        let is_there = |at: usize, server: &Server| at == number || works[at] || server.is_open() || server.clash.is_some();
         let there = self.servers.iter().enumerate().filter(|(at, server)| is_there(*at, server));
         let there: Vec<(usize, Claim)> = there.filter_map(|(at, server)| Some((at, server.claim?))).collect();
         let agree =
             |one: &Claim, other: &Claim| (one.deployment_id, one.identity_key) == (other.deployment_id, other.identity_key);
-        let works: Vec<bool> = self.servers.iter().map(|server| server.takes_records && server.is_open()).collect();
         let first_of = |claim: &Claim| {
             let same = there.iter().filter(|(_, other)| other.server_id == claim.server_id);
             same.map(|(at, _)| *at).min_by_key(|at| (!works[*at], *at))
@@ -452,7 +457,8 @@ impl Core {
         if self.servers.iter().any(Server::is_up) && self.servers.iter().all(|server| !server.takes_records || is_away(server)) {
             let until_us = *self.settle_us.get_or_insert(now_us + self.common.config.connect_timeout_us);
             let all = self.servers.iter().all(|server| server.is_up() || server.clash.is_some());
-            if all || until_us <= now_us || self.common.closing {
+            let is_start = self.members.is_empty();
+            if !is_start || all || until_us <= now_us || self.common.closing {
                 self.servers.iter_mut().filter(|server| server.is_up()).for_each(|server| server.takes_records = true);
             } else {
                 next_us = next_us.min(until_us);

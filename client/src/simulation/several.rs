@@ -3,7 +3,7 @@
 
 use super::{SECOND, Server, World, address, config};
 use crate::config::{Config, ServerAddress};
-use crate::core::{AWAY_US, BACK_US, link_number};
+use crate::core::{AWAY_US, BACK_US, link_number, server_of};
 use crate::status::ServerStatus;
 use postanalytics_protocol::Source;
 use postanalytics_protocol::frames::Goodbye;
@@ -409,6 +409,80 @@ fn of_two_that_disagree_the_one_that_works_stays() {
         world.settle();
         assert_eq!(world.core.ledger().acked, world.sent);
     }
+}
+
+/// Two servers, of which the first is odd and the second works.
+fn odd_and_good(seed: u64) -> World {
+    let mut world = world(seed, 2);
+    down(&mut world, 0);
+    traffic(&mut world, 5 * SECOND);
+    world.servers[0].identity_key = 9;
+    world.servers[0].up = true;
+    traffic(&mut world, 20 * SECOND);
+    assert_eq!(takers(&mut world), [1]);
+    world
+}
+
+#[test]
+fn a_short_break_of_the_one_that_works_does_not_let_the_odd_one_in() {
+    for seed in 31..41 {
+        let mut world = odd_and_good(seed);
+        // In the very moment in which the odd one is asked again.
+        while !world.peers.keys().any(|link| server_of(*link) == 0) {
+            world.run(1, 10_000);
+        }
+        let attempts = world.core.ledger().connect_errors;
+        world.servers[1].up = false;
+        world.break_links(1);
+        while world.peers.keys().any(|link| server_of(*link) == 0) {
+            world.send(1, 50);
+            world.run(1, 1000);
+        }
+        world.servers[1].up = true;
+        assert!(world.core.ledger().connect_errors > attempts, "the odd one was welcomed, and refused");
+        assert_eq!(takers(&mut world), [1]);
+        traffic(&mut world, 10 * SECOND);
+        assert_eq!(takers(&mut world), [1]);
+        clash_of(&mut world, 0);
+        world.settle();
+        let ledger = world.core.ledger();
+        assert_eq!((ledger.acked, ledger.failovers, ledger.maybe_stored_elsewhere), (world.sent, 0, 0));
+    }
+}
+
+/// Records rather go to the odd one than to nobody; from then on it is the one that works.
+#[test]
+fn the_odd_one_takes_the_place_of_one_that_is_away() {
+    let mut world = odd_and_good(41);
+    down(&mut world, 1);
+    traffic(&mut world, 10 * SECOND);
+    assert_eq!(takers(&mut world), [0]);
+    world.servers[1].up = true;
+    traffic(&mut world, 60 * SECOND);
+    assert_eq!(takers(&mut world), [0]);
+    let error = &statuses(&mut world)[1].last_error;
+    assert!(error.contains("identity key") && error.contains("server0:1"), "{error}");
+    world.settle();
+    assert_eq!((world.core.ledger().acked, world.core.ledger().lost), (world.sent, 0));
+}
+
+/// Who waits at the first start for all servers waits no more when one that has taken records is away.
+#[test]
+fn when_no_other_is_to_be_reached_records_are_taken_at_once() {
+    let config = Config { connect_timeout_us: 60 * SECOND, ..config_of(2) };
+    let mut world = World::with(config, 42, 2);
+    world.servers.iter_mut().for_each(|server| server.identity_key = 1);
+    world.run(50, 10_000);
+    assert_eq!(takers(&mut world), [0, 1]);
+    down(&mut world, 0);
+    traffic(&mut world, 3 * SECOND);
+    // It is healthy again, though not for thirty seconds, when the other goes.
+    world.servers[0].up = true;
+    traffic(&mut world, 10 * SECOND);
+    assert_eq!(takers(&mut world), [1]);
+    down(&mut world, 1);
+    traffic(&mut world, AWAY_US + 200_000);
+    assert_eq!(takers(&mut world), [0]);
 }
 
 #[test]
