@@ -213,7 +213,8 @@ impl ClientBuilder {
         self
     }
 
-    /// How long a record is kept for a server that does not answer. Default 900 s.
+    /// How long a record is kept for a server that does not answer: until it is written, and once more until it is acknowledged.
+    /// Default 900 s.
     pub fn record_time_limit(mut self, limit: Duration) -> Self {
         self.record_time_limit = limit;
         self

@@ -18,6 +18,10 @@ use crate::core::Now;
 use crate::counters::Ledger;
 use std::collections::VecDeque;
 
+/// A server may have forgotten a session that has had no connection for 900 s. Less a little, for its connections may have ended
+/// before the client's.
+const FORGET_US: u64 = 890_000_000;
+
 /// Delivery to one shard.
 pub(crate) struct Lane {
     session: u64,
@@ -29,12 +33,16 @@ pub(crate) struct Lane {
     on_wire_bytes: u64,
     next_sequence: u64,
     acked_sequence: u64,
+    /// When the session's first batch was last written. If the server has any of the session, it had it then or later.
+    begun_us: u64,
 }
 
 /// A batch with a sequence.
 struct Written {
     sequence: u64,
     bundle: Bundle,
+    /// When it was first written.
+    first_us: u64,
     /// Bytes of the frame as it was last written.
     frame_bytes: u64,
 }
@@ -45,7 +53,8 @@ pub(crate) struct Wire<'a> {
     pub(crate) key: &'a IdentityKey,
 }
 
-/// The server knows less of the session than it acknowledged, or more than it was sent.
+/// The server knows less of the session than it acknowledged, or more than it was sent; or it knows nothing, and may have
+/// forgotten what it stored.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Forgotten;
 
@@ -80,6 +89,7 @@ impl Lane {
             on_wire_bytes: 0,
             next_sequence: 1,
             acked_sequence: 0,
+            begun_us: 0,
         }
     }
 
@@ -136,7 +146,8 @@ impl Lane {
             let fits = |bundle: &mut Bundle| on_wire == 0 || on_wire + bundle.frame_bytes() <= window;
             let Some(bundle) = self.ready.pop_front_if(fits) else { return false };
             ledger.send(bundle.load());
-            self.in_flight.push_back(Written { sequence: self.next_sequence, bundle, frame_bytes: 0 });
+            let (sequence, first_us) = (self.next_sequence, now.clock_us);
+            self.in_flight.push_back(Written { sequence, bundle, first_us, frame_bytes: 0 });
             self.next_sequence += 1;
         }
         let room =
@@ -144,6 +155,9 @@ impl Lane {
         let Some(next) = self.in_flight.get_mut(self.on_wire).filter(|_| room) else { return false };
         next.bundle.encode(wire.key, self.session, next.sequence, now.unix_us, out);
         next.frame_bytes = next.bundle.frame_bytes();
+        if next.sequence == 1 {
+            self.begun_us = now.clock_us;
+        }
         self.on_wire += 1;
         self.on_wire_bytes += next.frame_bytes;
         *(if again { &mut ledger.batches_resent } else { &mut ledger.batches_sent }) += 1;
@@ -184,6 +198,10 @@ impl Lane {
         if stored < self.acked_sequence || stored >= self.next_sequence {
             return Err(Forgotten);
         }
+        // It acknowledged nothing, so only the time tells whether it never got anything or has forgotten all.
+        if stored == 0 && !self.in_flight.is_empty() && now.clock_us.saturating_sub(self.begun_us) >= FORGET_US {
+            return Err(Forgotten);
+        }
         self.settle(stored, now, ledger, acks);
         Ok(())
     }
@@ -206,12 +224,11 @@ impl Lane {
         refused.records()
     }
 
-    /// Gives up on what was accepted at `cutoff_us` or before: written batches are in doubt and leave an empty one in their
-    /// place, records never written are lost. Returns how many records.
+    /// Gives up on batches first written at `cutoff_us` or before, which are in doubt and leave an empty one in their place, and
+    /// on records that were accepted by then and never written, which are lost. Returns how many records.
     pub(crate) fn expire(&mut self, cutoff_us: u64, ledger: &mut Ledger) -> u64 {
         let mut expired = 0;
-        let old = |bundle: &Bundle| bundle.oldest_us().is_some_and(|oldest_us| oldest_us <= cutoff_us);
-        for written in self.in_flight.iter_mut().filter(|written| old(&written.bundle)) {
+        for written in self.in_flight.iter_mut().filter(|written| written.first_us <= cutoff_us) {
             let over = std::mem::take(&mut written.bundle);
             expired += over.records();
             ledger.doubt(over.load());

@@ -1,6 +1,7 @@
 //! What can happen between client and server, in any order, and what must hold whatever happens.
 
-use super::{SECOND, World, address};
+use super::{SECOND, World, address, config};
+use crate::config::Config;
 use postanalytics_protocol::error::ErrorCode;
 use postanalytics_protocol::frames::{Ack, ErrorFrame, Goodbye, Ping, Verdicts};
 use proptest::prelude::*;
@@ -234,6 +235,77 @@ fn a_forgotten_session_puts_in_doubt_what_was_written() {
     world.settle();
     let ledger = world.core.ledger();
     assert_eq!((ledger.acked, ledger.in_doubt), (60, 0), "nothing was in flight");
+}
+
+/// A lane on which batches were stored and nothing was acknowledged yet, cut off.
+fn stored_and_not_acknowledged(seed: u64) -> World {
+    let config = Config { record_time_limit_us: 86_400 * SECOND, ..config() };
+    let mut world = World::with(config, seed, 1);
+    world.run(20, 20_000);
+    world.send(50, 100);
+    while world.servers[0].stored.is_empty() {
+        world.core.flush(Some(u64::MAX));
+        world.run(1, 100);
+    }
+    world.servers[0].cut = true;
+    assert!(world.core.ledger().acked == 0 && world.core.ledger().in_flight > 0);
+    world
+}
+
+#[test]
+fn a_session_forgotten_before_anything_was_acknowledged_doubles_nothing() {
+    let mut world = stored_and_not_acknowledged(18);
+    let written = world.core.ledger().in_flight;
+    world.run(100, 10 * SECOND);
+    // The server gives the connection up early, and forgets the session after its 900 s.
+    world.servers[0].sessions.clear();
+    world.peers.clear();
+    world.send(10, 100);
+    world.settle();
+    let ledger = world.core.ledger();
+    assert_eq!((ledger.acked, ledger.in_doubt, ledger.lost), (60 - written, written, 0), "{ledger:?}");
+}
+
+#[test]
+fn a_session_that_cannot_be_forgotten_yet_goes_on() {
+    let mut world = stored_and_not_acknowledged(19);
+    for _ in 0..4 {
+        // Again and again it is cut off for long before an acknowledgement comes.
+        world.run(60, 10 * SECOND);
+        world.servers[0].cut = false;
+        let (connects, written) = (world.core.ledger().connects, world.core.ledger().batches_resent);
+        while world.core.ledger().connects == connects || world.core.ledger().batches_resent == written {
+            world.run(1, 1000);
+        }
+        world.servers[0].cut = true;
+        if world.core.ledger().acked > 0 {
+            break;
+        }
+    }
+    world.settle();
+    let ledger = world.core.ledger();
+    assert_eq!((ledger.acked, ledger.in_doubt, ledger.lost), (50, 0, 0), "{ledger:?}");
+}
+
+#[test]
+fn a_batch_written_a_moment_ago_is_not_in_doubt_for_the_age_of_its_records() {
+    let mut world = World::new(20, 1);
+    world.run(20, 20_000);
+    apply(&mut world, &Op::Down);
+    world.send(10, 100);
+    world.run(80, 10 * SECOND);
+    world.servers[0].up = true;
+    while world.core.ledger().in_flight == 0 {
+        world.run(1, 1000);
+    }
+    let written = world.core.ledger().in_flight;
+    world.servers[0].cut = true;
+    world.run(20, 10 * SECOND);
+    let ledger = world.core.ledger();
+    assert_eq!((ledger.in_flight, ledger.in_doubt), (written, 0), "accepted a thousand seconds ago, written two hundred ago");
+    world.run(80, 10 * SECOND);
+    assert_eq!(world.core.ledger().in_doubt, written);
+    world.settle();
 }
 
 #[test]

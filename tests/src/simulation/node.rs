@@ -55,7 +55,7 @@ impl Node {
             seed: fate.number(),
             queue_bytes: [3_000, 30_000, 3_000_000, 100_000_000][fate.below(4)],
             batch_bytes: [1_000, 4_000, 60_000][fate.below(3)],
-            record_time_limit_us: [900_000_000, 900_000_000, 20_000_000][fate.below(3)],
+            record_time_limit_us: [900_000_000, 86_400_000_000, 20_000_000][fate.below(3)],
             servers,
         };
         let impatient = settings.record_time_limit_us < FORGET_US;
