@@ -6,13 +6,14 @@ use crate::config::{Config, ServerAddress};
 use socket2::{Domain, Protocol, SockAddr, Socket, TcpKeepalive, Type};
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError, sync_channel};
 use std::time::Duration;
 
 /// Unacknowledged data ends the connection after so long, even while pings cannot be told from silence.
 const USER_TIMEOUT: Duration = Duration::from_secs(40);
 const KEEPALIVE: Duration = Duration::from_secs(30);
-/// How long a lookup of a name is waited for, with everything else: most are over by then. A slower one goes on by itself.
+/// How long a lookup of a name is waited for when it begins, with everything else: most are over by then. A slower one goes on by
+/// itself.
 const LOOKUP_WAIT: Duration = Duration::from_millis(100);
 
 /// One socket.
@@ -131,7 +132,8 @@ impl Addresses {
         if let Ok(address) = host.parse::<IpAddr>() {
             return Some(Ok(vec![SocketAddr::new(address, port)]));
         }
-        if self.lookup.is_none() {
+        let is_new = self.lookup.is_none();
+        if is_new {
             let (sender, receiver) = sync_channel(1);
             let ask = move || Ok((host.as_str(), port).to_socket_addrs()?.collect());
             // It starts with all signals blocked, as the thread has them that starts it.
@@ -141,13 +143,19 @@ impl Addresses {
             }
             self.lookup = Some(receiver);
         }
-        match self.lookup.as_ref()?.recv_timeout(LOOKUP_WAIT) {
-            Err(RecvTimeoutError::Timeout) => None,
-            found => {
-                self.lookup = None;
-                Some(found.unwrap_or_else(|_| Err(io::Error::other("the lookup ended without an answer"))))
-            }
+        let lookup = self.lookup.as_ref()?;
+        // Every lane asks, again and again: if each waited, so would all other servers.
+        let answer = if is_new {
+            lookup.recv_timeout(LOOKUP_WAIT).map_err(|error| error == RecvTimeoutError::Timeout)
+        } else {
+            lookup.try_recv().map_err(|error| error == TryRecvError::Empty)
+        };
+        let is_under_way = matches!(answer, Err(true));
+        if is_under_way {
+            return None;
         }
+        self.lookup = None;
+        Some(answer.unwrap_or_else(|_| Err(io::Error::other("the lookup ended without an answer"))))
     }
 
     /// The address did not work: go on to the next; after the last, look them up again. Lanes that connected to it at the same
@@ -180,9 +188,38 @@ mod tests {
     fn names_and_addresses_are_found() {
         assert_eq!(of("192.0.2.1").look_up().expect("at once").expect("an address").len(), 1);
         let mut local = of("localhost");
-        let found = (0..600).find_map(|_| local.look_up()).expect("within a minute").expect("it has an address");
+        let asked = || {
+            local.look_up().or_else(|| {
+                std::thread::sleep(LOOKUP_WAIT);
+                None
+            })
+        };
+        let found = std::iter::repeat_with(asked).take(600).flatten().next();
+        let found = found.expect("within a minute").expect("it has an address");
         assert!(found.iter().all(|address| address.ip().is_loopback() && address.port() == 1), "{found:?}");
         assert!(local.lookup.is_none());
+    }
+
+    #[test]
+    fn a_lookup_under_way_keeps_nobody_waiting() {
+        use std::sync::atomic::{AtomicBool, Ordering};
+        // Such a channel takes an answer only while somebody waits for one.
+        let (sender, receiver) = sync_channel(0);
+        let mut slow = Addresses { lookup: Some(receiver), ..of("name.example") };
+        let config = crate::simulation::config();
+        let is_over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    let _ = sender.try_send(Ok(vec![SocketAddr::from(([127, 0, 0, 1], 1))]));
+                    std::thread::yield_now();
+                }
+            });
+            let attempts: Vec<_> = (1..20).map(|number| slow.connect(number, &config)).collect();
+            is_over.store(true, Ordering::Relaxed);
+            let errors = attempts.into_iter().filter_map(Result::err);
+            assert_eq!(errors.filter(|error| error.kind() == io::ErrorKind::TimedOut).count(), 19);
+        });
     }
 
     #[test]
