@@ -192,7 +192,7 @@ impl ClientBuilder {
         self
     }
 
-    /// Range within which the time that an ordinary record waits for company adapts. Default 500 µs to 200 ms:
+    /// Range within which the time that an ordinary record waits for company adapts, 10 µs to 1 s. Default 500 µs to 200 ms:
     /// a batch costs the server as much as the storing of some fifty records, so a lane with few of them does well to wait.
     /// A record with a hit, a login attempt or a 4xx never waits.
     pub fn linger(mut self, min: Duration, max: Duration) -> Self {
@@ -265,7 +265,7 @@ impl ClientBuilder {
             batch_records_max: within("batch_records_max", self.batch_records_max, 1, 65_536, "1 to 65536")?,
             batch_records_aim: within("batch_records_aim", self.batch_records_aim, 1, 65_536, "1 to 65536")?,
             linger_us_min: micros("linger min", self.linger.0, 10, 1_000_000, "10 µs to 1 s")?,
-            linger_us_max: micros("linger max", self.linger.1.max(self.linger.0), 10, 1_000_000, "10 µs to 1 s")?,
+            linger_us_max: micros("linger max", self.linger.1, 10, 1_000_000, "10 µs to 1 s")?,
             reconnect_slow: match self.reconnect_slow {
                 None => None,
                 Some((attempts, interval)) => {
@@ -276,6 +276,10 @@ impl ClientBuilder {
             record_time_limit_us: micros("record_time_limit", self.record_time_limit, 1000, 86_400_000_000, "1 ms to 24 h")?,
             congestion_control: self.congestion_control,
         };
+        if config.linger_us_min > config.linger_us_max {
+            let (setting, value) = ("linger min", format!("{:?}", self.linger.0));
+            return Err(BuildError::OutOfRange { setting, value, range: "no longer than linger max" });
+        }
         Client::start(config, self.hook, self.list_hook)
     }
 }
@@ -374,5 +378,8 @@ mod tests {
     fn settings_out_of_range_are_named() {
         let error = ClientBuilder::default().queue_bytes(10).build().expect_err("too small").to_string();
         assert!(error.contains("queue_bytes is 10"), "{error}");
+        let linger = |min, max| ClientBuilder::default().linger(Duration::from_millis(min), Duration::from_millis(max));
+        let error = linger(10, 1).build().expect_err("the wrong way round").to_string();
+        assert!(error.contains("linger min is 10ms, it must be no longer than linger max"), "{error}");
     }
 }

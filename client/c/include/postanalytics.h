@@ -210,13 +210,16 @@ typedef struct pa_config {
   uint64_t batch_records_max;
   // Waiting adapts so that a batch has about so many records. 1 to 65,536. Default: 16.
   uint64_t batch_records_aim;
-  // Least time that an ordinary record waits for company, microseconds. 10 to 1,000,000. Default: 500.
+  // Least time that an ordinary record waits for company, microseconds. 10 to 1,000,000. Default: 500, or the longest
+  // if that is shorter.
   uint64_t linger_us_min;
-  // Longest such time. One with a hit, a login attempt or a 4xx never waits. Default: 200,000.
+  // Longest such time. One with a hit, a login attempt or a 4xx never waits. Default: 200,000, or the least if that is
+  // longer.
   uint64_t linger_us_max;
   // How long a connection may take to come about, milliseconds. 1 to 60,000. Default: 1,000.
   uint64_t connect_timeout_ms;
-  // How long a record is kept for a server that does not answer, milliseconds. 1 to 86,400,000. Default: 900,000.
+  // How long a record is kept for a server that does not answer, milliseconds: until it is written, and once more until
+  // it is acknowledged. 1 to 86,400,000. Default: 900,000.
   uint64_t record_time_limit_ms;
   // Not 0: the records are a replay, whose event times the server is to keep.
   uint32_t replay;

@@ -346,10 +346,8 @@ unsafe fn builder_of(config: &pa_config) -> Result<ClientBuilder, Failure> {
     if config.batch_records_aim != 0 {
         builder = builder.batch_records_aim(size(config.batch_records_aim));
     }
-    if config.linger_us_min != 0 || config.linger_us_max != 0 {
-        let or = |value: u64, default: u64| Duration::from_micros(if value == 0 { default } else { value });
-        builder = builder.linger(or(config.linger_us_min, 500), or(config.linger_us_max, 200_000));
-    }
+    let (linger_us_min, linger_us_max) = linger_us(config.linger_us_min, config.linger_us_max);
+    builder = builder.linger(Duration::from_micros(linger_us_min), Duration::from_micros(linger_us_max));
     if config.connect_timeout_ms != 0 {
         builder = builder.connect_timeout(Duration::from_millis(config.connect_timeout_ms));
     }
@@ -357,6 +355,16 @@ unsafe fn builder_of(config: &pa_config) -> Result<ClientBuilder, Failure> {
         builder = builder.record_time_limit(Duration::from_millis(config.record_time_limit_ms));
     }
     Ok(builder)
+}
+
+/// How long records wait for company, at least and at most; what is 0 is left to us, and never contradicts the other.
+const fn linger_us(min: u64, max: u64) -> (u64, u64) {
+    match (min, max) {
+        (0, 0) => (500, 200_000),
+        (0, max) => (if max < 500 { max } else { 500 }, max),
+        (min, 0) => (min, if min > 200_000 { min } else { 200_000 }),
+        both => both,
+    }
 }
 
 /// # Safety
@@ -521,4 +529,17 @@ fn fixed<const N: usize>(text: &str) -> [c_char; N] {
         *place = byte as c_char;
     }
     field
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_end_of_the_linger_may_be_given_alone() {
+        assert_eq!(linger_us(0, 0), (500, 200_000));
+        assert_eq!((linger_us(0, 100), linger_us(0, 9_000)), ((100, 100), (500, 9_000)));
+        assert_eq!((linger_us(100, 0), linger_us(900_000, 0)), ((100, 200_000), (900_000, 900_000)));
+        assert_eq!(linger_us(10_000, 1_000), (10_000, 1_000), "refused by the builder");
+    }
 }

@@ -39,13 +39,16 @@ pub struct pa_config {
     pub batch_records_max: u64,
     /// Waiting adapts so that a batch has about so many records. 1 to 65,536. Default: 16.
     pub batch_records_aim: u64,
-    /// Least time that an ordinary record waits for company, microseconds. 10 to 1,000,000. Default: 500.
+    /// Least time that an ordinary record waits for company, microseconds. 10 to 1,000,000. Default: 500, or the longest
+    /// if that is shorter.
     pub linger_us_min: u64,
-    /// Longest such time. One with a hit, a login attempt or a 4xx never waits. Default: 200,000.
+    /// Longest such time. One with a hit, a login attempt or a 4xx never waits. Default: 200,000, or the least if that is
+    /// longer.
     pub linger_us_max: u64,
     /// How long a connection may take to come about, milliseconds. 1 to 60,000. Default: 1,000.
     pub connect_timeout_ms: u64,
-    /// How long a record is kept for a server that does not answer, milliseconds. 1 to 86,400,000. Default: 900,000.
+    /// How long a record is kept for a server that does not answer, milliseconds: until it is written, and once more until
+    /// it is acknowledged. 1 to 86,400,000. Default: 900,000.
     pub record_time_limit_ms: u64,
     /// Not 0: the records are a replay, whose event times the server is to keep.
     pub replay: u32,

@@ -141,6 +141,11 @@ static void wrong_arguments(pa_client *client) {
     CHECK(pa_client_new(&config, &none) == PA_EINVAL);
     SAYS("queue_bytes is 10");
     config.queue_bytes = 0;
+    config.linger_us_min = 10000;
+    config.linger_us_max = 1000;
+    CHECK(pa_client_new(&config, &none) == PA_EINVAL);
+    SAYS("linger min is 10ms");
+    config.linger_us_min = config.linger_us_max = 0;
     config.reserved = 1;
     CHECK(pa_client_new(&config, &none) == PA_EINVAL);
 }
