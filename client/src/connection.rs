@@ -173,6 +173,11 @@ impl Connection {
         matches!(self.stage, Stage::Open { .. })
     }
 
+    /// Whether the server has welcomed it, and it has not ended since.
+    pub(crate) const fn is_welcomed(&self) -> bool {
+        matches!(self.stage, Stage::Open { .. } | Stage::Draining { .. })
+    }
+
     /// Since when it is not open although it is wanted; `None` while it is open, or nobody wants it.
     pub(crate) const fn closed_us(&self) -> Option<u64> {
         match self.stage {

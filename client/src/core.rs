@@ -558,6 +558,7 @@ impl Core {
         let ledger = &self.common.ledger;
         let told = (ledger.queued, ledger.queued_marked, ledger.in_flight, ledger.bytes);
         assert_eq!((held.queued, held.queued_marked, held.in_flight, held.bytes), told, "the ledger tells what is there");
+        assert_eq!(held.connections, ledger.connects - ledger.disconnects, "{ledger:?}");
         for server in &self.servers {
             assert!(!server.takes_records || server.topology().is_some() && server.clash.is_none());
         }

@@ -38,7 +38,7 @@ pub struct Counters {
     pub connects: u64,
     /// Connections that did not.
     pub connect_errors: u64,
-    /// Connections that ended after Welcome.
+    /// Connections that ended after Welcome. `connects` less these are there now.
     pub disconnects: u64,
     /// Error frames received.
     pub errors_received: u64,
@@ -161,8 +161,9 @@ impl Ledger {
         self.bytes -= load.bytes;
     }
 
-    /// The end: what was never written is lost, what was written is in doubt.
+    /// The end, also of all connections: what was never written is lost, what was written is in doubt.
     pub(crate) const fn abandon(&mut self) {
+        self.disconnects = self.connects;
         self.lost += self.queued - self.queued_marked;
         self.in_doubt += self.in_flight + self.queued_marked;
         (self.queued, self.queued_marked, self.in_flight, self.bytes) = (0, 0, 0, 0);

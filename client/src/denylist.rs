@@ -161,8 +161,6 @@ type ShardOf = (usize, u32);
 pub(crate) struct Lister {
     denylist: std::sync::Arc<Denylist>,
     shards: Table<ShardOf, Shard>,
-    /// Shards of each server that is known: what others of it listed goes with its next whole set.
-    shard_counts: Table<usize, u32>,
     pub(crate) skipped: u64,
     next_sweep_us: u64,
     hook: ListHook,
@@ -175,6 +173,8 @@ struct Shard {
     listed: Table<Key, Until>,
     /// A whole set on its way, between its first and its last frame.
     staged: Option<Table<Key, Until>>,
+    /// What is listed is of a server process that is no more.
+    is_former: bool,
 }
 
 /// How often expired entries are swept, µs.
@@ -182,15 +182,7 @@ const SWEEP_US: u64 = 10_000_000;
 
 impl Lister {
     pub(crate) fn new(denylist: std::sync::Arc<Denylist>) -> Self {
-        Self {
-            denylist,
-            shards: Table::new(),
-            shard_counts: Table::new(),
-            skipped: 0,
-            next_sweep_us: SWEEP_US,
-            hook: None,
-            panicked: false,
-        }
+        Self { denylist, shards: Table::new(), skipped: 0, next_sweep_us: SWEEP_US, hook: None, panicked: false }
     }
 
     /// Whom to tell of changes.
@@ -234,9 +226,12 @@ impl Lister {
         {
             changed.extend(set.keys());
             changed.extend(std::mem::replace(&mut shard.listed, set).into_keys());
-            let shard_count = self.shard_counts.get(&of.0).copied().unwrap_or(u32::MAX);
-            let former = self.shards.extract_if(|&(server, shard), _| server == of.0 && shard >= shard_count);
-            changed.extend(former.flat_map(|(_, shard)| shard.listed.into_keys()));
+            shard.is_former = false;
+            // The other shards' lanes open when they have records, perhaps never.
+            for (_, former) in self.shards.iter_mut().filter(|((server, _), shard)| *server == of.0 && shard.is_former) {
+                former.is_former = false;
+                changed.extend(std::mem::take(&mut former.listed).into_keys());
+            }
         }
         let changes: Vec<ListChange> = changed.into_iter().filter_map(|key| self.publish(key, now_us)).collect();
         if let Some(hook) = self.hook.as_mut().filter(|_| !changes.is_empty()) {
@@ -256,9 +251,9 @@ impl Lister {
         (former != action).then(|| ListChange { subject: subject_of(key), application: key.application, action })
     }
 
-    /// This server has so many shards from now on. What those listed that are no more stays until its first whole set.
-    pub(crate) fn shards_are(&mut self, server: usize, shard_count: u32) {
-        self.shard_counts.insert(server, shard_count);
+    /// The server was restarted, or is another one. What it listed before, in whichever shards, stays until its first whole set.
+    pub(crate) fn restarted(&mut self, server: usize) {
+        self.shards.iter_mut().filter(|((of, _), _)| *of == server).for_each(|(_, shard)| shard.is_former = true);
     }
 
     /// The connection is gone: a set that was not complete is void, what is in force stays.
@@ -474,16 +469,23 @@ mod tests {
     }
 
     #[test]
-    fn shards_that_are_no_more_list_nobody_after_the_first_whole_set() {
+    fn what_a_former_server_process_listed_goes_with_the_first_whole_set() {
         let (denylist, mut lister) = lists();
         let deny = |address| verdict(address, None, Some(Action::Denylist));
-        lister.shards_are(0, 4);
+        lister.restarted(0);
         lister.apply((0, 3), &frame(true, true, &[deny("192.0.2.3")]), 0, 0);
-        lister.shards_are(0, 2);
+        lister.apply((0, 1), &frame(true, true, &[deny("192.0.2.4"), deny("192.0.2.5")]), 0, 0);
+        lister.apply((1, 1), &frame(true, true, &[deny("192.0.2.5")]), 0, 0);
+        lister.restarted(0);
+        // It has less shards, and one of those that there are is slower with its set.
+        lister.apply((0, 1), &frame(true, false, &[deny("192.0.2.6")]), 0, 0);
         lister.apply((0, 0), &frame(true, false, &[deny("192.0.2.1")]), 0, 0);
         assert!(has(&denylist, "192.0.2.3"), "until a set is whole");
         lister.apply((0, 0), &frame(false, true, &[]), 0, 0);
-        assert!(has(&denylist, "192.0.2.1") && !has(&denylist, "192.0.2.3"));
+        assert!(has(&denylist, "192.0.2.1") && !has(&denylist, "192.0.2.3") && !has(&denylist, "192.0.2.4"));
+        assert!(has(&denylist, "192.0.2.5"), "another server's");
+        lister.apply((0, 1), &frame(false, true, &[]), 0, 0);
+        assert!(has(&denylist, "192.0.2.1") && has(&denylist, "192.0.2.6"));
     }
 
     #[test]

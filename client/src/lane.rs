@@ -58,7 +58,7 @@ pub(crate) struct Wire<'a> {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Forgotten;
 
-/// Records that lanes have, counted afresh.
+/// Records that lanes have, counted afresh; and their connections that were welcomed.
 #[cfg(any(test, feature = "fuzzing", feature = "simulation"))]
 #[derive(Default)]
 pub(crate) struct Held {
@@ -66,6 +66,7 @@ pub(crate) struct Held {
     pub(crate) queued_marked: u64,
     pub(crate) in_flight: u64,
     pub(crate) bytes: usize,
+    pub(crate) connections: u64,
 }
 
 #[cfg(any(test, feature = "fuzzing", feature = "simulation"))]
@@ -75,6 +76,7 @@ impl std::ops::AddAssign for Held {
         self.queued_marked += other.queued_marked;
         self.in_flight += other.in_flight;
         self.bytes += other.bytes;
+        self.connections += other.connections;
     }
 }
 
@@ -343,6 +345,7 @@ impl Lane {
             queued_marked: waiting().map(|load| load.marked).sum(),
             in_flight: self.in_flight.iter().map(|written| written.bundle.records()).sum(),
             bytes: self.bundles().map(Bundle::cost_bytes).sum(),
+            connections: 0,
         }
     }
 }

@@ -400,7 +400,9 @@ impl Queue {
         }
         // What was accepted before these orders is in the rings or beyond. One thread's rings at a time: nobody waits long.
         for number in 0..state.fronts.len() {
-            state.drain_front(number);
+            // What leaves with this presses nobody any more.
+            let is_urgent = state.drain_front(number);
+            state.urgent_waiting |= is_urgent && !route;
             drop(state);
             state = self.lock();
         }
@@ -489,7 +491,7 @@ impl Queue {
         state.ledger.abandon();
         state.give_up_all();
         state.pool.clear();
-        state.status.connected = false;
+        state.status.disconnected();
         self.changed.notify_all();
     }
 
@@ -544,7 +546,7 @@ impl State {
     /// Moves what is in the threads' rings to the chunks.
     fn drain_fronts(&mut self) {
         for number in 0..self.fronts.len() {
-            self.drain_front(number);
+            self.urgent_waiting |= self.drain_front(number);
         }
     }
 
@@ -553,7 +555,7 @@ impl State {
         if let Some(own) = front::number(queue)
             && let Some(number) = self.fronts.iter().position(|front| front.number == own)
         {
-            self.drain_front(number);
+            self.urgent_waiting |= self.drain_front(number);
         }
     }
 
@@ -563,8 +565,9 @@ impl State {
         fronts.fold((0, 0), |sum, front| (sum.0 + front.0, sum.1 + front.1))
     }
 
-    fn drain_front(&mut self, number: usize) {
-        let Some(front) = self.fronts.get_mut(number) else { return };
+    /// Moves what is in one thread's rings. Returns whether any of it is urgent.
+    fn drain_front(&mut self, number: usize) -> bool {
+        let Some(front) = self.fronts.get_mut(number) else { return false };
         let (mut records, mut bytes, mut urgent) = (0, 0, false);
         let (current, chunks, pool) = (&mut self.current, &mut self.chunks, &mut self.pool);
         front.drain(|item| {
@@ -577,7 +580,7 @@ impl State {
         self.accepted += records;
         self.waiting += records;
         self.waiting_bytes += bytes;
-        self.urgent_waiting |= urgent;
+        urgent
     }
 
     /// All that waits is lost.

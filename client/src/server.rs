@@ -551,8 +551,7 @@ impl Server {
         let Slot { lane, connection } = &mut self.slots[at];
         let code = error.known_code();
         // In answer to Hello a code of content is about no batch.
-        let greeted = matches!(connection.stage, Stage::Open { .. } | Stage::Draining { .. });
-        let content = greeted && error.sequence > 0 && code.is_some_and(ErrorCode::is_content);
+        let content = connection.is_welcomed() && error.sequence > 0 && code.is_some_and(ErrorCode::is_content);
         if content {
             let records = lane.refuse(error.sequence, &mut common.ledger);
             tracing::error!(
@@ -689,7 +688,7 @@ impl Server {
         self.slots[at].connection = std::mem::take(&mut old[from].connection);
         self.slots[at].lane = Lane::new(session, &common.config);
         self.answers = vec![None; self.slots.len()];
-        common.lister.shards_are(self.number, welcome.shard_count);
+        common.lister.restarted(self.number);
         if former.is_some() {
             tracing::warn!(server = %self.address, lanes = welcome.shard_count, "{}: unacknowledged records are sent again", Break::TopologyChanged);
         }
@@ -699,11 +698,12 @@ impl Server {
         let elsewhere = several && former.is_some_and(|(_, server_id)| server_id != welcome.server_id);
         let mut displaced = Vec::new();
         for (shard, slot) in old.iter_mut().enumerate() {
-            common.ledger.disconnects += u64::from(slot.connection.is_open());
+            common.ledger.disconnects += u64::from(slot.connection.is_welcomed());
             common.lister.disconnected((self.number, shard as u32));
-            // The Welcome speaks of one session; of another one nothing is known.
-            let epoch = former.map(|(epoch, _)| epoch).filter(|_| slot.lane.session() == session);
-            let stored = epoch.map_or(0, |epoch| stored_of(welcome, epoch, shard as u32));
+            // The Welcome speaks of one session, and of what that server has: of another of either nothing is known.
+            let is_known = |(_, server_id)| server_id == welcome.server_id && slot.lane.session() == session;
+            let known = former.filter(|former| is_known(*former));
+            let stored = known.map_or(0, |(epoch, _)| stored_of(welcome, epoch, shard as u32));
             displaced.extend(slot.lane.dissolve(stored, elsewhere, now, &mut common.ledger, &mut common.acks));
         }
         (at, displaced)
@@ -734,9 +734,8 @@ impl Server {
         let mut held = crate::lane::Held::default();
         for slot in &self.slots {
             held += slot.lane.invariants();
-            assert!(
-                slot.connection.is_open() || matches!(slot.connection.stage, Stage::Draining { .. }) || !slot.lane.awaits_acks()
-            );
+            held.connections += u64::from(slot.connection.is_welcomed());
+            assert!(slot.connection.is_welcomed() || !slot.lane.awaits_acks());
         }
         held
     }

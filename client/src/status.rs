@@ -13,6 +13,16 @@ pub struct ClientStatus {
     pub servers: Vec<ServerStatus>,
 }
 
+impl ClientStatus {
+    /// Every connection has ended, for good.
+    pub(crate) fn disconnected(&mut self) {
+        (self.connected, self.lanes_open) = (false, 0);
+        for server in &mut self.servers {
+            (server.connected, server.takes_records, server.lanes_open) = (false, false, 0);
+        }
+    }
+}
+
 /// How the client stands with one server.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServerStatus {

@@ -335,6 +335,42 @@ fn what_lies_in_a_ring_keeps_the_thread_from_a_long_sleep() {
 }
 
 #[test]
+fn an_urgent_record_of_a_ring_presses_until_it_is_taken() {
+    let queue = queue(10_000_000);
+    let mut ledger = Ledger::default();
+    (0..5).for_each(|_| queue.try_send(&plain()).expect("room"));
+    take(&queue, &mut ledger, |_, _| {});
+    let (urgent, wake_on) = (Request { status: 403, ..plain() }, WakeOn { urgent: true, ..WakeOn::default() });
+    queue.try_send(&urgent).expect("room");
+    assert!(queue.lock().fronts[0].records_and_cost().0 > 0, "this is about the ring");
+    assert_eq!(publish(&queue, &ledger, wake_on), Sleep::No);
+    let mut taken = 0;
+    take(&queue, &mut ledger, |_, _| taken += 1);
+    assert_eq!((taken, publish(&queue, &ledger, wake_on)), (1, Sleep::Nothing), "no turn more for what is gone");
+    // While nothing can be routed it goes on to press.
+    queue.try_send(&urgent).expect("room");
+    queue.exchange(false, &mut VecDeque::new(), &mut Vec::new());
+    assert_eq!(publish(&queue, &ledger, wake_on), Sleep::No);
+}
+
+#[test]
+fn when_the_thread_has_ended_nothing_is_connected() {
+    let queue = queue(10_000_000);
+    let server =
+        crate::status::ServerStatus { connected: true, takes_records: true, lanes_open: 2, shards: 2, ..Default::default() };
+    let status = ClientStatus { connected: true, lanes_open: 2, last_error: "no".into(), servers: vec![server] };
+    let ledger = Ledger { connects: 5, disconnects: 3, ..Ledger::default() };
+    let notice = Notice { ledger: &ledger, verdicts_skipped: 0, oldest_us: None, stats: None, status: Some((status, None)) };
+    queue.publish(notice, true, WakeOn::default());
+    queue.finish();
+    let (status, counters) = (queue.status(), queue.counters());
+    assert!(!status.connected && status.lanes_open == 0 && status.last_error == "no", "{status:?}");
+    let server = &status.servers[0];
+    assert!(!server.connected && !server.takes_records && server.lanes_open == 0 && server.shards == 2, "{server:?}");
+    assert_eq!((counters.connects, counters.disconnects), (5, 5));
+}
+
+#[test]
 fn a_thread_with_two_clients_gets_rings_for_both() {
     let (one, two) = (queue(100_000_000), queue(100_000_000));
     for _ in 0..100 {

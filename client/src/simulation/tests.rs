@@ -162,11 +162,64 @@ fn what_the_old_topology_stored_is_not_sent_again() {
     let unacked = stored.len() as u64 - world.core.ledger().acked;
     assert!(unacked > 0, "the seed leaves something unacknowledged: {} {:?}", stored.len(), world.core.ledger());
     world.restart(3);
-    // This one kept its sessions and its records.
+    // This one kept its id, its sessions and its records.
+    world.servers[0].server_id = 1;
     (world.servers[0].stored, world.servers[0].sessions) = (stored, sessions);
     world.ever_stored.clear();
     world.settle();
     assert_eq!((world.servers[0].stored.len(), world.core.ledger().acked), (100, 100));
+}
+
+#[test]
+fn what_another_server_says_of_the_old_topology_counts_for_nothing() {
+    let mut world = World::new(2, 2);
+    world.send(100, 100);
+    while world.servers[0].stored.len() as u64 <= world.core.ledger().acked {
+        world.run(1, 5000);
+    }
+    let (sessions, acked) = (world.servers[0].sessions.clone(), world.core.ledger().acked);
+    world.restart(3);
+    world.servers[0].sessions = sessions;
+    world.settle();
+    assert_eq!((world.servers[0].stored.len() as u64, world.core.ledger().acked), (100 - acked, 100));
+}
+
+#[test]
+fn a_lane_that_drains_when_the_topology_changes_is_counted() {
+    let mut world = World::new(21, 2);
+    world.send(50, 50);
+    world.settle();
+    // No frame is on its way half.
+    while world.peers.values().any(|peer| !peer.out.is_empty()) {
+        world.run(1, 1000);
+    }
+    world.servers[0].cut = true;
+    world.send(50, 50);
+    world.core.flush(Some(u64::MAX));
+    world.run(3, 1000);
+    let links: Vec<u64> = world.core.wanted_links().collect();
+    let [draining, other] = links[..] else { panic!("two lanes: {links:?}") };
+    let now = world.now();
+    let (mut goodbye, session) = (Vec::new(), world.peers[&draining].session);
+    Goodbye { retry_after_ms: 0 }.encode(session, 0, &mut goodbye);
+    world.core.received(draining, &goodbye, now);
+    world.core.broken(other, crate::connection::Break::Closed, now);
+    // It comes back to a server with other shards, before the other lane has drained.
+    let link = loop {
+        world.clock_us += 1000;
+        world.core.advance(world.now());
+        if let Some(link) = world.core.wanted_links().find(|link| *link != draining) {
+            break link;
+        }
+    };
+    assert!(world.core.wanted_links().any(|link| link == draining), "it drains still");
+    world.core.connected(link, world.now());
+    let mut welcome = Vec::new();
+    super::Server::new(99, 3).welcome(session, 1, 0).encode(session, 0, &mut welcome);
+    world.core.received(link, &welcome, world.now());
+    world.core.invariants();
+    let ledger = world.core.ledger();
+    assert_eq!((ledger.connects, ledger.disconnects), (3, 2));
 }
 
 #[test]
