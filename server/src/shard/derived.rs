@@ -87,6 +87,7 @@ pub struct DerivedSender {
     back: Receiver<Box<Derived>>,
     verdicts: Vec<VerdictReport>,
     verdicts_lost: u64,
+    lost_at_the_end: u64,
     clocks: Vec<ClockReport>,
 }
 
@@ -106,7 +107,10 @@ pub fn derived_queue() -> std::io::Result<(DerivedSender, DerivedReceiver)> {
         let _ = back_in.send(Box::new(Derived::new()));
     }
     let (verdicts, clocks) = (Vec::with_capacity(VERDICTS_MAX), Vec::with_capacity(CLOCKS_MAX));
-    Ok((DerivedSender { to, back, verdicts, verdicts_lost: 0, clocks }, DerivedReceiver { from, back: back_in }))
+    Ok((
+        DerivedSender { to, back, verdicts, verdicts_lost: 0, lost_at_the_end: 0, clocks },
+        DerivedReceiver { from, back: back_in },
+    ))
 }
 
 impl DerivedSender {
@@ -148,13 +152,32 @@ impl DerivedSender {
         let _ = self.to.send(parcel);
     }
 
+    /// Events that were gathered and wait for a box. Clocks are no events: they are told again and again.
+    pub fn waiting(&self, analytics: &Analytics) -> u64 {
+        let hits = analytics.hits.as_ref().map_or(0, |sampler| sampler.reports.len());
+        (self.verdicts.len() + analytics.engine.alerts.reports.len() + analytics.failures.len() + hits) as u64
+    }
+
+    /// No box will come any more: drops what waits. Returns how much that was.
+    pub fn give_up(&mut self, analytics: &mut Analytics) -> u64 {
+        let waiting = self.waiting(analytics);
+        self.lost_at_the_end += waiting;
+        self.verdicts.clear();
+        analytics.engine.alerts.reports.clear();
+        analytics.failures.clear();
+        if let Some(sampler) = &mut analytics.hits {
+            sampler.reports.clear();
+        }
+        waiting
+    }
+
     /// Events that were dropped.
     pub const fn lost(&self, analytics: &Analytics) -> u64 {
         let hits_lost = match &analytics.hits {
             Some(sampler) => sampler.lost,
             None => 0,
         };
-        self.verdicts_lost + analytics.engine.alerts.reports.lost + analytics.failures_lost + hits_lost
+        self.verdicts_lost + self.lost_at_the_end + analytics.engine.alerts.reports.lost + analytics.failures_lost + hits_lost
     }
 }
 

@@ -450,6 +450,18 @@ impl Shard {
         acks
     }
 
+    /// Tells the correlator what was gathered, if a box is free. Returns how many events still wait for one.
+    pub fn tell_correlator(&mut self) -> u64 {
+        let Some(derived) = &mut self.derived else { return 0 };
+        derived.send(&mut self.analytics);
+        derived.waiting(&self.analytics)
+    }
+
+    /// Drops the events that wait for the correlator, and counts them. Returns how many they were.
+    pub fn give_up_untold(&mut self) -> u64 {
+        self.derived.as_mut().map_or(0, |derived| derived.give_up(&mut self.analytics))
+    }
+
     /// Nobody holds anything in the scratch memory. After every batch, so that the next one finds it in the cache.
     fn reset_scratch(&mut self) {
         self.stats.scratch_bytes_peak = self.stats.scratch_bytes_peak.max(self.scratch.allocated_bytes() as u64);

@@ -16,7 +16,7 @@ pub(super) struct World {
     finished: Vec<u32>,
 }
 
-fn topology(shard_count: u32) -> Arc<Topology> {
+pub(super) fn topology(shard_count: u32) -> Arc<Topology> {
     Arc::new(Topology {
         server_id: [1; 16],
         deployment_id: [2; 16],

@@ -20,7 +20,7 @@ use rustix::time::ClockId;
 use std::io::Read;
 use std::sync::Arc;
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Between ticks while somebody waits for a deadline.
 const TICK_BUSY_US: u64 = 50_000;
@@ -29,6 +29,8 @@ const TICK_IDLE_US: u64 = 1_000_000;
 /// A link that is told why it ends has this long to read it.
 const FINISH_US: u64 = 1_000_000;
 
+/// At the end the correlator has this long to give a box back for what was gathered last.
+const LAST_BOX: Duration = Duration::from_secs(1);
 /// Turns that cut links have to end their operations.
 const CUT_TURNS_MAX: u32 = 20;
 
@@ -212,8 +214,18 @@ impl<K: Kernel> Driver<K> {
     /// Turns until drained. Whatever is left then is cut.
     fn run(mut self) -> anyhow::Result<()> {
         let ended = self.run_turns();
-        self.cut()?;
-        ended
+        let cut = self.cut();
+        let untold = tell_last(&mut self.shard, LAST_BOX);
+        if untold > 0 {
+            tracing::warn!(
+                shard = self.config.shard,
+                untold,
+                "the correlator took no more: the last events are not shown or written"
+            );
+        }
+        self.publish();
+        // What went wrong first says more.
+        ended.and(cut)
     }
 
     /// Ends every operation that is in flight.
@@ -326,7 +338,8 @@ impl<K: Kernel> Driver<K> {
                 if Uring::watch_ended(&completion) {
                     self.kernel.watch(self.inbox.wake())?;
                 }
-                self.hear(now);
+                // Once a turn, whatever woke it.
+                self.hears_on = true;
             }
             Event::Nothing => {}
         }
@@ -456,6 +469,19 @@ impl<K: Kernel> Driver<K> {
     }
 }
 
+/// Waits for a free box, no longer than this, and tells the correlator what no turn comes to tell any more. Returns how many events
+/// found none; they count as dropped.
+fn tell_last(shard: &mut Shard, within: Duration) -> u64 {
+    let give_up = Instant::now() + within;
+    while shard.tell_correlator() > 0 {
+        if Instant::now() >= give_up {
+            return shard.give_up_untold();
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    0
+}
+
 /// Monotonic time (suspends included) with an offset to Unix time. Wall time follows the system's clock forward at once
 /// and backward slowly, by a hundredth of the time that passes; it never goes back itself.
 #[derive(Debug)]
@@ -496,6 +522,149 @@ impl Clock {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::analytics::summary::page::{SummaryAsk, SummaryPage};
+    use crate::analytics::summary::view::TimelineFilter;
+    use crate::ring::links::WAKE_USER_DATA;
+    use crate::shard::derived::derived_queue;
+    use crate::shard::tests::{World, topology};
+    use postanalytics_protocol::frames::{Subject, Verdict};
+    use std::io;
+    use std::os::unix::net::UnixStream;
+
+    /// A kernel without sockets, whose first wait fails and every later one, too, each with a text of its own.
+    #[derive(Debug, Default)]
+    struct LoneKernel {
+        waits: Option<u32>,
+        completions: Vec<Completion>,
+    }
+
+    impl Kernel for LoneKernel {
+        fn watch(&mut self, _: &UnixStream) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn submit(&mut self, _: &mut Links) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn enter(&mut self, _: Duration) -> io::Result<()> {
+            let Some(waits) = &mut self.waits else { return Ok(()) };
+            *waits += 1;
+            Err(io::Error::other(format!("wait {waits} failed")))
+        }
+
+        fn completions(&mut self, into: &mut Vec<Completion>) -> io::Result<()> {
+            into.append(&mut self.completions);
+            Ok(())
+        }
+
+        fn filled(&self, _: u16, _: u32) -> io::Result<&[u8]> {
+            Ok(&[])
+        }
+
+        fn give_back(&mut self, _: u16) {}
+
+        fn publish_buffers(&mut self) {}
+
+        fn buffers_free(&self) -> usize {
+            0
+        }
+
+        fn retries(&self) -> u64 {
+            0
+        }
+
+        fn clock_us(&self, _: ClockId) -> u64 {
+            1_000_000
+        }
+    }
+
+    /// A loop over this kernel, the way to it, and what it answers.
+    fn driver(kernel: LoneKernel) -> (Driver<LoneKernel>, Sender<ToShard>, Receiver<FromShard>) {
+        let config = ShardConfig {
+            shard: 0,
+            cpu: None,
+            arena_bytes: 0,
+            analytics: AnalyticsPlan::default(),
+            topology: topology(1),
+            receive_buffers: 2,
+            receive_buffer_bytes: 256,
+            connections_max: 4,
+            frame_deadline: Duration::from_secs(1),
+            drain_deadline: Duration::from_secs(1),
+        };
+        let (messages, inbox) = queue(MESSAGES_MAX).expect("a socket pair");
+        let (answers_in, answers) = queue(MESSAGES_MAX).expect("a socket pair");
+        let logs = (Log::new(2).expect("4 MiB"), Log::new(2).expect("4 MiB"));
+        (Driver::new(kernel, logs, config, Arc::default(), inbox, answers_in).expect("a driver"), messages, answers)
+    }
+
+    #[test]
+    fn what_went_wrong_first_is_told() {
+        let (mut driver, _messages, _answers) = driver(LoneKernel { waits: Some(0), ..LoneKernel::default() });
+        // A link to cut, so that the kernel is asked once more.
+        driver.links.open(UnixStream::pair().expect("a socket pair").0.into());
+        assert_eq!(driver.run().expect_err("it fails").to_string(), "wait 1 failed");
+    }
+
+    #[test]
+    fn of_pages_that_take_a_while_one_is_filled_a_turn() {
+        let (mut driver, mut messages, mut answers) = driver(LoneKernel::default());
+        for id in 0..3 {
+            let page = SummaryPage::new(id, SummaryAsk::Timeline(TimelineFilter::default()), 0);
+            messages.send(ToShard::Summary(Box::new(page))).expect("room");
+        }
+        driver.kernel.completions.push(Completion { user_data: WAKE_USER_DATA, result: 1, flags: 2 });
+        let mut answered = || std::iter::from_fn(|| answers.receive()).count();
+        for expected in [1, 1, 1, 0] {
+            driver.wake().expect("a turn");
+            assert_eq!(answered(), expected);
+        }
+        // A wake-up that comes while there is more to hear asks for no second page in its turn.
+        for id in 0..2 {
+            let page = SummaryPage::new(id, SummaryAsk::Timeline(TimelineFilter::default()), 0);
+            messages.send(ToShard::Summary(Box::new(page))).expect("room");
+        }
+        for expected in [1, 1, 0] {
+            driver.kernel.completions.push(Completion { user_data: WAKE_USER_DATA, result: 1, flags: 2 });
+            driver.wake().expect("a turn");
+            assert_eq!(answered(), expected);
+        }
+    }
+
+    #[test]
+    fn what_was_gathered_last_is_told_or_counted() {
+        let (sender, mut receiver) = derived_queue().expect("socket pairs");
+        let mut world = World::with_slabs(1, 2);
+        world.shard.connect_correlator(sender);
+        let verdict = |session| Verdict {
+            subject: Subject::Session(session),
+            application: None,
+            action: Some(postanalytics_protocol::frames::Action::Denylist),
+            until_us: 0,
+            detector: 0,
+        };
+        // A box a turn, as long as there are any; the last two wait.
+        for session in 0..crate::shard::derived::BOXES as u64 + 2 {
+            world.shard.set_verdict(verdict(session), 0, Now::default());
+            world.shard.end_turn(Usage::default(), Now::default());
+        }
+        let correlator = std::thread::spawn(move || {
+            let parcel = receiver.receive().expect("all boxes are full");
+            receiver.give_back(parcel);
+            receiver
+        });
+        assert_eq!(tell_last(&mut world.shard, Duration::from_secs(60)), 0);
+        let mut receiver = correlator.join().expect("no panic");
+        let last = std::iter::from_fn(|| receiver.receive()).last().expect("boxes");
+        assert_eq!(last.verdicts.iter().map(|report| report.verdict).collect::<Vec<_>>(), [verdict(16), verdict(17)]);
+
+        // That box does not come back. Nor do the others.
+        world.shard.set_verdict(verdict(18), 0, Now::default());
+        world.shard.end_turn(Usage::default(), Now::default());
+        assert_eq!(tell_last(&mut world.shard, Duration::ZERO), 1);
+        assert_eq!((tell_last(&mut world.shard, Duration::ZERO), world.shard.stats().derived_lost), (0, 1), "once");
+    }
 
     #[test]
     fn wall_time_follows_forward_at_once_backward_slowly_and_never_goes_back() {
