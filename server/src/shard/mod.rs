@@ -891,6 +891,7 @@ impl Shard {
     fn goodbye(&mut self, link: u32, now: Now) {
         if let Some(Some(connection)) = self.connections.get_mut(link as usize)
             && !connection.over
+            && !connection.leaving
         {
             Goodbye { retry_after_ms: 0 }.encode(connection.ticket.session, now.wall_us, &mut connection.outbox);
             connection.received_us = now.monotonic_us;

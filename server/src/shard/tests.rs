@@ -516,6 +516,20 @@ fn a_drain_says_goodbye_and_ends_when_all_are_gone() {
 }
 
 #[test]
+fn who_has_said_goodbye_is_told_none() {
+    let mut world = World::new(1);
+    world.connect(0, 1, SESSION);
+    world.turn(0);
+    let mut bytes = frame(1, &["/last"]);
+    Goodbye::default().encode(SESSION, 0, &mut bytes);
+    world.send(0, &bytes);
+    world.shard.drain(world.now);
+    assert!(matches!(world.turn(0)[..], [ControlFrame::Ack(Ack { sequence: 1 })]));
+    world.turn(0);
+    assert_eq!(world.finished, [0]);
+}
+
+#[test]
 fn queries_find_newest_first_page_by_page() {
     let mut world = World::new(1);
     world.connect(0, 1, SESSION);
