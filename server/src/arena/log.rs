@@ -276,6 +276,12 @@ impl Log {
             && source.is_none_or(|source| filter::may_hold(filter, source))
     }
 
+    /// Whether the place of `handle` is still being filled. Its room may be given back, and hold something else afterwards: nothing
+    /// that is to be resolved in a later turn may stand on it.
+    pub fn is_open(&self, handle: SlabHandle) -> bool {
+        self.resolve(handle).is_some_and(|header| header.state == STATE_OPEN)
+    }
+
     /// Header and body of a committed frame; `None` if it is not committed or was recycled.
     pub fn frame(&self, handle: SlabHandle) -> Option<(PlaceHeader, &[u8])> {
         let header = self.resolve(handle).filter(|header| header.state == STATE_COMMITTED)?;

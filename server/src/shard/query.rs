@@ -76,7 +76,8 @@ fn slice(log: &Log, query: &mut Query, explain: &Explain<'_>) -> bool {
     let mut bytes_left = SLICE_BYTES;
     let mut slab_may_hold = None;
     while let Some(handle) = next {
-        if bytes_left == 0 {
+        // Past the open ones, of which there are no more than connections: where the cursor stands must still be there in the next turn.
+        if bytes_left == 0 && !log.is_open(handle) {
             query.cursor = Some(cursor(handle, records_left));
             return false;
         }

@@ -187,6 +187,34 @@ fn a_search_misses_nothing_that_stays_while_records_come_and_go() {
 }
 
 #[test]
+fn a_search_goes_on_where_frames_were_begun_and_given_up_meanwhile() {
+    let mut world = World::with_slabs(1, 4);
+    let mut batch = BatchBuilder::default();
+    batch.push(&RecordFields { path: b"/first", ..RecordFields::default() }, 1 << 20).expect("fits");
+    let mut bytes = Vec::new();
+    batch.encode_frame(1, 1, 0, &mut bytes);
+    world.connect(0, 1, 1);
+    world.send(0, &bytes);
+    // More than a slice looks at, all newer than the one that is there to be found.
+    let links = 1..=300;
+    for link in links.clone() {
+        world.connect(link, 2, u64::from(link));
+        let mut bytes = Vec::new();
+        batch.encode_frame(u64::from(link), 1, 0, &mut bytes);
+        world.send(link, &bytes[..64]);
+    }
+    world.turn(0);
+    assert_eq!(world.shard.stats().open_places, 300);
+    let mut slices = 0;
+    let (found, _) = search(&mut world, query(None, None, 10), |world| {
+        // The newest first, so that the room of each is given back.
+        links.clone().rev().for_each(|link| world.shard.broken(link));
+        slices += 1;
+    });
+    assert_eq!((found.len(), slices), (1, 1));
+}
+
+#[test]
 fn old_and_foreign_slabs_cost_a_search_next_to_nothing() {
     let mut world = World::with_slabs(SHARDS, 40);
     let mut sender = Sender::new(&mut world, 13);
