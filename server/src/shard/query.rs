@@ -127,8 +127,11 @@ fn frame(query: &mut Query, header: &PlaceHeader, body: &[u8], place: Cursor, ex
         if let Some(record) = batch.record(left as usize - 1)
             && matches(query, &record)
         {
+            let records = &mut query.page.records;
+            // A record that fills a page alone gets one.
+            let is_full = !records.is_empty() && records.blob().len() + record.blob_bytes() > QueryPage::BLOB_BYTES;
             let room = postanalytics_protocol::batch::body_bytes(QueryPage::RECORDS, QueryPage::BLOB_BYTES);
-            if query.page.records.push_view(&record, room).is_err() {
+            if is_full || records.push_view(&record, room).is_err() {
                 return Some(left);
             }
             query.page.stored.push(StoredRecord {

@@ -215,6 +215,25 @@ fn a_search_goes_on_where_frames_were_begun_and_given_up_meanwhile() {
 }
 
 #[test]
+fn a_page_does_not_grow_beyond_its_room() {
+    let mut world = World::with_slabs(1, 4);
+    world.connect(0, 1, 1);
+    let path = vec![b'p'; 190_000];
+    for sequence in 1..=6 {
+        let mut batch = BatchBuilder::default();
+        batch.push(&RecordFields { path: &path, ..RecordFields::default() }, 1 << 20).expect("fits");
+        let mut bytes = Vec::new();
+        batch.encode_frame(1, sequence, 0, &mut bytes);
+        world.send(0, &bytes);
+        world.turn(0);
+    }
+    assert!(world.shard.begin_query(query(None, None, 10)).is_none());
+    let answer = std::iter::repeat_with(|| world.shard.query_slice(Now::default())).find_map(|answer| answer).expect("an answer");
+    assert_eq!((answer.page.stored.len(), answer.page.complete), (5, false));
+    assert!(answer.page.records.blob().len() <= QueryPage::BLOB_BYTES);
+}
+
+#[test]
 fn old_and_foreign_slabs_cost_a_search_next_to_nothing() {
     let mut world = World::with_slabs(SHARDS, 40);
     let mut sender = Sender::new(&mut world, 13);
