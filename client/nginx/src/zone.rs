@@ -9,7 +9,8 @@
 //! counted stays. A worker that was killed leaves its pid behind; whoever looks next counts the records that it had not got rid
 //! of as `tnt_errors`, and the slot is free again. Whoever does that may be killed as well: his pid stands in the slot then, and the
 //! next one begins anew, for the records are counted in one step, and the death in the step that frees the slot. Everything is
-//! atomic and relaxed: a page may be read while workers count.
+//! atomic: a page may be read while workers count. The counters are relaxed, for nothing hangs on their order; who owns a slot is taken
+//! and given up with Acquire and Release ([`owner`]).
 
 mod owner;
 
