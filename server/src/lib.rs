@@ -106,7 +106,7 @@ fn manual(subcommand: Option<&str>, out: Option<&Path>) -> anyhow::Result<()> {
     command.build();
     let page = match subcommand {
         None => command,
-        Some(name) => command.find_subcommand(name).cloned().ok_or_else(|| {
+        Some(name) => find_page(&command, name).cloned().ok_or_else(|| {
             let names: Vec<&str> = command.get_subcommands().map(clap::Command::get_name).collect();
             anyhow::anyhow!("there is no subcommand {name:?}: give one of {}", names.join(", "))
         })?,
@@ -114,6 +114,14 @@ fn manual(subcommand: Option<&str>, out: Option<&Path>) -> anyhow::Result<()> {
     let mut text = Vec::new();
     clap_mangen::Man::new(page).render(&mut text)?;
     print(&text)
+}
+
+/// The subcommand of a manual page: `top`, and `denylist-add` of a subcommand's own.
+fn find_page<'a>(command: &'a clap::Command, name: &str) -> Option<&'a clap::Command> {
+    command.get_subcommands().find_map(|subcommand| match name.strip_prefix(subcommand.get_name())? {
+        "" => Some(subcommand),
+        rest => find_page(subcommand, rest.strip_prefix('-')?),
+    })
 }
 
 fn print(text: &[u8]) -> anyhow::Result<()> {

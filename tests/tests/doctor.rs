@@ -197,6 +197,13 @@ fn completions_and_manual_pages_cover_every_subcommand() {
             assert!(whole.contains(&format!("{program}\\-{name}")), "{whole}");
             assert_eq!(run(&["man", name]), whole, "one page alone is the same page");
         }
+        // Those of subcommands of subcommands, too; whatever does something shows how.
+        for file in std::fs::read_dir(folder.path()).unwrap().map(|file| file.unwrap().file_name().into_string().unwrap()) {
+            let Some(name) = file.strip_prefix(&format!("{program}-")).and_then(|name| name.strip_suffix(".1")) else { continue };
+            assert_eq!(run(&["man", name]), page(&file), "{file}");
+            let is_shown = program == "loadgen" || matches!(name, "completions" | "man") || page(&file).contains("Examples:");
+            assert!(is_shown, "{file} has no examples");
+        }
         let unknown = Command::new(binary(program)).args(["man", "nothing"]).output().unwrap();
         assert!(!unknown.status.success() && text_of(&unknown).contains(subcommands[0]), "{}", text_of(&unknown));
     }

@@ -147,6 +147,7 @@ pub struct TimelineFlags {
 #[derive(Clone, Debug, Subcommand)]
 pub enum DenylistCommand {
     /// Show who is listed, soonest to end first
+    #[command(after_help = LIST_HELP)]
     List {
         /// Whom.
         #[command(flatten)]
@@ -156,6 +157,7 @@ pub enum DenylistCommand {
         ask: AskFlags,
     },
     /// List somebody; every connected filter knows at once (needs the token)
+    #[command(after_help = ADD_HELP)]
     Add {
         /// Whom.
         #[command(flatten)]
@@ -171,6 +173,7 @@ pub enum DenylistCommand {
         ask: AskFlags,
     },
     /// Take somebody off the list (needs the token)
+    #[command(after_help = DEL_HELP)]
     Del {
         /// Whom.
         #[command(flatten)]
@@ -221,6 +224,12 @@ Examples:
   postanalytics status --status-url http://10.0.0.9:9001
   postanalytics status --json | jq .timeframe";
 
+const NODES_HELP: &str = "\
+Examples:
+  postanalytics nodes
+  postanalytics nodes --status-url http://10.0.0.9:9001
+  postanalytics nodes --json";
+
 const ALERTS_HELP: &str = "\
 Examples:
   postanalytics alerts --since 15m
@@ -245,6 +254,26 @@ Examples:
   postanalytics top paths --limit 50
   postanalytics top user-agents --application 3";
 
+const TIMELINE_HELP: &str = "\
+Examples:
+  postanalytics timeline
+  postanalytics timeline --since 15m --application 3
+  postanalytics timeline --json";
+
+const LIST_HELP: &str = "\
+Examples:
+  postanalytics denylist list
+  postanalytics denylist list 192.0.2.7 --json";
+
+const ADD_HELP: &str = "\
+Examples:
+  postanalytics denylist add 192.0.2.7 --for 1d --status-token-file /etc/postanalytics/token
+  postanalytics denylist add 2001:db8::1 --action graylist --application 3";
+
+const DEL_HELP: &str = "\
+Examples:
+  postanalytics denylist del 192.0.2.7 --status-token-file /etc/postanalytics/token";
+
 const DENYLIST_HELP: &str = "\
 Changing the list needs the token that the server was started with (--status-token-file).
 
@@ -267,6 +296,7 @@ pub enum AskCommand {
     #[command(after_help = STATUS_HELP)]
     Status(StatusFlags),
     /// Show the filtering nodes that are connected
+    #[command(after_help = NODES_HELP)]
     Nodes(StatusFlags),
     /// Show what the detectors found, newest first
     #[command(after_help = ALERTS_HELP)]
@@ -281,6 +311,7 @@ pub enum AskCommand {
     #[command(after_help = TOP_HELP)]
     Top(TopFlags),
     /// Show requests, hits and answers by minute
+    #[command(after_help = TIMELINE_HELP)]
     Timeline(TimelineFlags),
     /// Show who is listed, list somebody, take somebody off
     #[command(after_help = DENYLIST_HELP)]
