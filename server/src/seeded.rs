@@ -23,11 +23,13 @@ pub enum Bug {
     SlotLeaked,
     /// A handle to a slab that was recycled resolves as soon as there is a frame at its offset again.
     HandleRevived,
+    /// The first record with hits of a batch is not copied to the attack log.
+    AttackNotKept,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::AckBeforeCommit,
         Self::LostDedup,
         Self::SlotFreedEarly,
@@ -36,6 +38,7 @@ impl Bug {
         Self::PartialSendSkips,
         Self::SlotLeaked,
         Self::HandleRevived,
+        Self::AttackNotKept,
     ];
 
     /// Its name on a command line.
@@ -49,6 +52,7 @@ impl Bug {
             Self::PartialSendSkips => "partial-send-skips",
             Self::SlotLeaked => "slot-leaked",
             Self::HandleRevived => "handle-revived",
+            Self::AttackNotKept => "attack-not-kept",
         }
     }
 }

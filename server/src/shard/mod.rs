@@ -574,6 +574,11 @@ impl Shard {
         &self.requests
     }
 
+    /// The attack log, for simulation.
+    pub const fn attacks(&self) -> &Log {
+        &self.attacks
+    }
+
     /// Panics if an invariant is broken. For tests and simulation.
     pub fn invariants(&self) {
         self.requests.invariants();

@@ -118,15 +118,27 @@ impl SharedFate {
 
     /// Whether this fault strikes now. It is counted: the caller makes it happen.
     pub fn strikes(&self, fault: Fault) -> bool {
-        self.get().strikes(fault, 1)
+        self.strikes_rarely(fault, 1)
     }
 
     /// The same for what should be so many times rarer.
     pub fn strikes_rarely(&self, fault: Fault, rarer: u32) -> bool {
-        self.get().strikes(fault, rarer)
+        let strikes = self.tries_rarely(fault, rarer);
+        self.get().counts[fault as usize] += u64::from(strikes);
+        strikes
     }
 
-    /// A fault that came about by itself.
+    /// Whether this fault is tried now, where there may be nothing that it can do. The caller counts it once it [`Self::happened`].
+    pub fn tries(&self, fault: Fault) -> bool {
+        self.tries_rarely(fault, 1)
+    }
+
+    /// The same for what should be so many times rarer.
+    pub fn tries_rarely(&self, fault: Fault, rarer: u32) -> bool {
+        self.get().tries(fault, rarer)
+    }
+
+    /// A fault that came about, by itself or because it was tried.
     pub fn happened(&self, fault: Fault) {
         self.get().counts[fault as usize] += 1;
     }
@@ -174,13 +186,9 @@ impl SharedFate {
 }
 
 impl Fate {
-    fn strikes(&mut self, fault: Fault, rarer: u32) -> bool {
+    fn tries(&mut self, fault: Fault, rarer: u32) -> bool {
         let weight = u32::from(self.weights[fault as usize]);
-        if !self.hostile || weight == 0 || self.random.u32(0..65_536 * rarer) >= weight {
-            return false;
-        }
-        self.counts[fault as usize] += 1;
-        true
+        self.hostile && weight > 0 && self.random.u32(0..65_536 * rarer) < weight
     }
 
     fn note(&mut self, what: u64, value: u64) {

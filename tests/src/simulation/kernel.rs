@@ -265,7 +265,7 @@ impl SimulatedKernel {
             return Some(-errno.raw_os_error());
         }
         let mut rest = &bytes[*sent..];
-        let partial = rest.len() > 1 && self.fate.strikes(Fault::PartialSend);
+        let partial = rest.len() > 1 && self.fate.tries(Fault::PartialSend);
         if partial {
             rest = &rest[..1 + self.fate.below(rest.len() - 1)];
         }
@@ -277,7 +277,11 @@ impl SimulatedKernel {
             }
             Err(_) => return Some(*sent as i32),
         }
-        (*sent == bytes.len() || partial && *sent > 0).then_some(*sent as i32)
+        if partial && *sent > 0 {
+            self.fate.happened(Fault::PartialSend);
+            return Some(*sent as i32);
+        }
+        (*sent == bytes.len()).then_some(*sent as i32)
     }
 
     /// Remembers what is left of a send that ended in the middle.
@@ -300,9 +304,12 @@ impl SimulatedKernel {
         let now_us = self.fate.now_us();
         let ready: Vec<usize> = (0..self.posted.len()).filter(|at| self.posted[*at].ready_us <= now_us).collect();
         let mut at = *ready.first()?;
-        if ready.len() > 1 && self.fate.strikes(Fault::ReorderedCompletions) {
+        if ready.len() > 1 && self.fate.tries(Fault::ReorderedCompletions) {
             let user_data = self.posted[ready[self.fate.below(ready.len())]].completion.user_data;
-            at = self.posted.iter().position(|posted| posted.completion.user_data == user_data)?;
+            let of_operation = self.posted.iter().position(|posted| posted.completion.user_data == user_data)?;
+            if std::mem::replace(&mut at, of_operation) != of_operation {
+                self.fate.happened(Fault::ReorderedCompletions);
+            }
         }
         Some(self.posted.remove(at).completion)
     }
@@ -336,13 +343,17 @@ impl SimulatedKernel {
             Operation::Shutdown(_) | Operation::ShutdownWrite(_) => {
                 let mut network = self.network.get();
                 let Some(connection) = network.of_socket(socket) else { return };
-                let racing = self.posted.iter().any(|posted| posted.completion.user_data as u32 == link);
+                // Of this very link: its number may have been another's, and the wake-up has one, too.
+                let own = [links.receive_user_data(link), links.send_user_data(link)];
+                let racing = self.posted.iter().any(|posted| own.contains(&posted.completion.user_data));
                 if racing || matches!(network.look(connection, Way::Up), Found::Bytes(_)) {
                     self.fate.happened(Fault::CancelRace);
                 }
                 match operation {
                     Operation::Shutdown(_) => network.shut_server(connection),
-                    _ => network.end(connection, Way::Down),
+                    _ => {
+                        network.end(connection, Way::Down);
+                    }
                 }
                 return;
             }

@@ -16,6 +16,8 @@
 //! A quarter of the worlds have two servers at a time, which go and come each for itself, and between which the nodes divide
 //! their records.
 //!
+//! In every other world the control plane also reloads, and reads verdicts and counters.
+//!
 //! Not simulated: TLS, HTTP, the accept limits, damage to bytes (TCP's and the CRC's business).
 
 pub mod books;
@@ -64,6 +66,8 @@ pub struct World {
     /// How many servers there have been.
     servers: u32,
     small: bool,
+    /// The control plane says and asks whatever it can, not only verdicts and queries.
+    talkative: bool,
     nodes: Vec<Node>,
     naives: Vec<Naive>,
     totals: Totals,
@@ -86,6 +90,8 @@ impl World {
             places,
             servers: 0,
             small,
+            // Not in every world: those of the pinned seeds stay as they were.
+            talkative: seed.is_multiple_of(2),
             nodes: Vec::new(),
             naives: Vec::new(),
             totals: Totals::default(),
@@ -136,10 +142,11 @@ impl World {
     fn misfortunes(&mut self) {
         let fate = self.fate.clone();
         let now_us = fate.now_us();
-        if fate.strikes(Fault::Reset) {
+        if fate.tries(Fault::Reset) {
             let open = self.network.get().open();
             if let Some(connection) = open.get(fate.below(open.len())) {
                 self.network.get().reset(*connection);
+                fate.happened(Fault::Reset);
             }
         }
         if fate.strikes(Fault::StalledPeer) {
@@ -156,7 +163,7 @@ impl World {
                 server.units[shard].starved_until_us = now_us + fate.below(3_000_000) as u64;
             }
             if fate.once_in(20) {
-                server.order(&self.books);
+                server.order(&self.books, self.talkative);
             }
         }
         if fate.strikes(Fault::WallClockJump) {

@@ -265,9 +265,9 @@ impl Naive {
         let Some(lane) = &mut self.lane else { return };
         let bytes = lane.out.make_contiguous();
         if bytes.is_empty() {
-            if lane.welcomed && self.fate.strikes_rarely(Fault::HalfClose, 16) {
-                // It goes on reading: what it is owed must still come.
-                self.network.get().end(lane.connection, Way::Up);
+            // It goes on reading: what it is owed must still come.
+            if lane.welcomed && self.fate.tries_rarely(Fault::HalfClose, 16) && self.network.get().end(lane.connection, Way::Up) {
+                self.fate.happened(Fault::HalfClose);
             }
             return;
         }

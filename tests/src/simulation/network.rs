@@ -153,7 +153,8 @@ impl Network {
     /// Writes what fits. Returns how much.
     pub fn write(&mut self, connection: usize, way: Way, bytes: &[u8]) -> Result<usize, Broken> {
         let fate = self.fate.clone();
-        let delay_us = if fate.strikes(Fault::SlowNetwork) { fate.below(300_000) as u64 } else { fate.below(300) as u64 };
+        let slow = fate.tries(Fault::SlowNetwork);
+        let delay_us = fate.below(if slow { 300_000 } else { 300 }) as u64;
         let reset = self.connections[connection].reset;
         let pipe = self.pipe(connection, way);
         if reset || pipe.reader_gone || pipe.end_us.is_some() {
@@ -164,6 +165,9 @@ impl Network {
             let at_us = pipe.air.back().map_or(0, |(at_us, _)| *at_us).max(fate.now_us() + delay_us);
             pipe.air.push_back((at_us, bytes[..count].to_vec()));
             pipe.air_bytes += count;
+            if slow {
+                fate.happened(Fault::SlowNetwork);
+            }
         }
         if count < bytes.len() {
             fate.happened(Fault::SocketFull);
@@ -194,11 +198,13 @@ impl Network {
         (at, pipe.arrived.drain(..count).collect())
     }
 
-    /// The writer has nothing more to say.
-    pub fn end(&mut self, connection: usize, way: Way) {
-        let now_us = self.fate.now_us();
+    /// The writer has nothing more to say. Returns whether that is new, on a connection that stands.
+    pub fn end(&mut self, connection: usize, way: Way) -> bool {
+        let (now_us, reset) = (self.fate.now_us(), self.connections[connection].reset);
         let pipe = self.pipe(connection, way);
+        let is_new = pipe.end_us.is_none() && !pipe.reader_gone && !reset;
         pipe.end_us.get_or_insert(now_us);
+        is_new
     }
 
     /// `shutdown` of both halves by the server: nothing more comes in or goes out. What came can still be read.

@@ -7,14 +7,19 @@ use super::network::{Found, SharedNetwork, Way};
 use postanalytics_protocol::frames::{ANY_SHARD, Action, ErrorFrame, Hello, PackageVersion, Subject, Verdict};
 use postanalytics_protocol::routing::address_bytes;
 use postanalytics_protocol::{AlignedVec, Assembler, ErrorCode, HEADER_BYTES, Source, ValidBatch, shard_of};
-use postanalytics_server::analytics::{AnalyticsPlan, Room};
+use postanalytics_server::analytics::detectors::Detector;
+use postanalytics_server::analytics::summary::page::{SummaryAsk, SummaryPage};
+use postanalytics_server::analytics::summary::view::{TimelineFilter, TopFilter, TopOf};
+use postanalytics_server::analytics::{AnalyticsPlan, Reload, Room};
 use postanalytics_server::arena::{Log, SlabHandle};
 use postanalytics_server::queue::{Receiver, Sender, queue};
 use postanalytics_server::shard::derived::{DerivedReceiver, derived_queue};
-use postanalytics_server::shard::messages::{ConnectionTicket, Cursor, FromShard, Handover, Query, QueryPage, ToShard, Topology};
+use postanalytics_server::shard::messages::{
+    ConnectionTicket, Cursor, FromShard, Handover, Query, QueryPage, ShardReload, ToShard, Topology, VerdictPage,
+};
 use postanalytics_server::shard::page::StatsPage;
-use postanalytics_server::shard::{Driver, ShardConfig};
-use std::collections::{BTreeMap, VecDeque};
+use postanalytics_server::shard::{Driver, Shard, ShardConfig};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::{Arc, Weak};
@@ -47,6 +52,7 @@ struct Waiting {
 /// One shard, and what is known of it from outside.
 #[derive(Debug)]
 pub struct Unit {
+    shard: u32,
     driver: Driver<SimulatedKernel>,
     messages: Sender<ToShard>,
     answers: Receiver<FromShard>,
@@ -66,6 +72,18 @@ pub struct Unit {
     dead: VecDeque<SlabHandle>,
     cursor: Option<Cursor>,
     asked: bool,
+    /// Where the next page of verdicts begins.
+    verdicts_from: usize,
+    asked_verdicts: bool,
+    asked_summary: bool,
+    /// Stored records with a hit.
+    hits: u64,
+    /// Commit index of the newest frame seen in the attack log.
+    attacks_seen: u64,
+    /// Records stored in the attack log and pushed out of it, when it was looked at last.
+    attacks_counted: (u64, u64),
+    /// Records seen in the attack log.
+    attacked: BTreeSet<u64>,
 }
 
 /// See the module.
@@ -250,9 +268,17 @@ impl Server {
         refused.into_iter().for_each(|connection| self.refuse(connection, ErrorCode::Overloaded));
     }
 
-    /// Says something to a shard by hand: a verdict, or a query.
-    pub fn order(&mut self, books: &Books) {
+    /// Says something to a shard: a verdict by hand, or a query; if it is `talkative` also what else there is to say.
+    pub fn order(&mut self, books: &Books, talkative: bool) {
         let shard = self.fate.below(self.units.len());
+        if talkative && self.fate.once_in(2) {
+            match self.fate.below(3) {
+                0 => self.reload(shard),
+                1 => self.ask_verdicts(shard),
+                _ => self.ask_summary(shard),
+            }
+            return;
+        }
         if self.fate.once_in(2) {
             // An address has one shard only, as it has in reality.
             let number = self.fate.below(200) as u32;
@@ -286,6 +312,34 @@ impl Server {
         }
     }
 
+    fn reload(&mut self, shard: usize) {
+        let changed = vec![Detector::ALL[self.fate.below(Detector::ALL.len())]];
+        let analytics = Some(Reload { settings: Arc::default(), changed });
+        let frame_deadline = Duration::from_secs(1 + self.fate.below(10) as u64);
+        self.tell(shard, ToShard::Reload(Box::new(ShardReload { analytics, frame_deadline, drain_deadline: DRAIN })));
+    }
+
+    fn ask_verdicts(&mut self, shard: usize) {
+        if std::mem::replace(&mut self.units[shard].asked_verdicts, true) {
+            return;
+        }
+        let (from, room) = (self.units[shard].verdicts_from, [1, 7, 300][self.fate.below(3)]);
+        let page = VerdictPage { id: 2, from, subject: None, verdicts: Vec::with_capacity(room), next: None };
+        self.tell(shard, ToShard::Verdicts(Box::new(page)));
+    }
+
+    fn ask_summary(&mut self, shard: usize) {
+        if std::mem::replace(&mut self.units[shard].asked_summary, true) {
+            return;
+        }
+        let of = [TopOf::Sources, TopOf::Paths, TopOf::UserAgents, TopOf::Types];
+        let ask = match of.get(self.fate.below(of.len() + 1)) {
+            Some(of) => SummaryAsk::Top(TopFilter { of: *of, application: None, limit: 10 }),
+            None => SummaryAsk::Timeline(TimelineFilter { application: None, since_us: None }),
+        };
+        self.tell(shard, ToShard::Summary(Box::new(SummaryPage::new(3, ask, self.fate.wall_us()))));
+    }
+
     /// Asserts that no connection is held whose client is gone, and no link without a connection.
     pub fn check_rest(&mut self) {
         let network = self.network.get();
@@ -293,7 +347,22 @@ impl Server {
             for (_, connection) in &unit.tickets {
                 assert!(network.is_open(*connection), "connection {connection} is held though its client is long gone");
             }
-            assert_eq!(unit.driver.parts().1.in_use(), unit.tickets.len(), "links in use, and connections");
+            let (_, links, core) = unit.driver.parts();
+            assert_eq!(links.in_use(), unit.tickets.len(), "links in use, and connections");
+            let mut page = VerdictPage { id: 0, from: 0, subject: None, verdicts: Vec::with_capacity(1_000), next: None };
+            core.list_verdicts(&mut page);
+            let found: BTreeSet<[u8; 16]> = page.verdicts.iter().map(address_of).collect();
+            assert_eq!((found.len(), page.next), (page.verdicts.len(), None), "a verdict is there twice");
+            let of_shard = |address: IpAddr| {
+                shard_of(Source::of(address), self.topology.routing_seed, self.topology.shard_count) == unit.shard
+            };
+            let listed = self.verdicts.iter().filter(|(address, listed)| **listed && of_shard(**address));
+            assert_eq!(
+                found,
+                listed.map(|(address, _)| address_bytes(*address)).collect(),
+                "the verdicts of shard {}",
+                unit.shard
+            );
         }
     }
 
@@ -321,7 +390,8 @@ impl Server {
         }
         self.fate.note(shard as u64, 1);
         unit.ended = unit.driver.wake().expect("the loop goes on");
-        unit.check(&self.fate, self.number, shard as u32, self.topology.routing_seed, self.topology.shard_count, books);
+        unit.check(&self.fate, self.number, &self.topology, books);
+        unit.hear(self.number, &self.topology, &self.verdicts, books);
         self.close_forgotten(shard);
         if self.units[shard].ended {
             self.cut(shard);
@@ -377,7 +447,7 @@ impl Server {
 
     /// Whether messages wait.
     pub fn is_quiet(&self) -> bool {
-        self.greetings.is_empty() && self.units.iter().all(|unit| unit.waiting.is_empty() && !unit.asked)
+        self.greetings.is_empty() && self.units.iter().all(Unit::is_quiet)
     }
 
     /// When something happens by itself, µs.
@@ -437,6 +507,7 @@ impl Unit {
         driver.parts().2.committed = Some(Vec::new());
         driver.sleep().expect("nothing can fail");
         Self {
+            shard,
             driver,
             messages,
             answers,
@@ -453,11 +524,22 @@ impl Unit {
             dead: VecDeque::new(),
             cursor: None,
             asked: false,
+            verdicts_from: 0,
+            asked_verdicts: false,
+            asked_summary: false,
+            hits: 0,
+            attacks_seen: 0,
+            attacks_counted: (0, 0),
+            attacked: BTreeSet::new(),
         }
     }
 
+    fn is_quiet(&self) -> bool {
+        self.waiting.is_empty() && !self.asked && !self.asked_verdicts && !self.asked_summary
+    }
+
     /// The oracles of a shard, after every turn.
-    fn check(&mut self, fate: &SharedFate, server: u32, shard: u32, routing_seed: u64, shard_count: u32, books: &mut Books) {
+    fn check(&mut self, fate: &SharedFate, server: u32, topology: &Topology, books: &mut Books) {
         let (kernel, links, core) = self.driver.parts();
         kernel.check_turn();
         links.invariants();
@@ -488,8 +570,10 @@ impl Unit {
             let body = aligned(body);
             let batch = ValidBatch::parse(header.schema, header.record_count, &body).expect("only valid batches are stored");
             for record in batch.records() {
-                assert_eq!(shard_of(record.source(), routing_seed, shard_count), shard, "a record of another shard");
+                let shard = shard_of(record.source(), topology.routing_seed, topology.shard_count);
+                assert_eq!(shard, self.shard, "a record of another shard");
                 books.stored(server, &record);
+                self.hits += u64::from(record.hit_count() > 0);
             }
             self.handles.push((*handle, crc32fast::hash(&body)));
         }
@@ -513,16 +597,66 @@ impl Unit {
                 self.handles.iter().filter_map(|(handle, _)| log.frame(*handle)).map(|(of, _)| u64::from(of.record_count)).sum();
             assert_eq!(live, stats.records_live, "every live record has a frame that was seen");
         }
-        self.hear(server, books);
+        self.check_attacks(server, books);
     }
 
-    fn hear(&mut self, server: u32, books: &Books) {
+    /// Every record with a hit is in the attack log, once, or is counted as one that is not kept.
+    fn check_attacks(&mut self, server: u32, books: &Books) {
+        let core: &Shard = self.driver.parts().2;
+        let (stats, log) = (core.stats(), core.attacks());
+        let (stored, suppressed) = (stats.attack_records_stored, stats.hits_suppressed);
+        // Of those counted some may be kept as samples.
+        assert!(
+            self.hits <= stored + suppressed && stored <= self.hits,
+            "kept + suppressed = all hits: {stored} + {suppressed}, {} hits",
+            self.hits
+        );
+        let (mut place, mut fresh, mut newest) = (log.newest(), 0, self.attacks_seen);
+        while let Some(handle) = place {
+            place = log.older(handle);
+            let Some((header, body)) = log.frame(handle) else { continue };
+            if header.commit_index <= self.attacks_seen {
+                break;
+            }
+            newest = newest.max(header.commit_index);
+            let batch = ValidBatch::parse(header.schema, header.record_count, &aligned(body)).map(|batch| {
+                for record in batch.records() {
+                    let number = number_of(&record);
+                    assert!(books.has_stored(server, number) && record.hit_count() > 0, "record {number} is kept as an attack");
+                    assert!(self.attacked.insert(number), "record {number} is kept as an attack twice");
+                    fresh += 1;
+                }
+            });
+            assert!(batch.is_ok(), "the attack log holds batches");
+        }
+        let evicted = log.usage().records_evicted;
+        let before = std::mem::replace(&mut self.attacks_counted, (stored, evicted));
+        assert!(
+            evicted > before.1 || fresh == stored - before.0,
+            "{fresh} new records of {stored} - {} in the attack log",
+            before.0
+        );
+        self.attacks_seen = newest;
+    }
+
+    fn hear(&mut self, server: u32, topology: &Topology, verdicts: &BTreeMap<IpAddr, bool>, books: &Books) {
         // One box a turn: shards fill them faster than that at times, and then wait for free ones.
         if let Some(parcel) = self.derived.receive() {
             assert!(parcel.hits.iter().all(|report| report.count > 0), "a report of nothing");
             self.derived.give_back(parcel);
         }
-        while let Some(FromShard::Query(query)) = self.answers.receive() {
+        while let Some(answer) = self.answers.receive() {
+            let query = match answer {
+                FromShard::Query(query) => query,
+                FromShard::Verdicts(page) => {
+                    self.hear_verdicts(&page, topology, verdicts);
+                    continue;
+                }
+                FromShard::Summary(page) => {
+                    self.hear_summary(&page);
+                    continue;
+                }
+            };
             self.asked = false;
             self.cursor = query.cursor;
             let mut body = AlignedVec::<16>::new();
@@ -541,6 +675,46 @@ impl Unit {
             numbers.dedup();
             assert_eq!(numbers.len(), count, "a record is in the answer twice");
         }
+    }
+}
+
+impl Unit {
+    fn hear_verdicts(&mut self, page: &VerdictPage, topology: &Topology, verdicts: &BTreeMap<IpAddr, bool>) {
+        assert!(std::mem::take(&mut self.asked_verdicts) && page.id == 2, "an answer that nobody asked for");
+        assert!(page.next.is_none_or(|next| next > page.from && page.verdicts.len() == page.verdicts.capacity()), "{page:?}");
+        self.verdicts_from = page.next.unwrap_or(0);
+        let known: BTreeSet<[u8; 16]> = verdicts.keys().map(|address| address_bytes(*address)).collect();
+        for verdict in &page.verdicts {
+            let address = address_of(verdict);
+            let shard = shard_of(Source::of_bytes(&address), topology.routing_seed, topology.shard_count);
+            assert!(known.contains(&address) && shard == self.shard, "a verdict that was never said here: {verdict:?}");
+        }
+    }
+
+    fn hear_summary(&mut self, page: &SummaryPage) {
+        assert!(std::mem::take(&mut self.asked_summary) && page.id == 3, "an answer that nobody asked for");
+        let stored = self.driver.parts().2.stats().records_stored;
+        let requests: u64 = page.cells.iter().map(|(_, _, cell)| u64::from(cell.requests)).sum();
+        let attacks: u64 = page.cells.iter().map(|(_, _, cell)| u64::from(cell.attacks)).sum();
+        assert!(
+            requests <= stored && attacks <= self.hits,
+            "{requests} requests and {attacks} attacks of {stored} and {}",
+            self.hits
+        );
+        let listed: u64 = page.generations.iter().map(|generation| generation.total).sum();
+        assert!(listed <= stored, "a top list counted {listed} of {stored}");
+        for entry in &page.entries {
+            let total = page.generations[entry.generation].total;
+            assert!(entry.error <= entry.count && u64::from(entry.count - entry.error) <= total, "{entry:?} of {total}");
+        }
+    }
+}
+
+/// Whom a verdict is on; here all are on sources, said by hand.
+fn address_of(verdict: &Verdict) -> [u8; 16] {
+    match verdict.subject {
+        Subject::Source(bytes) if verdict.detector == 0 => bytes,
+        _ => panic!("nobody said this: {verdict:?}"),
     }
 }
 
