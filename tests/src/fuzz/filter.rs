@@ -3,7 +3,7 @@
 use super::Script;
 use flate2::Compression;
 use flate2::write::{DeflateEncoder, GzEncoder, ZlibEncoder};
-use postanalytics_filter::{Engine, Findings, LineFilter, RawRequest, Scratch};
+use postanalytics_filter::{Engine, Findings, LineFilter, MaskConfig, Masker, RawRequest, Scratch};
 use std::cell::RefCell;
 use std::io::Write;
 use std::sync::OnceLock;
@@ -51,6 +51,41 @@ pub fn filter(data: &[u8]) {
         let masked = engine.masker().text(text);
         assert!(masked.len() <= 4 * text.len() + 3);
         let _ = engine.masker().text(&masked);
+    }
+}
+
+/// Rules of somebody's own: an error says what is wrong, and what was read looks at requests.
+pub fn rules(data: &[u8]) {
+    match Engine::from_toml(&String::from_utf8_lossy(data)) {
+        Ok(engine) => {
+            let uri = b"/a?id=1%20union%20select&x=../../etc/passwd";
+            let request = RawRequest { method: b"GET", uri, ..RawRequest::default() };
+            let found = engine.inspect(&request, Duration::from_secs(60), &mut Scratch::default());
+            assert!(found.found.len() <= 16);
+        }
+        Err(error) => assert!(!error.to_string().is_empty()),
+    }
+}
+
+/// Masking of somebody's own, names in the first line, and what it masks in the rest: a value of a parameter with such a name does
+/// not show.
+pub fn masking(data: &[u8]) {
+    let (names, text) = data.split_at(data.iter().position(|byte| *byte == b'\n').unwrap_or(data.len()));
+    let names = String::from_utf8_lossy(names);
+    let names: Vec<String> = names.split(',').take(64).map(str::to_owned).collect();
+    let config = MaskConfig { headers: names.clone(), parameters: names.clone(), card_numbers: data.len().is_multiple_of(2) };
+    let Ok(masker) = Masker::new(&config) else {
+        let is_odd = |name: &String| name.is_empty() || name.bytes().any(|byte| !byte.is_ascii_alphanumeric());
+        return assert!(names.iter().any(is_odd), "letters and digits are a name: {names:?}");
+    };
+    assert!(masker.text(text).len() <= 4 * text.len() + 3);
+    for name in &names {
+        if name.bytes().any(|byte| !byte.is_ascii_alphanumeric()) {
+            continue;
+        }
+        let query = [name.as_bytes(), b"=kQ9x2Zp7Vw4s&z=1"].concat();
+        let masked = masker.text(&query);
+        assert!(!masked.windows(12).any(|bytes| bytes == b"kQ9x2Zp7Vw4s"), "{}", String::from_utf8_lossy(&masked));
     }
 }
 

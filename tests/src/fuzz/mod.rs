@@ -7,13 +7,15 @@
 mod batch;
 mod filter;
 mod frames;
+mod histogram;
 mod logs;
 mod shard;
 mod texts;
 
 pub use batch::batch;
-pub use filter::filter;
+pub use filter::{filter, masking, rules};
 pub use frames::{assembler, frames};
+pub use histogram::histogram;
 pub use logs::log_reader;
 pub use postanalytics_client::fuzzing::{client, server_address};
 pub use postanalytics_server::agent_line;
@@ -27,7 +29,7 @@ pub use texts::{access_log, detection, env_file, node_yaml, values};
 pub type Body = fn(&[u8]);
 
 /// Name and body of every target; `tests/fuzz/corpus/NAME` is its corpus.
-pub const TARGETS: [(&str, Body); 17] = [
+pub const TARGETS: [(&str, Body); 20] = [
     ("frames", frames),
     ("assembler", assembler),
     ("batch", batch),
@@ -43,6 +45,9 @@ pub const TARGETS: [(&str, Body); 17] = [
     ("replay_lines", replay_lines),
     ("http", http),
     ("filter", filter),
+    ("rules", rules),
+    ("masking", masking),
+    ("histogram", histogram),
     ("client", client),
     ("shard", shard),
 ];

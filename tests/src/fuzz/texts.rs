@@ -3,6 +3,7 @@
 use super::Script;
 use postanalytics_client::access_log::{client_ip, parse_line};
 use postanalytics_loadgen::assertion::Assertion;
+use postanalytics_loadgen::attack::AttackSpec;
 use postanalytics_loadgen::plan;
 use postanalytics_loadgen::replay::LogClock;
 use postanalytics_protocol::frames::PackageVersion;
@@ -91,6 +92,9 @@ pub fn values(data: &[u8]) {
     assert_eq!(unescape(&escape(data)).as_deref(), Some(data));
     let _ = (unescape(text), PackageVersion::parse(text), Assertion::parse(text), plan::parse_count(text));
     let _ = plan::parse_duration(text);
+    if let Ok(attack) = AttackSpec::parse(text) {
+        assert!(attack.sources >= 1 && attack.records() >= u64::from(attack.sources));
+    }
 }
 
 /// Lines of an access log: every field lies within its line, and makes a request.
