@@ -47,8 +47,10 @@ pub(crate) const BACK_US: u64 = 30_000_000;
 /// The time, read once a turn.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Now {
-    /// The client's monotonic clock.
+    /// The client's monotonic clock. It stands still while the machine is suspended.
     pub(crate) clock_us: u64,
+    /// `CLOCK_BOOTTIME`, which goes on then, as the clock of a server does.
+    pub(crate) boot_us: u64,
     /// Unix time.
     pub(crate) unix_us: u64,
 }

@@ -121,7 +121,7 @@ impl World {
     }
 
     const fn now(&self) -> Now {
-        Now { clock_us: self.clock_us, unix_us: self.clock_us }
+        Now { clock_us: self.clock_us, boot_us: self.clock_us, unix_us: self.clock_us }
     }
 
     fn step(&mut self, script: &mut Script<'_>) {

@@ -33,7 +33,8 @@ pub(crate) struct Lane {
     on_wire_bytes: u64,
     next_sequence: u64,
     acked_sequence: u64,
-    /// When the session's first batch was last written. If the server has any of the session, it had it then or later.
+    /// When the session's first batch was last written, by [`Now::boot_us`]. If the server has any of the session, it had it then
+    /// or later.
     begun_us: u64,
 }
 
@@ -158,7 +159,7 @@ impl Lane {
         next.bundle.encode(wire.key, self.session, next.sequence, now.unix_us, out);
         next.frame_bytes = next.bundle.frame_bytes();
         if next.sequence == 1 {
-            self.begun_us = now.clock_us;
+            self.begun_us = now.boot_us;
         }
         self.on_wire += 1;
         self.on_wire_bytes += next.frame_bytes;
@@ -201,7 +202,7 @@ impl Lane {
             return Err(Forgotten);
         }
         // It acknowledged nothing, so only the time tells whether it never got anything or has forgotten all.
-        if stored == 0 && !self.in_flight.is_empty() && now.clock_us.saturating_sub(self.begun_us) >= FORGET_US {
+        if stored == 0 && !self.in_flight.is_empty() && now.boot_us.saturating_sub(self.begun_us) >= FORGET_US {
             return Err(Forgotten);
         }
         self.settle(stored, now, ledger, acks);

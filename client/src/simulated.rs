@@ -86,12 +86,12 @@ impl SimulatedClient {
         let hook = move |records: &[AckedRecord]| keep.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(records);
         let core = Core::new(config.clone(), settings.seed, Some(Box::new(hook)), Arc::clone(&denylist));
         let driver = Driver::new(queue, core, config);
-        Self { driver, denylist, acked, now: Now { clock_us: 0, unix_us: 0 }, asleep_us: 0 }
+        Self { driver, denylist, acked, now: Now { clock_us: 0, boot_us: 0, unix_us: 0 }, asleep_us: 0 }
     }
 
     /// From now on it is then. The clock never goes back, Unix time may.
     pub fn set_time(&mut self, clock_us: u64, unix_us: u64) {
-        self.now = Now { clock_us, unix_us };
+        self.now = Now { clock_us, boot_us: clock_us, unix_us };
         self.driver.queue.set_clock_us(clock_us);
     }
 

@@ -258,6 +258,8 @@ struct World {
     waiting: Vec<Bundle>,
     random: fastrand::Rng,
     clock_us: u64,
+    /// How long the node was suspended, which its clock does not count.
+    suspended_us: u64,
     sent: u64,
     epochs: u64,
 }
@@ -283,13 +285,15 @@ impl World {
             waiting: Vec::new(),
             random: fastrand::Rng::with_seed(seed),
             clock_us: 0,
+            suspended_us: 0,
             sent: 0,
             epochs,
         }
     }
 
     fn now(&self) -> Now {
-        Now { clock_us: self.clock_us, unix_us: self.clock_us }
+        let unix_us = self.clock_us + self.suspended_us;
+        Now { clock_us: self.clock_us, boot_us: unix_us, unix_us }
     }
 
     fn send(&mut self, count: u64, bytes: usize) {

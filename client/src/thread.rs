@@ -15,6 +15,7 @@ use crate::link::{Addresses, Link};
 use crate::queue::{Notice, Queue, Sleep, WakeOn, recycle};
 use crate::server::given_up;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::time::{ClockId, clock_gettime};
 use std::collections::VecDeque;
 use std::num::NonZeroU64;
 use std::sync::Arc;
@@ -113,7 +114,9 @@ impl Driver {
 
     fn now(&self) -> Now {
         let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Now { clock_us: self.queue.clock_us(), unix_us: unix.as_micros() as u64 }
+        let boot = clock_gettime(ClockId::Boottime);
+        let boot_us = boot.tv_sec.cast_unsigned() * 1_000_000 + boot.tv_nsec.cast_unsigned() / 1000;
+        Now { clock_us: self.queue.clock_us(), boot_us, unix_us: unix.as_micros() as u64 }
     }
 
     /// Polls; returns the sockets that have something.

@@ -319,6 +319,20 @@ fn a_session_forgotten_before_anything_was_acknowledged_doubles_nothing() {
     assert_eq!((ledger.acked, ledger.in_doubt, ledger.lost), (60 - written, written, 0), "{ledger:?}");
 }
 
+/// The client's clock stands still meanwhile, the server's does not.
+#[test]
+fn a_session_forgotten_while_the_node_was_suspended_doubles_nothing() {
+    let mut world = stored_and_not_acknowledged(21);
+    let written = world.core.ledger().in_flight;
+    world.suspended_us += 1000 * SECOND;
+    world.servers[0].sessions.clear();
+    world.break_links(0);
+    world.send(10, 100);
+    world.settle();
+    let ledger = world.core.ledger();
+    assert_eq!((ledger.acked, ledger.in_doubt, ledger.lost), (60 - written, written, 0), "{ledger:?}");
+}
+
 #[test]
 fn a_session_that_cannot_be_forgotten_yet_goes_on() {
     let mut world = stored_and_not_acknowledged(19);
