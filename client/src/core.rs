@@ -31,6 +31,7 @@ use crate::stats::ServerStats;
 use crate::status::ClientStatus;
 use postanalytics_protocol::frames::Welcome;
 use postanalytics_protocol::routing::{server_seed, server_weight};
+use std::cmp::Reverse;
 use std::fmt::Write;
 use std::sync::Arc;
 
@@ -53,6 +54,19 @@ pub(crate) struct Now {
     pub(crate) boot_us: u64,
     /// Unix time.
     pub(crate) unix_us: u64,
+}
+
+/// How much a server counts when servers disagree, the least first.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Standing {
+    /// It has no connection, and is away. There is nothing to refuse.
+    Gone,
+    /// Nobody answers on its connections. It has no say, and may be refused.
+    Silent,
+    /// It is there.
+    There,
+    /// It takes records.
+    AtWork,
 }
 
 /// A server that takes records.
@@ -372,29 +386,45 @@ impl Core {
     }
 
     /// Looks whether the servers that are there may take part together, now that one of them says who it is. If they
-    /// disagree, those that agree with most others may; of as many, those that work already, then those given first. One whose
-    /// connections are broken works still until it is away: a short break changes nothing.
+    /// disagree, those that agree with most others may; of as many, those that work already, then those given first.
+    ///
+    /// One that takes records works as long as any of its connections answers, and without one until it is away: neither a short
+    /// break nor a restart under another id nor a lane that is stuck changes anything.
     fn judge(&mut self, number: usize, welcome: &Welcome, now: Now) {
         let Welcome { server_id, deployment_id, identity_key, .. } = *welcome;
-        let claim = Some(Claim { server_id, deployment_id, identity_key });
-        let is_away = |server: &Server| server.away_us().is_some_and(|away_us| away_us <= now.clock_us);
-        let is_same = |at: usize, server: &Server| at != number || server.claim == claim;
-        let is_at_work = |(at, server): (usize, &Server)| server.takes_records && !is_away(server) && is_same(at, server);
-        let works: Vec<bool> = self.servers.iter().enumerate().map(is_at_work).collect();
-        self.servers[number].claim = claim;
-        let is_there = |at: usize, server: &Server| at == number || works[at] || server.is_open() || server.clash.is_some();
-        let there = self.servers.iter().enumerate().filter(|(at, server)| is_there(*at, server));
-        let there: Vec<(usize, Claim)> = there.filter_map(|(at, server)| Some((at, server.claim?))).collect();
+        let claim = Claim { server_id, deployment_id, identity_key };
         let agree =
             |one: &Claim, other: &Claim| (one.deployment_id, one.identity_key) == (other.deployment_id, other.identity_key);
+        let former = self.servers[number].claim.replace(claim);
+        let has_changed_id = former.is_some_and(|former| former.server_id != server_id);
+        let is_away = |server: &Server| server.away_us().is_some_and(|away_us| away_us <= now.clock_us);
+        let standing = |(at, server): (usize, &Server)| {
+            let is_same = at != number || former.is_some_and(|former| agree(&former, &claim));
+            let is_alive = server.is_alive(now.clock_us);
+            if server.takes_records && (is_alive || !is_away(server)) && is_same {
+                Standing::AtWork
+            } else if at == number || is_alive || server.clash.is_some() {
+                Standing::There
+            } else if server.is_open() {
+                Standing::Silent
+            } else {
+                Standing::Gone
+            }
+        };
+        let standings: Vec<Standing> = self.servers.iter().enumerate().map(standing).collect();
+        let there = self.servers.iter().enumerate().filter(|(at, _)| standings[*at] > Standing::Gone);
+        let there: Vec<(usize, Claim)> = there.filter_map(|(at, server)| Some((at, server.claim?))).collect();
+        // Of one server under two addresses, the address at which it was before.
         let first_of = |claim: &Claim| {
-            let same = there.iter().filter(|(_, other)| other.server_id == claim.server_id);
-            same.map(|(at, _)| *at).min_by_key(|at| (!works[*at], *at))
+            let same = there.iter().filter(|(_, of)| of.server_id == claim.server_id);
+            same.map(|(at, _)| *at).max_by_key(|&at| (standings[at], !(at == number && has_changed_id), Reverse(at)))
         };
         let mut best: Option<((usize, bool), usize, Claim)> = None;
         for (at, claim) in &there {
-            let count = there.iter().filter(|(other, of)| agree(of, claim) && first_of(of) == Some(*other)).count();
-            let rank = (count, there.iter().any(|(other, of)| agree(of, claim) && works[*other]));
+            let alike = || there.iter().filter(|(_, of)| agree(of, claim)).map(|(other, of)| (*other, standings[*other], of));
+            let heard = alike().filter(|(_, standing, _)| *standing >= Standing::There);
+            let count = heard.filter(|(other, _, of)| first_of(of) == Some(*other)).count();
+            let rank = (count, alike().any(|(_, standing, _)| standing == Standing::AtWork));
             if best.is_none_or(|(highest, ..)| rank > highest) {
                 best = Some((rank, *at, *claim));
             }

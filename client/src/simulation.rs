@@ -255,6 +255,8 @@ struct World {
     /// Records that any server process has ever stored.
     ever_stored: HashSet<u64>,
     peers: HashMap<u64, Peer>,
+    /// Connections on which nothing arrives any more, and nobody is told.
+    links_cut: HashSet<u64>,
     waiting: Vec<Bundle>,
     random: fastrand::Rng,
     clock_us: u64,
@@ -282,6 +284,7 @@ impl World {
             servers: (1..=epochs).map(|epoch| Server::new(epoch, shards)).collect(),
             ever_stored: HashSet::new(),
             peers: HashMap::new(),
+            links_cut: HashSet::new(),
             waiting: Vec::new(),
             random: fastrand::Rng::with_seed(seed),
             clock_us: 0,
@@ -330,7 +333,7 @@ impl World {
 
     fn exchange(&mut self, link: u64, now: Now) {
         let server = &mut self.servers[server_of(link)];
-        let Some(peer) = self.peers.get_mut(&link).filter(|_| !server.cut) else { return };
+        let Some(peer) = self.peers.get_mut(&link).filter(|_| !server.cut && !self.links_cut.contains(&link)) else { return };
         let down = self.random.usize(0..=peer.out.len());
         let arrived: Vec<u8> = peer.out.drain(..down).collect();
         self.core.received(link, &arrived, now);

@@ -411,22 +411,23 @@ fn of_two_that_disagree_the_one_that_works_stays() {
     }
 }
 
-/// Two servers, of which the first is odd and the second works.
-fn odd_and_good(seed: u64) -> World {
+/// Two servers, of which this one is odd and the other works.
+fn odd_and_good(seed: u64, odd: usize) -> World {
     let mut world = world(seed, 2);
-    down(&mut world, 0);
+    down(&mut world, odd);
     traffic(&mut world, 5 * SECOND);
-    world.servers[0].identity_key = 9;
-    world.servers[0].up = true;
+    world.servers[odd].identity_key = 9;
+    world.servers[odd].up = true;
     traffic(&mut world, 20 * SECOND);
-    assert_eq!(takers(&mut world), [1]);
+    assert_eq!(takers(&mut world), [1 - odd]);
     world
 }
 
+/// A break of the connections alone, or a restart, which without `--server-id` is one under another id.
 #[test]
 fn a_short_break_of_the_one_that_works_does_not_let_the_odd_one_in() {
-    for seed in 31..41 {
-        let mut world = odd_and_good(seed);
+    for (seed, restarts) in (31..41).flat_map(|seed| [(seed, false), (seed, true)]) {
+        let mut world = odd_and_good(seed, 0);
         // In the very moment in which the odd one is asked again.
         while !world.peers.keys().any(|link| server_of(*link) == 0) {
             world.run(1, 10_000);
@@ -441,6 +442,10 @@ fn a_short_break_of_the_one_that_works_does_not_let_the_odd_one_in() {
                 break;
             }
         }
+        if restarts {
+            world.restart_one(1, 2);
+            world.servers[1].identity_key = 1;
+        }
         world.servers[1].up = true;
         assert!(world.core.ledger().connect_errors > attempts, "the odd one was welcomed, and refused");
         assert_eq!(takers(&mut world), [1]);
@@ -449,14 +454,60 @@ fn a_short_break_of_the_one_that_works_does_not_let_the_odd_one_in() {
         clash_of(&mut world, 0);
         world.settle();
         let ledger = world.core.ledger();
+        assert_eq!((ledger.acked, ledger.failovers), (world.sent, 0));
+        assert!(restarts || ledger.maybe_stored_elsewhere == 0, "{ledger:?}");
+    }
+}
+
+#[test]
+fn a_silent_lane_of_the_one_that_works_does_not_let_the_odd_one_in() {
+    for odd in [0, 1] {
+        let mut world = odd_and_good(43, odd);
+        let good = 1 - odd;
+        assert_eq!(statuses(&mut world)[good].lanes_open, 2);
+        let lane = world.peers.keys().copied().filter(|link| server_of(*link) == good).min().expect("two are open");
+        let attempts = world.core.ledger().connect_errors;
+        world.links_cut.insert(lane);
+        // It counts as away after 17 s; its other lane works all the time.
+        traffic(&mut world, 35 * SECOND);
+        assert!(world.peers.contains_key(&lane) && world.core.ledger().connect_errors > attempts + 2);
+        assert_eq!(takers(&mut world), [good]);
+        clash_of(&mut world, odd);
+        // Now it is cut, and comes back.
+        traffic(&mut world, 20 * SECOND);
+        assert_eq!((takers(&mut world), statuses(&mut world)[good].lanes_open), (vec![good], 2));
+        clash_of(&mut world, odd);
+        world.settle();
+        let ledger = world.core.ledger();
         assert_eq!((ledger.acked, ledger.failovers, ledger.maybe_stored_elsewhere), (world.sent, 0, 0));
+    }
+}
+
+/// Its connections stand, but nobody answers on any.
+#[test]
+fn the_odd_one_takes_the_place_of_one_that_is_silent_whichever_was_named_first() {
+    for odd in [0, 1] {
+        let mut world = odd_and_good(44, odd);
+        let good = 1 - odd;
+        world.servers[good].cut = true;
+        traffic(&mut world, 10 * SECOND);
+        assert_eq!(takers(&mut world), [good]);
+        traffic(&mut world, 20 * SECOND);
+        assert_eq!(takers(&mut world), [odd]);
+        // When it comes back, it is the odd one.
+        world.servers[good].cut = false;
+        traffic(&mut world, 60 * SECOND);
+        assert_eq!(takers(&mut world), [odd]);
+        assert!(!statuses(&mut world)[good].connected);
+        world.settle();
+        assert_eq!((world.core.ledger().acked, world.core.ledger().lost), (world.sent, 0));
     }
 }
 
 /// Records rather go to the odd one than to nobody; from then on it is the one that works.
 #[test]
 fn the_odd_one_takes_the_place_of_one_that_is_away() {
-    let mut world = odd_and_good(41);
+    let mut world = odd_and_good(41, 0);
     down(&mut world, 1);
     traffic(&mut world, 10 * SECOND);
     assert_eq!(takers(&mut world), [0]);
@@ -497,6 +548,21 @@ fn a_restart_with_another_key_does_not_evict_the_one_that_works() {
     traffic(&mut world, 20 * SECOND);
     assert_eq!(takers(&mut world), [1]);
     assert!(clash_of(&mut world, 0).contains("identity key"));
+    world.settle();
+    assert_eq!(world.core.ledger().acked, world.sent);
+}
+
+#[test]
+fn an_address_that_leads_to_the_other_server_after_a_break_does_not_evict_that_one() {
+    let mut world = connected(45, 2);
+    traffic(&mut world, SECOND);
+    world.restart_one(0, 2);
+    world.servers[0].identity_key = 1;
+    world.servers[0].server_id = world.servers[1].server_id;
+    let disconnects = world.core.ledger().disconnects;
+    traffic(&mut world, 20 * SECOND);
+    assert_eq!((takers(&mut world), world.core.ledger().disconnects), (vec![1], disconnects));
+    assert!(clash_of(&mut world, 0).contains("same server as server1:1"));
     world.settle();
     assert_eq!(world.core.ledger().acked, world.sent);
 }
