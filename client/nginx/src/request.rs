@@ -10,8 +10,9 @@
 //! ```
 //!
 //! The rewrite phases, not the access phase alone, so that one who only says `return 301 …` refuses whom he must. There ours take the
-//! place of the first handler and call it: the rewrite module compares its own number with that of the phase's first
-//! handler, so it must not get another one (it would run the `server` block's code twice).
+//! places of all handlers and call them: the rewrite module compares its own number with that of the phase's first
+//! handler, so it must not get another one (it would run the `server` block's code twice), and other modules (headers-more, Lua) move
+//! the place that they are called from behind all others when they first run, so that whichever may become the first.
 //! Subrequests are part of their main request. A request keeps its context through internal redirects, when NGINX forgets it.
 
 use crate::conf::{self, LocationConf, Mode};
@@ -34,6 +35,7 @@ const OK: ffi::ngx_int_t = ffi::NGX_OK as ffi::ngx_int_t;
 const ERROR: ffi::ngx_int_t = ffi::NGX_ERROR as ffi::ngx_int_t;
 const DECLINED: ffi::ngx_int_t = ffi::NGX_DECLINED as ffi::ngx_int_t;
 const DONE: ffi::ngx_int_t = ffi::NGX_DONE as ffi::ngx_int_t;
+const CLOSE: ffi::ngx_int_t = ffi::NGX_HTTP_CLOSE as ffi::ngx_int_t;
 const FORBIDDEN: ffi::ngx_int_t = ffi::NGX_HTTP_FORBIDDEN as ffi::ngx_int_t;
 
 /// Longest of the texts that go into a record; what is longer is cut, after a look behind the cut for what it must mask. They are
@@ -84,12 +86,39 @@ struct Context {
 // NGINX's pools align to this, so a context may lie in one.
 const _: () = assert!(align_of::<Context>() <= ffi::NGX_ALIGNMENT);
 
-/// The handlers that ours have taken the place of, and call.
+/// Most handlers of one rewrite phase: the rewrite module has one, a few other modules have one, too.
+const HANDLERS_MAX: usize = 8;
+
+/// The handlers that ours have taken the places of, and call.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Replaced {
-    server_rewrite: ffi::ngx_http_handler_pt,
-    rewrite: ffi::ngx_http_handler_pt,
+    server_rewrite: [ffi::ngx_http_handler_pt; HANDLERS_MAX],
+    rewrite: [ffi::ngx_http_handler_pt; HANDLERS_MAX],
+    /// The one of them that is the rewrite module's, in both phases.
+    of_module: ffi::ngx_http_handler_pt,
 }
+
+/// Ours, one for each place.
+const SERVER_REWRITE: [Handler; HANDLERS_MAX] = [
+    server_rewrite_phase::<0>,
+    server_rewrite_phase::<1>,
+    server_rewrite_phase::<2>,
+    server_rewrite_phase::<3>,
+    server_rewrite_phase::<4>,
+    server_rewrite_phase::<5>,
+    server_rewrite_phase::<6>,
+    server_rewrite_phase::<7>,
+];
+const REWRITE: [Handler; HANDLERS_MAX] = [
+    rewrite_phase::<0>,
+    rewrite_phase::<1>,
+    rewrite_phase::<2>,
+    rewrite_phase::<3>,
+    rewrite_phase::<4>,
+    rewrite_phase::<5>,
+    rewrite_phase::<6>,
+    rewrite_phase::<7>,
+];
 
 /// Puts the handlers into their phases.
 ///
@@ -102,46 +131,54 @@ pub unsafe fn install(cf: *mut ffi::ngx_conf_t) -> Result<Replaced, String> {
         let core = *(*http).main_conf.add(ffi::ngx_http_core_module.ctx_index);
         let phases = &raw mut (*core.cast::<ffi::ngx_http_core_main_conf_t>()).phases;
         let handlers = |phase: u32| &raw mut (*phases)[phase as usize].handlers;
-        // Without the rewrite module nothing answers there.
-        let first = first(handlers(ffi::ngx_http_phases_NGX_HTTP_SERVER_REWRITE_PHASE));
-        let server_rewrite = first.and_then(|first| first.replace(server_rewrite_phase));
-        let rewrite = put_first(handlers(ffi::ngx_http_phases_NGX_HTTP_REWRITE_PHASE), rewrite_phase)?;
+        let server_rewrite = replace(handlers(ffi::ngx_http_phases_NGX_HTTP_SERVER_REWRITE_PHASE), &SERVER_REWRITE)?;
+        let rewrite = handlers(ffi::ngx_http_phases_NGX_HTTP_REWRITE_PHASE);
+        let without = (*rewrite).nelts == 0;
+        let replaced = replace(rewrite, &REWRITE)?;
+        if without {
+            push(rewrite, REWRITE[0])?;
+        }
         push(handlers(ffi::ngx_http_phases_NGX_HTTP_ACCESS_PHASE), access_phase)?;
         push(handlers(ffi::ngx_http_phases_NGX_HTTP_LOG_PHASE), log_phase)?;
-        Ok(Replaced { server_rewrite, rewrite })
+        // It comes before other modules in NGINX's order; theirs for the two phases may be one, too.
+        let of_module = server_rewrite.into_iter().flatten().find(|handler| replaced.iter().any(|other| is(*other, *handler)));
+        Ok(Replaced { server_rewrite, rewrite: replaced, of_module })
     }
+}
+
+fn is(handler: ffi::ngx_http_handler_pt, other: Handler) -> bool {
+    handler.is_some_and(|handler| std::ptr::fn_addr_eq(handler, other))
 }
 
 type Handler = unsafe extern "C" fn(*mut ffi::ngx_http_request_t) -> ffi::ngx_int_t;
 
-/// The handler that runs first: the one that was added last.
+/// Has ours take the places of the handlers of a phase. Returns those that were there.
 ///
 /// # Safety
 /// `handlers` is the list of a phase of a configuration that is being read.
-unsafe fn first<'a>(handlers: *mut ffi::ngx_array_t) -> Option<&'a mut ffi::ngx_http_handler_pt> {
+unsafe fn replace(
+    handlers: *mut ffi::ngx_array_t,
+    ours: &[Handler; HANDLERS_MAX],
+) -> Result<[ffi::ngx_http_handler_pt; HANDLERS_MAX], String> {
+    let mut replaced = [None; HANDLERS_MAX];
     // SAFETY: the caller's word; the list is made for such handlers.
     unsafe {
-        let last = (*handlers).nelts.checked_sub(1)?;
-        (*handlers).elts.cast::<ffi::ngx_http_handler_pt>().add(last).as_mut()
-    }
-}
-
-/// Has `handler` take the place of the first one; if there is none it is the only one. Returns the one that was there.
-///
-/// # Safety
-/// As for [`first`].
-unsafe fn put_first(handlers: *mut ffi::ngx_array_t, handler: Handler) -> Result<ffi::ngx_http_handler_pt, String> {
-    // SAFETY: the caller's word.
-    unsafe {
-        match first(handlers) {
-            Some(first) => Ok(first.replace(handler)),
-            None => push(handlers, handler).map(|()| None),
+        let there = (*handlers).nelts;
+        if there > HANDLERS_MAX {
+            return Err(format!(
+                "{there} modules have a handler in a rewrite phase, at most {HANDLERS_MAX} may; load fewer modules"
+            ));
+        }
+        for at in 0..there {
+            let place = (*handlers).elts.cast::<ffi::ngx_http_handler_pt>().add(at);
+            replaced[at] = place.replace(Some(ours[at]));
         }
     }
+    Ok(replaced)
 }
 
 /// # Safety
-/// As for [`first`].
+/// As for [`replace`].
 unsafe fn push(handlers: *mut ffi::ngx_array_t, handler: Handler) -> Result<(), String> {
     // SAFETY: the caller's word.
     unsafe {
@@ -166,20 +203,20 @@ pub unsafe fn install_body_filter() {
     }
 }
 
-unsafe extern "C" fn server_rewrite_phase(r: *mut ffi::ngx_http_request_t) -> ffi::ngx_int_t {
+unsafe extern "C" fn server_rewrite_phase<const AT: usize>(r: *mut ffi::ngx_http_request_t) -> ffi::ngx_int_t {
     // SAFETY: NGINX calls it with a request in the making.
     unsafe {
         // The answer of the `server` block throws the body away.
         guard((), || note_body(r));
-        answer(r, conf::of_request(r).replaced.server_rewrite, Moment::ServerAnswers)
+        answer(r, conf::of_request(r).replaced.server_rewrite[AT], Moment::ServerAnswers)
     }
 }
 
-unsafe extern "C" fn rewrite_phase(r: *mut ffi::ngx_http_request_t) -> ffi::ngx_int_t {
+unsafe extern "C" fn rewrite_phase<const AT: usize>(r: *mut ffi::ngx_http_request_t) -> ffi::ngx_int_t {
     // SAFETY: as above.
     unsafe {
         match checked(r, Moment::Located) {
-            DECLINED => answer(r, conf::of_request(r).replaced.rewrite, Moment::LocationAnswers),
+            DECLINED => answer(r, conf::of_request(r).replaced.rewrite[AT], Moment::LocationAnswers),
             refused => refused,
         }
     }
@@ -189,32 +226,43 @@ unsafe extern "C" fn rewrite_phase(r: *mut ffi::ngx_http_request_t) -> ffi::ngx_
 /// `r` is a request in the making. The worker is not borrowed while NGINX is called back.
 unsafe fn checked(r: *mut ffi::ngx_http_request_t, moment: Moment) -> ffi::ngx_int_t {
     // SAFETY: the caller's word.
+    unsafe { take_away() };
+    // SAFETY: as above.
     guard(DECLINED, || worker::with(|worker| unsafe { check(worker, r, moment) }).unwrap_or(DECLINED))
 }
 
-/// Calls a handler that rewrites and may answer; an answer goes out only if the request may have it. It is known by
-/// then that it is the location, or the `server` block, that answers, and variables are set.
+/// Calls a handler of a rewrite phase. An answer of the rewrite module goes out only if the request may have it: it is known by
+/// then that it is the location, or the `server` block, that answers, and variables are set. One of another module is not held
+/// back, for not every one can take it that a filter fails (a request of Lua's would hang).
 ///
 /// # Safety
 /// `r` is a request in the phase that the handler is from.
 unsafe fn answer(r: *mut ffi::ngx_http_request_t, handler: ffi::ngx_http_handler_pt, moment: Moment) -> ffi::ngx_int_t {
     let Some(handler) = handler else { return DECLINED };
-    // SAFETY: the caller's word. Filters are those of this process, on this one thread. A handler may come back here for an
-    // internal redirect: then the filter that ours stands before stays.
+    // SAFETY: the caller's word. Filters are those of this process, on this one thread.
     unsafe {
-        if conf::of_location(r).mode() == Mode::Off || r != (*r).main {
+        let of_module = is(conf::of_request(r).replaced.of_module, handler);
+        if conf::of_location(r).mode() == Mode::Off || r != (*r).main || !of_module {
             return handler(r);
         }
-        let (top, answering) = (ffi::ngx_http_top_header_filter, ANSWERING);
-        let is_ours = top.is_some_and(|top| std::ptr::fn_addr_eq(top, check_answer as Handler));
-        ANSWERING = (if is_ours { answering.0 } else { top }, moment);
+        let is_refused = find(r).is_some_and(|context| context.refused.is_some());
+        take_away();
+        ANSWERING = (ffi::ngx_http_top_header_filter, moment);
         ffi::ngx_http_top_header_filter = Some(check_answer);
         let answer = handler(r);
-        (ffi::ngx_http_top_header_filter, ANSWERING) = (top, answering);
+        take_away();
 
         // A status stands for an answer that NGINX makes now. After all else the request may be gone, or has been answered.
         if answer < ffi::NGX_HTTP_SPECIAL_RESPONSE as ffi::ngx_int_t || checked(r, moment) != FORBIDDEN {
             return answer;
+        }
+        if answer == CLOSE {
+            // `return 444`: nobody gets an answer.
+            return CLOSE;
+        }
+        if is_refused {
+            // It asked for the page of its refusal. With `recursive_error_pages` NGINX would ask for that again.
+            (*r).set_error_page(1);
         }
         if let Some(location) = (*r).headers_out.location.as_mut() {
             location.hash = 0;
@@ -224,13 +272,27 @@ unsafe fn answer(r: *mut ffi::ngx_http_request_t, handler: ffi::ngx_http_handler
     }
 }
 
+/// Takes [`check_answer`] away, if it stands there: the rewrite module is done, or the request goes through the phases once more,
+/// and others answer.
+///
+/// # Safety
+/// On the one thread of the process.
+unsafe fn take_away() {
+    // SAFETY: the caller's word; whoever put it there wrote what comes after it first.
+    unsafe {
+        if is(ffi::ngx_http_top_header_filter, check_answer) {
+            ffi::ngx_http_top_header_filter = ANSWERING.0;
+        }
+    }
+}
+
 /// A header filter: the rewrite module answers with a text, `return 200 …`.
 unsafe extern "C" fn check_answer(r: *mut ffi::ngx_http_request_t) -> ffi::ngx_int_t {
     // SAFETY: NGINX calls it with a request that is being answered, while [`answer`] has put it there. It stands there once: what
     // comes after it may answer otherwise, through the phases.
     unsafe {
         let (next, moment) = ANSWERING;
-        ffi::ngx_http_top_header_filter = next;
+        take_away();
         match (checked(r, moment), next) {
             // As if another filter had failed so: the rewrite module hands it on, and NGINX answers with it.
             (FORBIDDEN, _) => FORBIDDEN,
@@ -738,17 +800,35 @@ fn status_of(r: &ffi::ngx_http_request_t) -> u16 {
 ///
 /// # Safety
 /// `r` is a request, however far it has been read.
-unsafe fn client_ip(r: *const ffi::ngx_http_request_t, conf: &LocationConf) -> IpAddr {
+unsafe fn client_ip(r: *mut ffi::ngx_http_request_t, conf: &LocationConf) -> IpAddr {
     // SAFETY: the caller's word; the index is one that NGINX gave out for this configuration.
     unsafe {
         if let Some(index) = conf.client_ip()
-            && let Some(value) = ffi::ngx_http_get_flushed_variable(r.cast_mut(), index).as_ref()
+            && let Some(value) = variable(r, index).as_ref()
             && value.not_found() == 0
             && let Some(address) = parse_ip(value.as_bytes())
         {
             return address;
         }
         nginx::address((*(*r).connection).sockaddr).map_or(Ipv4Addr::UNSPECIFIED.into(), |(address, _)| address)
+    }
+}
+
+/// The value of a variable, null if there is none. A regular expression that it takes, as of a `map`, leaves alone what that of
+/// the location has captured.
+///
+/// # Safety
+/// `r` is a request, `index` one that NGINX gave out for its configuration.
+unsafe fn variable(r: *mut ffi::ngx_http_request_t, index: usize) -> *mut ffi::ngx_http_variable_value_t {
+    // SAFETY: the caller's word. With this bit NGINX captures to a place of its own, as for a subrequest.
+    unsafe {
+        let captured = ((*r).captures, (*r).ncaptures, (*r).captures_data, (*r).realloc_captures());
+        (*r).set_realloc_captures(1);
+        let value = ffi::ngx_http_get_flushed_variable(r, index);
+        let bit;
+        ((*r).captures, (*r).ncaptures, (*r).captures_data, bit) = captured;
+        (*r).set_realloc_captures(bit);
+        value
     }
 }
 
