@@ -4,21 +4,23 @@
 //! what was truncated, and stay until they are read to the end and all their lines are settled. So nothing is lost while the
 //! server is away, however often the log is rotated meanwhile: an open file outlives its name.
 
-use super::file::{Cursor, FileId, Found, Head, LogFile, SILENCE, made_us, open};
+use super::file::{Cursor, FileId, Found, LogFile, SILENCE, made_us, open};
+use super::name::Name;
 use super::unix_us;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::fs::{File, Metadata};
 use std::io;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime};
 
 /// Most files of one log that are open. Beyond it the oldest is given up.
 const FILES_MAX: usize = 100;
-/// Most entries of a folder that are looked at.
-const ENTRIES_MAX: usize = 10_000;
 /// How far the times of files are behind the clock at most: kernels take them from the last tick. µs.
 const FILE_TIME_BEHIND_US: u64 = 100_000;
+/// How far they are ahead of it at most, where another machine's clock makes them. µs.
+const FILE_TIME_AHEAD_US: u64 = 5_000_000;
 
 /// Where a log without a cursor is read from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,8 +52,10 @@ pub(crate) struct Line {
 /// A log that is followed.
 #[derive(Debug)]
 pub(crate) struct Log {
-    pub(crate) path: PathBuf,
+    name: Name,
     files: VecDeque<LogFile>,
+    /// The file that had the name when it was last seen.
+    named: Option<FileId>,
     next_serial: u64,
     /// When the name was last seen to be that of the last file: in Unix µs as in [`LogState`], and by the clock of this process.
     seen_us: u64,
@@ -63,21 +67,34 @@ pub(crate) struct Log {
 }
 
 impl Log {
-    /// Goes on at the cursor, or begins. A log that is not there yet is waited for.
-    pub(crate) fn open(path: PathBuf, state: Option<&LogState>, begin: Begin) -> io::Result<Self> {
-        let (seen_us, seen) = (unix_us(), Instant::now());
-        let mut log = Self { path, files: VecDeque::new(), next_serial: 0, seen_us, seen, is_missing: false, gaps: 0 };
+    /// Goes on at the cursor, or begins. A log that is not there yet is waited for. `followed`: all logs that are, or will be.
+    pub(crate) fn open(path: PathBuf, followed: &[PathBuf], state: Option<&LogState>, begin: Begin) -> io::Result<Self> {
+        let mut log = Self {
+            name: Name::new(path, followed),
+            files: VecDeque::new(),
+            named: None,
+            next_serial: 0,
+            seen_us: unix_us(),
+            seen: Instant::now(),
+            is_missing: false,
+            gaps: 0,
+        };
         match state {
             Some(state) => log.go_on(state)?,
-            None if log.path.exists() => {
-                let offset = if begin == Begin::Start { 0 } else { LogFile::end_of_lines(&log.path)? };
+            None if log.name.path.exists() => {
+                let offset = if begin == Begin::Start { 0 } else { LogFile::end_of_lines(&log.name.path)? };
                 let serial = log.take_serial();
-                let file = LogFile::open(&log.path, offset, serial)?;
+                let file = LogFile::open(&log.name.path, offset, serial)?;
+                log.named = Some(file.id);
                 log.files.push_back(file);
             }
             None => log.say_missing(&io::Error::from(io::ErrorKind::NotFound)),
         }
         Ok(log)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.name.path
     }
 
     const fn take_serial(&mut self) -> u64 {
@@ -86,17 +103,21 @@ impl Log {
     }
 
     fn go_on(&mut self, state: &LogState) -> io::Result<()> {
+        self.named = state.files.last().map(|cursor| cursor.id);
+        let mut last_path = None;
         for cursor in &state.files {
-            match find(&self.path, cursor.id, cursor.head, cursor.offset) {
+            let found = self.name.find(cursor.id, cursor.head, cursor.offset);
+            last_path = found.as_ref().and_then(|(_, path)| path.clone());
+            match found {
                 Some((file, path)) => {
                     let mut file = LogFile::of(file, cursor.offset, self.take_serial())?;
-                    file.is_left = path != self.path;
+                    file.is_left = path.as_ref() != Some(&self.name.path);
                     self.files.push_back(file);
                 }
                 None => {
                     self.gaps += 1;
                     tracing::warn!(
-                        log = %self.path.display(), offset = cursor.offset,
+                        log = %self.name.path.display(), offset = cursor.offset,
                         "the file in which the lines were read last is gone, or compressed: what was written to it since is lost; what \
                          was rotated after it and is not compressed is read; let the rotation keep the newest file as it is \
                          (delaycompress), and the agent run"
@@ -107,8 +128,17 @@ impl Log {
         if self.files.back().is_some_and(|file| !file.is_left) {
             return Ok(());
         }
-        // A state that does not say so: what was made after the last file that we know.
-        let last_us = || self.files.back().map_or(self.seen_us, LogFile::made_us);
+        if let Some(path) = last_path.filter(|path| !self.name.is_rotated(path)) {
+            self.gaps += 1;
+            tracing::warn!(
+                log = %self.name.path.display(), file = %path.display(),
+                "the log was rotated while the agent did not run, to a name that is not known as that of a rotated file: if it was \
+                 rotated more than once, files between are lost; let the rotation add a number or a date to the name, or .old"
+            );
+        }
+        // A state that does not say so: what was made after the last file that we know, or nothing.
+        let named_us = || std::fs::metadata(&self.name.path).map_or(self.seen_us, |metadata| made_us(&metadata));
+        let last_us = || self.files.back().map_or_else(named_us, LogFile::made_us);
         self.seen_us = if state.seen_us > 0 { state.seen_us } else { last_us() };
         self.open_next(Instant::now())
     }
@@ -117,14 +147,14 @@ impl Log {
     /// and lost it without our seeing it. What fails, fails before anything changes: it is tried again.
     fn open_next(&mut self, now: Instant) -> io::Result<()> {
         let seen_us = unix_us();
-        let current = match open(&self.path) {
+        let current = match open(&self.name.path) {
             Ok(file) => LogFile::of(file, 0, 0)?,
             Err(error) => {
                 self.say_missing(&error);
                 return Ok(());
             }
         };
-        let rotated = rotated(&self.path);
+        let rotated = self.name.rotated();
         let (between, lost) = self.between(&rotated, &current)?;
         let before = self.files.back().filter(|file| !file.is_left).map(|file| file.id);
         let is_among = |id| rotated.iter().any(|(_, metadata)| FileId::of(metadata) == id);
@@ -133,9 +163,10 @@ impl Log {
         if is_long_ago && before.is_some_and(|id| !is_among(id)) {
             self.gaps += 1;
             tracing::warn!(
-                log = %self.path.display(),
-                "the log was rotated while nobody looked, and its old file is gone, or compressed: if it was rotated more than once, \
-                 files between are lost; let the rotation keep the newest file as it is (delaycompress)"
+                log = %self.name.path.display(),
+                "the log was rotated while nobody looked, and its old file is gone, or compressed, or has a name that is not known as \
+                 that of a rotated file: if it was rotated more than once, files between are lost; let the rotation keep the newest \
+                 file as it is (delaycompress), and add a number or a date to its name"
             );
         }
         self.gaps += lost;
@@ -145,18 +176,32 @@ impl Log {
             self.files.push_back(file);
         }
         (self.is_missing, self.seen_us, self.seen) = (false, seen_us, now);
+        self.named = self.files.back().map(|file| file.id);
         self.bound();
         Ok(())
     }
 
     /// The files that were made since the name was last seen and have other names now, oldest first, and how many of them cannot
-    /// be opened.
+    /// be opened, or 1 if there may be some.
     fn between(&self, rotated: &[(PathBuf, Metadata)], current: &LogFile) -> io::Result<(Vec<LogFile>, u64)> {
-        let since_us = self.seen_us.saturating_sub(FILE_TIME_BEHIND_US);
         let (mut found, mut lost): (Vec<LogFile>, u64) = (Vec::new(), 0);
+        // After they were listed: none was made later.
+        let now_us = unix_us();
+        // One that was truncated is the same as before and was made long ago; one that was waited for may be moved there.
+        let is_other = self.named.is_some_and(|named| named != current.id);
+        let next_us = if is_other { current.made_us() } else { now_us };
+        let last_us = self.files.back().filter(|last| last.id != current.id).map(LogFile::made_us);
+        let Some(unseen_us) = unseen_us(self.seen_us, next_us, last_us, now_us) else {
+            tracing::warn!(
+                log = %self.name.path.display(), seen_us = self.seen_us, next_us,
+                "the log was rotated, and its new file seems older than what was seen before it: the clock was set back, or the file was \
+                 moved there; if the log was rotated more than once, files between are lost; let NTP keep the clock"
+            );
+            return Ok((found, 1));
+        };
         for (name, metadata) in rotated {
             let is_known = self.files.iter().chain([current]).any(|file| file.id == FileId::of(metadata));
-            if is_known || made_us(metadata) < since_us {
+            if is_known || !unseen_us.contains(&made_us(metadata)) {
                 continue;
             }
             match open(name) {
@@ -170,7 +215,7 @@ impl Log {
                 Err(error) if matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::NotFound) => {
                     lost += 1;
                     tracing::warn!(
-                        log = %self.path.display(), file = %name.display(), %error,
+                        log = %self.name.path.display(), file = %name.display(), %error,
                         "the log was rotated more than once while nobody looked, and this file of it cannot be opened: it is lost"
                     );
                 }
@@ -192,7 +237,7 @@ impl Log {
 
     fn say_missing(&mut self, error: &io::Error) {
         if !std::mem::replace(&mut self.is_missing, true) {
-            tracing::warn!(log = %self.path.display(), %error, "the log cannot be opened; it is tried again until it can");
+            tracing::warn!(log = %self.name.path.display(), %error, "the log cannot be opened; it is tried again until it can");
         }
     }
 
@@ -202,27 +247,27 @@ impl Log {
         let Some(current) = self.files.back_mut().filter(|file| !file.is_left) else { return self.open_next(now) };
         if current.is_other_than_it_was()? {
             let (id, head, read) = (current.id, current.head(), current.read_to());
-            let copy = if head.is_empty() { None } else { find_copy(&self.path, id, head, read) };
+            let copy = if head.is_empty() { None } else { self.name.find_copy(id, head, read) };
             match copy {
                 Some(copy) => current.go_on_in(copy, now)?,
                 None => {
                     self.gaps += 1;
                     tracing::warn!(
-                        log = %self.path.display(), read,
+                        log = %self.name.path.display(), read,
                         "the log was truncated, and there is no copy of it: what was not read before is lost; rotate by rename (create) \
                          instead of copytruncate"
                     );
                     current.give_up();
                 }
             }
-            tracing::info!(log = %self.path.display(), "the log was truncated: read from its start");
+            tracing::info!(log = %self.name.path.display(), "the log was truncated: read from its start");
             return self.open_next(now);
         }
-        match std::fs::metadata(&self.path) {
+        match std::fs::metadata(&self.name.path) {
             Ok(metadata) if FileId::of(&metadata) != current.id => {
                 self.open_next(now)?;
                 if !self.is_missing {
-                    tracing::info!(log = %self.path.display(), "the log was rotated: the old file is read to its end");
+                    tracing::info!(log = %self.name.path.display(), "the log was rotated: the old file is read to its end");
                 }
             }
             Ok(_) => (self.seen_us, self.seen) = (seen_us, now),
@@ -275,7 +320,11 @@ impl Log {
 
     pub(crate) fn state(&mut self) -> LogState {
         self.files.retain(|file| !file.is_over());
-        LogState { path: self.path.clone(), seen_us: self.seen_us, files: self.files.iter_mut().map(LogFile::cursor).collect() }
+        LogState {
+            path: self.name.path.clone(),
+            seen_us: self.seen_us,
+            files: self.files.iter_mut().map(LogFile::cursor).collect(),
+        }
     }
 
     /// For tests: reads of it fail.
@@ -290,7 +339,7 @@ impl Log {
             if lost.is_some() {
                 self.gaps += 1;
                 tracing::error!(
-                    log = %self.path.display(), files = FILES_MAX,
+                    log = %self.name.path.display(), files = FILES_MAX,
                     "too many rotated files wait to be read: the oldest is given up; is postanalytics away?"
                 );
             }
@@ -298,56 +347,17 @@ impl Log {
     }
 }
 
-/// The regular files of the log's folder, with their paths.
-fn neighbours(path: &Path) -> impl Iterator<Item = (PathBuf, Metadata)> {
-    let folder = path.parent().map(std::fs::read_dir).and_then(Result::ok);
-    let entries = folder.into_iter().flatten().filter_map(Result::ok).take(ENTRIES_MAX);
-    entries.filter_map(|entry| {
-        let metadata = std::fs::metadata(entry.path()).ok()?;
-        metadata.is_file().then(|| (entry.path(), metadata))
-    })
-}
-
-/// The file that a cursor means: the same one under any name of the folder, or a copy of it.
-fn find(path: &Path, id: FileId, head: Head, offset: u64) -> Option<(File, PathBuf)> {
-    let is_it = |file: &File, metadata: &Metadata| {
-        metadata.len() >= offset && head.is_of(file).unwrap_or(false) && FileId::of(metadata) == id
-    };
-    let named = std::fs::metadata(path).ok().map(|metadata| (path.to_path_buf(), metadata));
-    for (path, metadata) in named.into_iter().chain(neighbours(path)) {
-        if FileId::of(&metadata) == id
-            && let Ok(file) = open(&path)
-            && file.metadata().is_ok_and(|metadata| is_it(&file, &metadata))
-        {
-            return Some((file, path));
-        }
+/// When files were made that had the name after it was last seen, and lost it. `None`: that cannot be told.
+///
+/// All in Unix µs: `seen_us` when the name was last seen, `next_us` what the clock of the file system showed later, `last_us` when
+/// the last file that we know was made, `now_us` after all of them.
+pub(crate) fn unseen_us(seen_us: u64, next_us: u64, last_us: Option<u64>, now_us: u64) -> Option<RangeInclusive<u64>> {
+    if next_us.saturating_add(FILE_TIME_BEHIND_US) >= seen_us {
+        // What was made later than now was made, and seen, before the clock was set back.
+        let end_us = now_us.max(next_us).saturating_add(FILE_TIME_AHEAD_US);
+        return Some(seen_us.saturating_sub(FILE_TIME_BEHIND_US)..=end_us);
     }
-    if head.is_empty() {
-        return None;
-    }
-    find_copy(path, id, head, offset).map(|file| (file, PathBuf::new()))
-}
-
-/// A copy of a file that was truncated: another file of the folder that begins as it did and has what was read.
-fn find_copy(path: &Path, id: FileId, head: Head, offset: u64) -> Option<File> {
-    neighbours(path).find_map(|(name, metadata)| {
-        let may_be = name != path && FileId::of(&metadata) != id && metadata.len() >= offset && is_rotated_name(path, &name);
-        let file = if may_be { open(&name).ok()? } else { return None };
-        head.is_of(&file).unwrap_or(false).then_some(file)
-    })
-}
-
-/// The rotated files of a log that are not compressed, in the order in which they were made.
-fn rotated(path: &Path) -> Vec<(PathBuf, Metadata)> {
-    let mut all: Vec<_> = neighbours(path).filter(|(name, _)| name != path && is_rotated_name(path, name)).collect();
-    all.sort_by_key(|(_, metadata)| made_us(metadata));
-    all
-}
-
-/// `access.log.1` or `access.log-20260131`, not compressed.
-fn is_rotated_name(path: &Path, name: &Path) -> bool {
-    let (Some(log), Some(name)) = (path.file_name(), name.file_name()) else { return false };
-    let (log, name) = (log.as_encoded_bytes(), name.as_encoded_bytes());
-    let is_packed = [".gz", ".bz2", ".xz", ".zst"].iter().any(|ending| name.ends_with(ending.as_bytes()));
-    name.strip_prefix(log).is_some_and(|rest| matches!(rest.first(), Some(b'.' | b'-' | b'_'))) && !is_packed
+    // The clock was set back since, so what was made since may have an earlier time. What was made after the last file is new, unless
+    // that one is from the future, too.
+    last_us.filter(|last_us| *last_us <= next_us).map(|last_us| last_us..=u64::MAX)
 }

@@ -11,6 +11,7 @@
 mod file;
 mod line;
 mod log;
+mod name;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -31,7 +32,7 @@ use siphasher::sip128::{Hasher128, SipHasher13};
 use state::StateFile;
 use std::hash::Hasher;
 use std::net::Ipv6Addr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -122,15 +123,17 @@ impl Agent {
         };
         // Whoever reads to the end and ends wants what is there.
         let begin = if flags.from_start || flags.once { Begin::Start } else { Begin::End };
-        let mut logs: Vec<Log> = Vec::with_capacity(flags.tail.len());
-        for path in &flags.tail {
-            let mut log = open_log(path, &state, begin, flags.once)?;
+        let absolute = |path: &PathBuf| std::path::absolute(path).with_context(|| cannot_read(path));
+        let paths = flags.tail.iter().map(absolute).collect::<Result<Vec<_>>>()?;
+        let mut logs: Vec<Log> = Vec::with_capacity(paths.len());
+        for path in &paths {
+            let mut log = open_log(path, &paths, &state, begin, flags.once)?;
             if flags.once {
                 // Else a log that is written to would keep it for ever.
                 log.end_here().with_context(|| format!("cannot read the log {}", path.display()))?;
             }
-            if logs.iter().any(|other| other.path == log.path) {
-                bail!("the log {} is given twice: name each log once", log.path.display());
+            if logs.iter().any(|other| other.path() == log.path()) {
+                bail!("the log {} is given twice: name each log once", log.path().display());
             }
             logs.push(log);
         }
@@ -233,7 +236,7 @@ impl Agent {
     }
 
     fn unreadable(&mut self, number: usize, error: std::io::Error) {
-        let path = self.logs[number].path.display().to_string();
+        let path = self.logs[number].path().display().to_string();
         if is_due(&mut self.told.log) {
             tracing::error!(log = path, %error, "the log cannot be read; it is tried again");
         }
@@ -263,7 +266,7 @@ impl Agent {
             (self.numbers.lines, self.numbers.too_long) = (self.numbers.lines + 1, self.numbers.too_long + 1);
         } else if !text.is_empty() {
             self.numbers.lines += 1;
-            let id = request_id(&log.path, line.found.begin, text);
+            let id = request_id(log.path(), line.found.begin, text);
             match self.reader.send(&self.client, text, id, unix_us(), self.window.next()) {
                 Ok(Taken::Sent { bytes, hits }) => {
                     record_bytes = Some(bytes);
@@ -284,7 +287,7 @@ impl Agent {
                 let masked = self.reader.engine.masker().text(text);
                 let shown = masked[..masked.len().min(200)].to_vec();
                 tracing::warn!(
-                    log = %log.path.display(), malformed = self.numbers.malformed, refused = self.numbers.refused,
+                    log = %log.path().display(), malformed = self.numbers.malformed, refused = self.numbers.refused,
                     line = %String::from_utf8_lossy(&shown).escape_debug(),
                     "a line was skipped: it is not of this --format, or too large to be stored"
                 );
@@ -371,13 +374,16 @@ const fn has_settled(counters: &Counters, is_closed: bool) -> bool {
     counters.queued + counters.in_flight == 0 && !is_closed
 }
 
-fn open_log(path: &Path, state: &StateFile, begin: Begin, once: bool) -> Result<Log> {
-    let context = || format!("cannot read the log {}: check the name, and that this user may read it", path.display());
-    let absolute = std::path::absolute(path).with_context(context)?;
+fn cannot_read(path: &Path) -> String {
+    format!("cannot read the log {}: check the name, and that this user may read it", path.display())
+}
+
+/// `path` and all of `followed` are absolute.
+fn open_log(path: &Path, followed: &[PathBuf], state: &StateFile, begin: Begin, once: bool) -> Result<Log> {
     if once {
-        std::fs::File::open(&absolute).with_context(context)?;
+        std::fs::File::open(path).with_context(|| cannot_read(path))?;
     }
-    let known = state.log(&absolute);
+    let known = state.log(path);
     let from = if known.is_some() {
         "the cursor"
     } else if begin == Begin::Start {
@@ -385,8 +391,8 @@ fn open_log(path: &Path, state: &StateFile, begin: Begin, once: bool) -> Result<
     } else {
         "its end"
     };
-    let log = Log::open(absolute, known, begin).with_context(context)?;
-    tracing::info!(log = %log.path.display(), from, "following");
+    let log = Log::open(path.to_path_buf(), followed, known, begin).with_context(|| cannot_read(path))?;
+    tracing::info!(log = %log.path().display(), from, "following");
     Ok(log)
 }
 

@@ -1,6 +1,6 @@
 //! Logs that are rotated, truncated and read again, with real files.
 
-use super::log::{Begin, Log, LogState};
+use super::log::{Begin, Log, LogState, unseen_us};
 use super::{Agent, has_settled};
 use crate::config::flags::{Command, CommandLine};
 use clap::Parser;
@@ -28,7 +28,7 @@ impl Folder {
     }
 
     fn open(&self, state: Option<&LogState>) -> Log {
-        Log::open(self.log.clone(), state, Begin::Start).expect("opened")
+        Log::open(self.log.clone(), &[], state, Begin::Start).expect("opened")
     }
 }
 
@@ -67,7 +67,7 @@ fn lines_come_whole_and_in_order() {
     append(&folder.log, &format!("{}\nfour\n", "x".repeat(super::file::LINE_BYTES_MAX + 1)));
     append(&folder.log, &format!("{}\nfive\n", "x".repeat(3 * super::file::LINE_BYTES_MAX)));
     assert_eq!(read(&mut log), ["TOO LONG", "four", "TOO LONG", "five"]);
-    let mut end = Log::open(folder.log.clone(), None, Begin::End).expect("opened");
+    let mut end = Log::open(folder.log.clone(), &[], None, Begin::End).expect("opened");
     assert_eq!(read(&mut end), [""; 0]);
     append(&folder.log, "six\n");
     assert_eq!((read(&mut end), read(&mut log)), (vec!["six".to_owned()], vec!["six".to_owned()]));
@@ -77,7 +77,7 @@ fn lines_come_whole_and_in_order() {
 fn the_end_is_that_of_the_last_whole_line() {
     let folder = Folder::new();
     append(&folder.log, &format!("{}\nhalf", "x".repeat(100_000)));
-    let mut log = Log::open(folder.log.clone(), None, Begin::End).expect("opened");
+    let mut log = Log::open(folder.log.clone(), &[], None, Begin::End).expect("opened");
     append(&folder.log, " a line\n");
     assert_eq!(read(&mut log), ["half a line"]);
 }
@@ -163,7 +163,7 @@ fn files_that_were_rotated_unseen_are_read() {
     let rotate = |to: &str| std::fs::rename(&folder.log, folder.path(to)).expect("renamed");
     rotate("access.log.2");
     append(&folder.log, "two\n");
-    std::fs::copy(folder.path("access.log.2"), folder.path("access.log.copy")).expect("copied");
+    std::fs::copy(folder.path("access.log.2"), folder.path("access.log.9")).expect("copied");
     rotate("access.log.1");
     append(&folder.log, "three\n");
     let later = Instant::now() + Duration::from_secs(60);
@@ -203,6 +203,141 @@ fn what_was_rotated_after_a_file_that_is_gone_is_read() {
     std::fs::remove_file(folder.path("access.log.1")).expect("removed");
     let mut log = folder.open(Some(&state));
     assert_eq!((read(&mut log), log.gaps), (vec!["two".to_owned()], 1));
+}
+
+/// Names that begin with the log's are not all its own: another log, rotated and made anew with it, is none of its files.
+#[test]
+fn other_logs_whose_names_begin_with_the_log_s_are_not_read() {
+    let folder = Folder::new();
+    let others = ["access.log-api", "access.log.json", "access.log.pos", "access.log-error.1", "access.log-2", "access.log-2.1"];
+    let followed = [folder.log.clone(), folder.path("access.log-2")];
+    append(&folder.log, "one\n");
+    let open = |state: Option<&LogState>| Log::open(folder.log.clone(), &followed, state, Begin::Start).expect("opened");
+    let mut log = open(None);
+    assert_eq!(read(&mut log), ["one"]);
+    let state = log.state();
+    let rotate = |to: &str, next: &str| {
+        std::fs::rename(&folder.log, folder.path(to)).expect("renamed");
+        append(&folder.log, next);
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    for (name, rotated) in
+        ["access.log.2", "access.log-20260131", "access.log_2026-01-31T00:00:00Z"].iter().zip(["two", "three", "four"])
+    {
+        rotate(name, &format!("{rotated}\n"));
+    }
+    rotate("access.log.old", "five\n");
+    for name in others {
+        append(&folder.path(name), &format!("of {name}\n"));
+    }
+    let all = ["two", "three", "four", "five"];
+    assert_eq!((read(&mut log), log.gaps), (all.map(str::to_owned).to_vec(), 0));
+    let mut log = open(Some(&state));
+    assert_eq!((read(&mut log), log.gaps), (all.map(str::to_owned).to_vec(), 0));
+
+    // Nor is it a copy of what was truncated.
+    std::fs::copy(&folder.log, folder.path("access.log-api")).expect("copied");
+    std::fs::write(&folder.log, "6\n").expect("written");
+    assert_eq!((read(&mut log), log.gaps), (vec!["6".to_owned()], 1));
+
+    // What has a longer name is a log of its own, with its own rotated files.
+    let followed = [folder.path("access.log-2"), folder.log.clone()];
+    let mut second = Log::open(followed[0].clone(), &followed, None, Begin::End).expect("opened");
+    std::fs::rename(&followed[0], folder.path("access.log-2.1")).expect("renamed");
+    append(&followed[0], "its own, 2\n");
+    std::fs::rename(&followed[0], folder.path("access.log-2.0")).expect("renamed");
+    append(&followed[0], "its own, 3\n");
+    assert_eq!((read(&mut second), second.gaps), (vec!["its own, 2".to_owned(), "its own, 3".to_owned()], 0));
+}
+
+/// A name that no rotation is known to give hides what else was rotated: that is not lost silently.
+#[test]
+fn a_log_that_was_renamed_to_an_unknown_name_unseen_is_a_gap() {
+    let folder = Folder::new();
+    append(&folder.log, "one\n");
+    let mut log = folder.open(None);
+    assert_eq!(read(&mut log), ["one"]);
+    let state = log.state();
+    append(&folder.log, "two\n");
+    std::fs::rename(&folder.log, folder.path("access.log.before")).expect("renamed");
+    append(&folder.path("access.log.after"), "between\n");
+    append(&folder.log, "three\n");
+    let mut restarted = folder.open(Some(&state));
+    assert_eq!((read(&mut restarted), restarted.gaps), (vec!["two".to_owned(), "three".to_owned()], 1));
+    let later = Instant::now() + Duration::from_secs(60);
+    assert_eq!((read_at(&mut log, later, true), log.gaps), (vec!["two".to_owned(), "three".to_owned()], 1));
+}
+
+/// The clock was ahead when the name was last seen, and was set back while the agent did not run.
+#[test]
+fn a_clock_that_was_set_back_loses_nothing_silently() {
+    let hour_us = 3_600_000_000;
+    let folder = Folder::new();
+    append(&folder.path("access.log.2"), "read long ago\n");
+    std::thread::sleep(Duration::from_millis(20));
+    append(&folder.log, "one\n");
+    let mut log = folder.open(None);
+    assert_eq!(read(&mut log), ["one"]);
+    let mut state = log.state();
+    state.seen_us += hour_us;
+    std::fs::rename(&folder.log, folder.path("access.log.1")).expect("renamed");
+    append(&folder.path("access.log.0"), "two\n");
+    append(&folder.log, "three\n");
+    let mut log = folder.open(Some(&state));
+    assert_eq!((read(&mut log), log.gaps), (vec!["two".to_owned(), "three".to_owned()], 0));
+
+    // So much that the newest file seems to be older than the last one: what came between cannot be told.
+    let folder = Folder::new();
+    append(&folder.path("next"), "three\n");
+    std::thread::sleep(Duration::from_millis(20));
+    append(&folder.log, "one\n");
+    let mut log = folder.open(None);
+    assert_eq!(read(&mut log), ["one"]);
+    let mut state = log.state();
+    state.seen_us += hour_us;
+    std::fs::rename(&folder.log, folder.path("access.log.1")).expect("renamed");
+    std::fs::rename(folder.path("next"), &folder.log).expect("renamed");
+    let mut log = folder.open(Some(&state));
+    assert_eq!((read(&mut log), log.gaps), (vec!["three".to_owned()], 1));
+
+    // Truncated, not renamed: the log was made before all of its copies.
+    let folder = Folder::new();
+    append(&folder.log, "one\n");
+    let mut log = folder.open(None);
+    assert_eq!(read(&mut log), ["one"]);
+    let mut state = log.state();
+    for seen_us in [state.seen_us, state.seen_us + hour_us] {
+        let _ = std::fs::remove_file(folder.path("access.log.1"));
+        std::fs::write(&folder.log, "one\n").expect("written");
+        std::thread::sleep(Duration::from_millis(150));
+        std::fs::copy(&folder.log, folder.path("access.log.2")).expect("copied");
+        std::thread::sleep(Duration::from_millis(20));
+        append(&folder.path("access.log.1"), "two\n");
+        std::fs::write(&folder.log, "three, longer\n").expect("written");
+        state.seen_us = seen_us;
+        let mut log = folder.open(Some(&state));
+        assert_eq!((read(&mut log), log.gaps), (vec!["two".to_owned(), "three, longer".to_owned()], 0));
+        std::fs::remove_file(folder.path("access.log.2")).expect("removed");
+    }
+}
+
+/// The same while it runs: files that were read to their end have times to come, and are not read again.
+#[test]
+fn files_of_before_the_clock_was_set_back_are_not_read_again() {
+    let second_us = 1_000_000;
+    let seen_us = 1_000 * second_us;
+    let next_us = seen_us + second_us;
+    let unseen = unseen_us(seen_us, next_us, Some(seen_us / 2), next_us).expect("known");
+    assert!(unseen.contains(&seen_us) && unseen.contains(&next_us) && !unseen.contains(&(seen_us / 2 + 1)));
+    assert!(!unseen.contains(&(seen_us + 3_600 * second_us)), "made and read before the clock was set back by an hour");
+    // Another machine's clock, which makes the times of files, may be ahead by as much as it likes if the newest file shows it.
+    let ahead_us = seen_us + 3_600 * second_us;
+    assert!(unseen_us(seen_us, ahead_us, None, next_us).expect("known").contains(&ahead_us));
+    // Set back since the name was last seen: made before it and after.
+    let unseen = unseen_us(seen_us, seen_us / 2, Some(seen_us / 4), seen_us / 2).expect("known");
+    assert!(unseen.contains(&(seen_us / 3)) && unseen.contains(&(seen_us + 1)) && !unseen.contains(&(seen_us / 5)));
+    assert_eq!(unseen_us(seen_us, seen_us / 2, Some(seen_us - 1), seen_us / 2), None);
+    assert_eq!(unseen_us(seen_us, seen_us / 2, None, seen_us / 2), None);
 }
 
 /// A file that was read to its end is not read again, even if the one after it was never written to.
@@ -324,6 +459,14 @@ fn a_log_that_is_not_there_yet_is_waited_for() {
     assert_eq!(read(&mut log), [""; 0]);
     append(&folder.log, "two\n");
     assert_eq!(read(&mut log), ["two"]);
+
+    // One that was made before, elsewhere.
+    let folder = Folder::new();
+    append(&folder.path("ready"), "one\n");
+    std::thread::sleep(Duration::from_millis(150));
+    let mut log = folder.open(None);
+    std::fs::rename(folder.path("ready"), &folder.log).expect("renamed");
+    assert_eq!((read(&mut log), log.gaps), (vec!["one".to_owned()], 0));
 }
 
 #[test]
