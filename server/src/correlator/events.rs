@@ -11,7 +11,7 @@ use crate::analytics::detectors::Detector;
 use crate::escape::plain_json;
 use crate::logging::LogFile;
 use crate::shard::derived::VerdictReport;
-use postanalytics_protocol::frames::{Action, Subject};
+use postanalytics_protocol::frames::{Action, Subject, Verdict};
 use postanalytics_protocol::routing::address_of_bytes;
 use serde::Serialize;
 use std::collections::HashMap;
@@ -159,8 +159,13 @@ impl EventsFile {
             // Rather a line twice than none.
             self.told.clear();
         }
-        let told = self.told.insert((verdict.subject, verdict.application), *report);
-        told.is_some_and(|told| told.verdict == verdict && is_recent(&told))
+        let key = (verdict.subject, verdict.application);
+        let is_repeat = self.told.get(&key).is_some_and(|told| is_recent(told) && is_same(&told.verdict, &verdict));
+        // A repeat takes no line's place: whoever renews his listing every second is told of it again.
+        if !is_repeat {
+            self.told.insert(key, *report);
+        }
+        is_repeat
     }
 
     /// Waits until all is written.
@@ -168,6 +173,13 @@ impl EventsFile {
         drop(self.lines);
         let _ = self.thread.join();
     }
+}
+
+/// Whether two shards that tell these of a subject and application tell the same. Each stamps by the clock of its own turn until when
+/// a verdict lasts.
+fn is_same(one: &Verdict, other: &Verdict) -> bool {
+    let ends_alike = one.action.is_none() || one.until_us.abs_diff(other.until_us) < REPEAT_US;
+    (one.action, one.detector) == (other.action, other.detector) && ends_alike
 }
 
 /// Writes lines for as long as any may come; says once that it cannot, and once that it can again.
@@ -210,7 +222,6 @@ fn write_line(file: &mut impl Write, mut line: String, is_torn: &mut bool) -> st
 #[cfg(test)]
 mod tests {
     use super::*;
-    use postanalytics_protocol::frames::Verdict;
 
     #[test]
     fn verdicts_are_lines_of_json() {
@@ -228,20 +239,28 @@ mod tests {
         };
         let at_us = 1_700_000_000_000_000;
         events.write_verdict(&VerdictReport { verdict, at_us });
-        let by_hand = |action| Verdict { action, application: None, detector: 0, ..verdict };
-        for shard in 0..3 {
-            events.write_verdict(&VerdictReport { verdict: by_hand(Some(Action::Denylist)), at_us: at_us + shard });
-        }
-        for shard in 0..3 {
-            events.write_verdict(&VerdictReport { verdict: by_hand(None), at_us: at_us + 10 + shard });
-        }
-        events.write_verdict(&VerdictReport { verdict: by_hand(None), at_us: at_us + 10 + REPEAT_US * 2 });
+        // Each shard lets it end by the time of its own turn. A removal ends when the shard's listing would have, or by its own time.
+        let mut by_hand = |action, at_us, until_us| {
+            let verdict = Verdict { action, application: None, detector: 0, until_us, ..verdict };
+            events.write_verdict(&VerdictReport { verdict, at_us });
+        };
+        let until_us = at_us + 3_600_000_000;
+        (0..3).for_each(|shard| by_hand(Some(Action::Denylist), at_us + shard, until_us + shard));
+        (0..3).for_each(|shard| by_hand(Some(Action::Denylist), at_us + 5 + shard, until_us + REPEAT_US + 5 + shard));
+        (0..3).for_each(|shard| by_hand(None, at_us + 10 + shard, until_us * shard));
+        by_hand(None, at_us + 10 + REPEAT_US * 2, until_us);
+        // Renewed every second.
+        (0..4).for_each(|second| {
+            let at_us = at_us + REPEAT_US * 3 + second * 1_000_000;
+            by_hand(Some(Action::Denylist), at_us, at_us + 60_000_000);
+        });
         let counts = Arc::clone(&events.counts);
         events.finish();
-        assert_eq!((counts.written.load(Ordering::Relaxed), counts.failed.load(Ordering::Relaxed)), (4, 0));
+        assert_eq!((counts.written.load(Ordering::Relaxed), counts.failed.load(Ordering::Relaxed)), (7, 0));
         let text = std::fs::read_to_string(&path).expect("reads");
         let actions: Vec<&str> = text.lines().skip(1).filter_map(|line| line.split('"').nth(21)).collect();
-        assert_eq!(actions, ["denylist", "none", "none"], "one line each, however many shards tell it");
+        let expected = ["denylist", "denylist", "none", "none", "denylist", "denylist"];
+        assert_eq!(actions, expected, "one line each, however many shards tell it");
         assert_eq!(
             text.lines().next().expect("a line").to_owned() + "\n",
             "{\"event\":\"verdict\",\"time\":\"2023-11-14T22:13:20.000000Z\",\"kind\":\"source\",\"value\":\"192.0.2.7\",\
