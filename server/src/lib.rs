@@ -71,7 +71,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let severity = if logging::stderr_is_journal() { "<3>" } else { "" };
-            let _ = writeln!(std::io::stderr(), "{severity}postanalytics: error: {error:#}");
+            logging::last_words(&format!("{severity}postanalytics: error: {error:#}"));
             ExitCode::from(serve::exit_code(&error))
         }
     }

@@ -2,19 +2,22 @@
 //! has no time, which the journal adds, and begins with the severity, which the journal takes off: `<6>`.
 //!
 //! Any thread may log; a thread of its own writes ([`lines`]), so that nobody waits for whoever reads. Lines are written whole.
-//! A panic is told on standard error by the thread that panics, past all this.
+//! So is what a panic says once the log is on, for a shard goes on after one: by a thread that panics nobody waits either.
 //! It does not rotate files: whoever renames the file sends SIGHUP or SIGUSR1 afterwards.
 
 mod lines;
 
-pub(crate) use lines::{finish, lines_dropped};
+pub(crate) use lines::{finish, last_words, lines_dropped};
 
 use crate::config::{Config, LogFormat};
+use crate::process::{panic_text, uptime};
 use anyhow::Context;
 use lines::LogLines;
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::fs::File;
 use std::io::IsTerminal;
 use std::os::linux::fs::MetadataExt;
+use std::panic::PanicHookInfo;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use tracing::{Event, Level, Subscriber};
@@ -98,8 +101,45 @@ pub(crate) fn start_with(format: LogFormat, file: Option<&Path>) -> anyhow::Resu
         None => (layer_of(format, lines_to(std::io::stderr)?, std::io::stderr().is_terminal()), None),
     };
     // A program that embeds the server may have set up a log of its own: then that one is used.
-    let _ = tracing_subscriber::registry().with(layer.with_filter(filter)).try_init();
+    if tracing_subscriber::registry().with(layer.with_filter(filter)).try_init().is_ok() {
+        std::panic::set_hook(Box::new(log_panic));
+    }
     Ok(file)
+}
+
+/// Panics that are logged in a second: one that comes with every record must not drown the rest.
+const PANICS_PER_SECOND_MAX: u32 = 20;
+
+/// A second of the process, and the panics in it.
+static PANICS: Mutex<(u64, u32)> = Mutex::new((0, 0));
+
+/// Counts a panic of this second. Whether it is to be logged.
+fn may_log(panics: &mut (u64, u32), second: u64) -> bool {
+    if panics.0 != second {
+        *panics = (second, 0);
+    }
+    panics.1 = panics.1.saturating_add(1);
+    panics.1 <= PANICS_PER_SECOND_MAX
+}
+
+/// Logs a panic, with its backtrace if `RUST_BACKTRACE` asks for one.
+fn log_panic(panic: &PanicHookInfo<'_>) {
+    if !may_log(&mut PANICS.lock().unwrap_or_else(PoisonError::into_inner), uptime().as_secs()) {
+        return;
+    }
+    let (thread, location) = (std::thread::current(), panic.location());
+    let backtrace = Backtrace::capture();
+    tracing::error!(
+        thread = thread.name(),
+        location = location.map(tracing::field::display),
+        backtrace = (backtrace.status() == BacktraceStatus::Captured).then(|| tracing::field::display(&backtrace)),
+        "panic: {}",
+        panic_text(panic.payload())
+    );
+    // With the main thread the process ends, and nobody else waits for this line.
+    if thread.name() == Some("main") {
+        finish();
+    }
 }
 
 /// The lines of this process, on their way there.
@@ -174,6 +214,36 @@ mod tests {
         });
         let text = std::fs::read_to_string(&path).expect("reads");
         assert_eq!(text, "<4> WARN refused peer=\"192.0.2.1\"\n<6> INFO ready\n");
+    }
+
+    #[test]
+    fn a_panic_is_a_line_of_the_log() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("log");
+        let writer = LogFile::open(&path).expect("opens");
+        let layer = tracing_subscriber::fmt::layer().with_writer(writer).event_format(JournalFormat::new());
+        let panics = || {
+            let subscriber = tracing_subscriber::registry().with(layer);
+            tracing::subscriber::with_default(subscriber, || {
+                let before = std::panic::take_hook();
+                std::panic::set_hook(Box::new(log_panic));
+                let _ = std::panic::catch_unwind(|| panic!("{} is wrong", 5));
+                std::panic::set_hook(before);
+            });
+        };
+        std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().name("shard-0".to_owned());
+            thread.spawn_scoped(scope, panics).expect("a thread").join().expect("caught");
+        });
+        let text = std::fs::read_to_string(&path).expect("reads");
+        assert!(text.starts_with("<3>ERROR panic: 5 is wrong thread=\"shard-0\" location=server/src/logging.rs:"), "{text}");
+    }
+
+    #[test]
+    fn a_flood_of_panics_is_logged_in_part() {
+        let mut panics = (0, 0);
+        let logged = [5, 6].map(|second| (0..25).filter(|_| may_log(&mut panics, second)).count());
+        assert_eq!(logged, [20, 20]);
     }
 
     #[test]

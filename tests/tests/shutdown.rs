@@ -7,7 +7,7 @@ use postanalytics_protocol::frames::{ControlFrame, Ping};
 use postanalytics_tests::server::get;
 use postanalytics_tests::{RawConnection, Server, ServerOptions, binary, eventually, free_port};
 use rustix::process::{Pid, Signal, kill_process};
-use std::io::Read;
+use std::io::{Read, Write};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -191,6 +191,30 @@ fn who_stops_reading_the_log_stops_nothing() {
     reader.read_to_string(&mut text).unwrap();
     assert_eq!(code, Some(Some(0)), "{text}");
     assert!(text.len() > 2048 && !text.contains("stopping"), "the pipe was full: {text}");
+}
+
+#[test]
+fn who_stops_reading_keeps_no_server_that_fails_from_ending() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let log_file = format!("--log-file={}", folder.path().join("log").display());
+    for more in [&["--no-pin"][..], &["--no-pin", log_file.as_str()]] {
+        let (_reader, mut writer) = std::io::pipe().unwrap();
+        // Full. Nobody reads it.
+        rustix::pipe::fcntl_setpipe_size(&writer, 4096).unwrap();
+        writer.write_all(&[b'\n'; 4096]).unwrap();
+        let mut command = Command::new(binary("postanalytics"));
+        command.args(["--listen", &taken.local_addr().unwrap().to_string(), "--env-file=/dev/null", "--node-yaml=/dev/null"]);
+        command.args(["--shards", "1", "--arena", "0.0625"]).args(more);
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(writer).spawn().unwrap();
+        let mut code = None;
+        eventually("the end", LONG, || {
+            code = child.try_wait().unwrap().map(|ended| ended.code());
+            code.is_some()
+        });
+        assert_eq!(code, Some(Some(1)), "{more:?}");
+    }
+    assert!(std::fs::read_to_string(folder.path().join("log")).unwrap().contains("ERROR"), "the log has why");
 }
 
 #[test]

@@ -97,6 +97,25 @@ pub(crate) fn finish() {
     }
 }
 
+/// Writes to standard error why the process ends, and waits for it as long as for the log: a reader that has stopped keeps nobody
+/// from ending.
+pub(crate) fn last_words(text: &str) {
+    if write_within(std::io::stderr(), format!("{text}\n"), FINISH_MAX).is_err() {
+        // That there are no more threads may be why it ends.
+        let _ = writeln!(std::io::stderr(), "{text}");
+    }
+}
+
+/// Writes a text by a thread of its own, which is waited for no longer than this. Whether all was written; an error: there is no thread.
+fn write_within(mut out: impl Write + Send + 'static, text: String, within: Duration) -> std::io::Result<bool> {
+    let (done, is_done) = sync_channel(1);
+    let write = move || {
+        let _ = done.try_send(out.write_all(text.as_bytes()).is_ok());
+    };
+    std::thread::Builder::new().name("last-words".to_owned()).spawn(write)?;
+    Ok(is_done.recv_timeout(within).unwrap_or(false))
+}
+
 /// Lines of the log that were dropped, because its thread did not keep up or they could not be written.
 pub(crate) fn lines_dropped() -> u64 {
     LOG.get().map_or(0, |log| log.dropped.load(Ordering::Relaxed))
@@ -175,6 +194,21 @@ mod tests {
         let numbers: Vec<usize> = text.lines().map(|line| line.parse().expect("whole lines")).collect();
         assert_eq!(numbers.len(), LINES - dropped);
         assert!(numbers.is_sorted_by(|one, next| one < next), "in order, whatever is missing between them");
+    }
+
+    #[test]
+    fn last_words_wait_for_a_reader_but_not_for_ever() {
+        let (mut reader, writer) = std::io::pipe().expect("a pipe");
+        let within = |seconds, text: String| {
+            let out = writer.try_clone().expect("a descriptor");
+            write_within(out, text, Duration::from_secs(seconds)).expect("a thread")
+        };
+        assert!(within(60, "it failed\n".to_owned()));
+        // A pipe takes 64 KiB; nobody reads it.
+        assert!(!within(0, "x".repeat(1 << 20)));
+        let mut text = [0; 10];
+        reader.read_exact(&mut text).expect("read");
+        assert_eq!(&text, b"it failed\n");
     }
 
     #[test]
