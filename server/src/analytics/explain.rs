@@ -32,6 +32,8 @@ pub enum WhyNot {
     NoUser,
     /// The analysis of its batch failed.
     Quarantined,
+    /// Its analysis did not fail, but to say now what detectors make of it did.
+    ExplainFailed,
 }
 
 impl WhyNot {
@@ -49,6 +51,7 @@ impl WhyNot {
             Self::Succeeded => "succeeded",
             Self::NoUser => "no_user",
             Self::Quarantined => "quarantined",
+            Self::ExplainFailed => "explain_failed",
         }
     }
 }
@@ -75,14 +78,22 @@ pub type Standings = [Standing; Detector::ALL.len()];
 
 /// A record whose analysis panicked: no detector counts it, and which keys it would belong to is not asked, for that is much of
 /// the code that panicked.
-pub const QUARANTINED: Standings = [Standing {
-    key: 0,
-    time_us: 0,
-    hold_until_us: 0,
-    progress: None,
-    why_not: Some(WhyNot::Quarantined),
-    is_across_applications: true,
-}; Detector::ALL.len()];
+pub const QUARANTINED: Standings = without_keys(WhyNot::Quarantined);
+/// A record that detectors may have counted: to ask which keys it belongs to panicked.
+pub const EXPLAIN_FAILED: Standings = without_keys(WhyNot::ExplainFailed);
+
+const fn without_keys(why_not: WhyNot) -> Standings {
+    let standing =
+        Standing { key: 0, time_us: 0, hold_until_us: 0, progress: None, why_not: Some(why_not), is_across_applications: true };
+    [standing; Detector::ALL.len()]
+}
+
+impl Standing {
+    /// Whether it is not known which key the record belongs to.
+    pub const fn has_no_key(&self) -> bool {
+        matches!(self.why_not, Some(WhyNot::Quarantined | WhyNot::ExplainFailed))
+    }
+}
 
 impl Analytics {
     /// What each detector makes of a record; levels are those at `now_us`.

@@ -129,6 +129,8 @@ pub struct Shard {
     snapshots: Vec<u32>,
     commands: VecDeque<Command>,
     query: Option<Box<Query>>,
+    /// Monotonic time until which no more is said of requests that cannot be explained.
+    failures_quiet_until_us: u64,
     /// The way to the correlator; `None`: nobody wants to know.
     derived: Option<DerivedSender>,
     alarms: Alarms,
@@ -185,6 +187,7 @@ impl Shard {
             snapshots: Vec::new(),
             commands: VecDeque::with_capacity(64),
             query: None,
+            failures_quiet_until_us: 0,
             derived: None,
             alarms: Alarms::default(),
             draining: false,

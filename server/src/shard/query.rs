@@ -2,18 +2,21 @@
 
 use super::messages::{Cursor, Query, QueryPage, StoredRecord};
 use super::{Now, Shard};
-use crate::analytics::explain::{QUARANTINED, Standings};
+use crate::analytics::explain::{EXPLAIN_FAILED, QUARANTINED, Standings};
 use crate::analytics::{Analytics, Timing};
 use crate::arena::place::{FLAG_QUARANTINED, FLAG_REPLAY};
 use crate::arena::{Log, PlaceHeader, SlabHandle};
 use bumpalo::Bump;
 use postanalytics_protocol::{RecordView, ValidBatch};
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Bytes of places looked at in one turn. Validating them touches a third of them at most, which takes some 50 µs.
 const SLICE_BYTES: u64 = 1 << 20;
 /// What a look at a place or at a slab's filter counts at least: a cache miss or two.
 const LOOK_BYTES: u64 = 4 << 10;
+/// Between two lines about requests that cannot be explained, µs.
+const FAILURES_QUIET_US: u64 = 60_000_000;
 
 impl Shard {
     /// Takes on a query. One at a time: a second comes back at once, unanswered.
@@ -33,13 +36,27 @@ impl Shard {
     /// Works on the query for one slice; returns it when its page is full or its search over.
     pub fn query_slice(&mut self, now: Now) -> Option<Box<Query>> {
         let mut query = self.query.take()?;
-        let explain = Explain { analytics: &self.analytics, scratch: &self.scratch, now_us: now.wall_us };
+        let failed = Cell::new(0);
+        let explain = Explain { analytics: &self.analytics, scratch: &self.scratch, now_us: now.wall_us, failed: &failed };
         let done = slice(&self.requests, &mut query, &explain);
+        self.tell_failures(failed.get(), now);
         if done {
             return Some(query);
         }
         self.query = Some(query);
         None
+    }
+
+    /// Says that requests of a slice cannot be explained, once a minute at most.
+    fn tell_failures(&mut self, requests: u64, now: Now) {
+        if requests > 0 && now.monotonic_us >= self.failures_quiet_until_us {
+            self.failures_quiet_until_us = now.monotonic_us + FAILURES_QUIET_US;
+            tracing::error!(
+                shard = self.id,
+                requests,
+                "/explain panicked and says explain_failed of stored requests: this is a defect, report it with the panic's line"
+            );
+        }
     }
 }
 
@@ -48,6 +65,8 @@ struct Explain<'a> {
     analytics: &'a Analytics,
     scratch: &'a Bump,
     now_us: u64,
+    /// Records of which it panicked.
+    failed: &'a Cell<u64>,
 }
 
 impl Explain<'_> {
@@ -60,7 +79,10 @@ impl Explain<'_> {
         let is_replay = header.flags & FLAG_REPLAY != 0;
         let timing = Timing { arrival_us: header.arrival_us, sent_us: header.sent_us, is_replay };
         let explain = || self.analytics.explain(record, timing, self.now_us, self.scratch);
-        catch_unwind(AssertUnwindSafe(explain)).unwrap_or(QUARANTINED)
+        catch_unwind(AssertUnwindSafe(explain)).unwrap_or_else(|_| {
+            self.failed.set(self.failed.get() + 1);
+            EXPLAIN_FAILED
+        })
     }
 }
 

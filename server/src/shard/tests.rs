@@ -365,8 +365,8 @@ fn a_panic_in_the_analysis_costs_a_mark_and_nothing_else() {
 }
 
 #[test]
-fn a_record_that_panics_when_it_is_explained_is_said_to_be_quarantined() {
-    use crate::analytics::explain::QUARANTINED;
+fn a_record_that_panics_when_it_is_explained_is_told_apart_from_those_whose_analysis_did() {
+    use crate::analytics::explain::{EXPLAIN_FAILED, QUARANTINED};
     let mut world = World::new(1);
     world.connect(0, 1, SESSION);
     world.turn(0);
@@ -389,8 +389,11 @@ fn a_record_that_panics_when_it_is_explained_is_said_to_be_quarantined() {
     };
     assert!(world.shard.begin_query(Box::new(query)).is_none());
     let page = world.shard.query_slice(world.now).expect("one slice").page;
-    let is_quarantined: Vec<bool> = page.standings.iter().map(|standings| *standings == QUARANTINED).collect();
-    assert_eq!(is_quarantined, [true, false, false, true, true]);
+    let known = [QUARANTINED, EXPLAIN_FAILED];
+    let found: Vec<_> = page.standings.iter().map(|standings| known.iter().position(|one| one == standings)).collect();
+    assert_eq!(found, [Some(1), None, None, Some(0), Some(0)]);
+    let quiet_until_us = world.now.monotonic_us + 60_000_000;
+    assert_eq!(world.shard.failures_quiet_until_us, quiet_until_us, "it is said, and no more for a minute");
 }
 
 #[test]

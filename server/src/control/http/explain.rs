@@ -13,7 +13,7 @@ use super::record::{Show, shown_path};
 use super::scan::{self, Looked, Wanted};
 use crate::analytics::alerts::time_text;
 use crate::analytics::detectors::{Detector, KeyKind};
-use crate::analytics::explain::{QUARANTINED, Standing, WhyNot};
+use crate::analytics::explain::{Standing, WhyNot};
 use crate::analytics::path;
 use crate::config::detection::touches;
 use crate::control::ask;
@@ -170,7 +170,7 @@ fn gather(lane: &scan::Lane, seen: &mut Vec<Seen>) {
             arrival_us: stored.arrival_us,
             application: record.application(),
             host: escape(record.host()),
-            endpoint: if *standings == QUARANTINED { String::new() } else { endpoint_of(&record, &scratch) },
+            endpoint: if standings[0].has_no_key() { String::new() } else { endpoint_of(&record, &scratch) },
             standings: *standings,
         });
     }
@@ -248,7 +248,7 @@ impl Rows {
 }
 
 fn row_of(detector: Detector, standing: &Standing, request: &Seen) -> Row {
-    if standing.why_not == Some(WhyNot::Quarantined) {
+    if standing.has_no_key() {
         return Row { detector: detector.name(), ..Row::default() };
     }
     let kind = detector.key_kind();
@@ -276,6 +276,7 @@ fn why_in_order(row: &mut Row, standing: &Standing, late_us: u64) -> Option<&'st
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::analytics::explain::{EXPLAIN_FAILED, QUARANTINED};
 
     fn seen(at_us: u64, why_not: Option<WhyNot>) -> Seen {
         let standing = Standing {
@@ -307,14 +308,15 @@ mod tests {
     }
 
     #[test]
-    fn what_was_quarantined_is_told_of_each_detector_and_has_no_scope() {
+    fn what_was_quarantined_or_cannot_be_explained_is_told_of_each_detector_and_has_no_scope() {
         let mut rows = Rows::new(&[], 100_000);
-        (0..2).for_each(|at_us| rows.take(&Seen { standings: QUARANTINED, ..seen(at_us, None) }));
+        let standings = [QUARANTINED, QUARANTINED, EXPLAIN_FAILED];
+        (0..).zip(standings).for_each(|(at_us, standings)| rows.take(&Seen { standings, ..seen(at_us, None) }));
         let rows = rows.finish();
         assert_eq!(rows.len(), Detector::ALL.len());
         for Row { application, scope, level_percent, counted, not_counted, .. } in &rows {
             assert_eq!((application, scope, level_percent, counted), (&None, &Scope::default(), &None, &0));
-            assert_eq!(*not_counted, BTreeMap::from([("quarantined", 2)]));
+            assert_eq!(*not_counted, BTreeMap::from([("quarantined", 2), ("explain_failed", 1)]));
         }
     }
 }
