@@ -116,11 +116,16 @@ pub fn derived_queue() -> std::io::Result<(DerivedSender, DerivedReceiver)> {
 impl DerivedSender {
     /// Gathers a verdict.
     pub fn verdict(&mut self, verdict: Verdict, at_us: u64) {
-        if self.verdicts.len() == VERDICTS_MAX {
+        if self.is_full_of_verdicts() {
             self.verdicts_lost += 1;
             return;
         }
         self.verdicts.push(VerdictReport { verdict, at_us });
+    }
+
+    /// Whether there is no room for another verdict before the next [`Self::send`].
+    pub const fn is_full_of_verdicts(&self) -> bool {
+        self.verdicts.len() == VERDICTS_MAX
     }
 
     /// Gathers how a node's clock goes; returns whether there was room.

@@ -119,6 +119,8 @@ pub struct Shard {
     scratch: Bump,
     /// Verdicts that are still to be applied. More than a turn applies are there only after a reload that takes many back.
     verdict_inbox: VecDeque<Verdict>,
+    /// Those of them by which detectors list somebody.
+    listings_left: usize,
     /// Monotonic time until which changes that were left over wait for peers that are still reading; 0 if none were.
     verdicts_wait_until_us: u64,
     /// Links that owe an Ack or a Stats frame.
@@ -146,7 +148,7 @@ pub struct Shard {
     totals: ShardTotals,
     /// An interval is over: the totals are to be published.
     totals_due: bool,
-    /// Verdicts that were written in this turn.
+    /// Verdicts of detectors that were decided and written in this turn.
     verdicts_written: u64,
     /// For the simulation: copies of what was committed, if it wants them. A frame may be evicted in the turn it came in.
     #[cfg(feature = "simulation")]
@@ -181,6 +183,7 @@ impl Shard {
             commit_index: 0,
             scratch,
             verdict_inbox: VecDeque::with_capacity(64),
+            listings_left: 0,
             verdicts_wait_until_us: 0,
             replies: Vec::with_capacity(1024),
             dirty: Vec::with_capacity(1024),
@@ -317,12 +320,18 @@ impl Shard {
     /// Sets or takes back a verdict by hand at the end of this turn, or of a later one if very many came before. It ends `duration_us`
     /// from now by the shard's clock, which need not show what the system's does.
     pub fn set_verdict(&mut self, verdict: Verdict, duration_us: u64, now: Now) {
+        self.listings_left += usize::from(is_listing(&verdict));
         self.verdict_inbox.push_back(Verdict { until_us: now.wall_us.saturating_add(duration_us), ..verdict });
     }
 
-    /// Whether verdicts are still to be applied, so that turns should not wait.
-    pub fn has_verdicts(&self) -> bool {
-        !self.verdict_inbox.is_empty()
+    /// How long the next turn may wait for the verdicts that are still to be applied, µs: not at all, but for peers that still have to
+    /// read what came before. That they have read it wakes the shard. `None`: none are to be applied.
+    pub fn verdicts_wait_us(&self, now: Now) -> Option<u64> {
+        if self.verdict_inbox.is_empty() {
+            return None;
+        }
+        let wait_us = self.verdicts_wait_until_us.saturating_sub(now.monotonic_us);
+        Some(if wait_us > 0 && self.some_peer_reads_slowly() { wait_us } else { 0 })
     }
 
     /// Fills a page of the live verdicts.
@@ -362,6 +371,7 @@ impl Shard {
             Subject::Session(_) => false,
         };
         self.verdict_inbox.retain(|verdict| verdict.action.is_none() || !is_freed(verdict));
+        self.listings_left = self.verdict_inbox.iter().filter(|verdict| is_listing(verdict)).count();
         let waiting = self.verdict_inbox.len();
         let inbox = &mut self.verdict_inbox;
         self.verdicts.slice(0, usize::MAX, |verdict| {
@@ -444,7 +454,7 @@ impl Shard {
         self.write_verdicts(now);
         self.follow_clock(now);
         self.write_snapshots(now);
-        self.analytics.guards.listed = self.verdicts.listed() + self.listings_left();
+        self.analytics.guards.listed = self.verdicts.listed() + self.listings_left;
         if let Some(derived) = &mut self.derived {
             derived.send(&mut self.analytics);
         }
@@ -471,7 +481,7 @@ impl Shard {
         self.scratch.reset();
     }
 
-    /// Notes how long the Acks of a turn took, from the bytes to here, and with them its verdicts.
+    /// Notes how long the Acks of a turn took, from the bytes to here, and with them the verdicts that those bytes decided.
     pub fn acked(&mut self, acks: u64, latency_ns: u64) {
         self.ack_latency.saturating_record_n(latency_ns, acks);
         self.totals.ack_latency.record(latency_ns / 1000, acks);
@@ -597,6 +607,8 @@ impl Shard {
         for connection in done {
             assert!(matches!(connection.incoming, Incoming::Nothing), "a connection that is over holds no place");
         }
+        let listings = self.verdict_inbox.iter().filter(|verdict| is_listing(verdict)).count();
+        assert_eq!(self.listings_left, listings, "listings that wait");
     }
 
     fn take(&mut self, link: u32) -> Option<Box<Connection>> {
@@ -779,29 +791,34 @@ impl Shard {
         }
     }
 
-    /// Sources and sessions that verdicts still to be applied will list, at most.
-    fn listings_left(&self) -> usize {
-        let will_list = |verdict: &&Verdict| verdict.action.is_some() && self.verdicts.lists_another(verdict);
-        self.verdict_inbox.iter().filter(will_list).count()
-    }
-
     /// Applies the verdicts of this turn and tells every connection. A reload may take back tens of thousands: all at once they would
     /// be more than may wait for a peer, and every connection would be closed for being too slow. So what is over the limit of a
     /// turn follows as fast as peers read. Verdicts that come when none is left over wait for nobody.
     fn write_verdicts(&mut self, now: Now) {
-        if self.verdict_inbox.is_empty() || now.monotonic_us < self.verdicts_wait_until_us && self.some_peer_reads_slowly() {
+        if self.verdicts_wait_us(now) != Some(0) {
             return;
         }
+        // What was left over has waited for longer than this turn.
+        let is_all_new = self.verdicts_wait_until_us == 0;
         {
             let mut changes = BumpVec::new_in(&self.scratch);
             let count = self.verdict_inbox.len().min(VERDICTS_PER_TURN_MAX);
             for verdict in self.verdict_inbox.drain(..count) {
+                self.listings_left -= usize::from(is_listing(&verdict));
                 self.verdicts.apply(verdict, |change| changes.push(change));
             }
-            self.verdicts_wait_until_us = if self.has_verdicts() { now.monotonic_us + VERDICTS_PATIENCE_US } else { 0 };
-            self.verdicts_written = changes.len() as u64;
+            self.verdicts_wait_until_us = if self.verdict_inbox.is_empty() { 0 } else { now.monotonic_us + VERDICTS_PATIENCE_US };
+            if is_all_new {
+                self.verdicts_written = changes.iter().filter(|change| is_listing(change)).count() as u64;
+            }
             if let Some(derived) = &mut self.derived {
-                changes.iter().for_each(|change| derived.verdict(*change, now.wall_us));
+                for change in &changes {
+                    // They may be more than a box holds.
+                    if derived.is_full_of_verdicts() {
+                        derived.send(&mut self.analytics);
+                    }
+                    derived.verdict(*change, now.wall_us);
+                }
             }
             for (link, connection) in self.connections.iter_mut().enumerate() {
                 let Some(connection) = connection.as_mut().filter(|connection| !connection.over) else { continue };
@@ -968,4 +985,9 @@ impl Shard {
         self.stats.ack_latency_max_ns = histogram.max();
         self.ack_latency.reset();
     }
+}
+
+/// Whether a detector lists somebody by this verdict.
+const fn is_listing(verdict: &Verdict) -> bool {
+    verdict.detector != 0 && verdict.action.is_some()
 }

@@ -211,6 +211,7 @@ impl Shard {
                 // They are set at the end of the turn, but no later batch may list as if they were not.
                 let more = analytics.listed.iter().filter(|verdict| self.verdicts.lists_another(verdict)).count();
                 analytics.guards.listed += more;
+                self.listings_left += analytics.listed.len();
                 self.verdict_inbox.extend(analytics.listed.drain(..));
                 keep_attacks(&mut self.attacks, &mut self.attack_batch, &batch, &with_hits, stored);
                 Ok(false)

@@ -1,5 +1,6 @@
 //! The shard driven from memory: every rule of the protocol's server side, without a kernel.
 
+use super::derived::derived_queue;
 use super::messages::{ConnectionTicket, Query, QueryPage, Topology};
 use super::*;
 use crate::arena::Log;
@@ -11,7 +12,7 @@ const SESSION: u64 = 77;
 /// A shard and the client's ends of its connections.
 pub(super) struct World {
     pub(super) shard: Shard,
-    now: Now,
+    pub(super) now: Now,
     assemblers: Vec<Assembler>,
     finished: Vec<u32>,
 }
@@ -103,6 +104,11 @@ impl World {
             frames.push(ControlFrame::decode(&header, &body).expect("the server's frames are good"));
         }
         frames
+    }
+
+    /// Whether verdicts are still to be applied.
+    fn has_verdicts(&self) -> bool {
+        self.shard.verdicts_wait_us(self.now).is_some()
     }
 
     /// Sets a verdict for good.
@@ -852,7 +858,7 @@ fn who_is_allowlisted_or_a_trusted_proxy_by_a_reload_is_taken_off() {
 }
 
 /// Detections of nothing, with this allowlist.
-fn reload_with_allowlist(world: &mut World, network: &str) {
+pub(super) fn reload_with_allowlist(world: &mut World, network: &str) {
     let config =
         crate::config::detection::DetectionConfig::parse(&format!("allowlist = ['{network}']")).expect("a configuration");
     let settings = Arc::new(crate::analytics::settings::Settings::new(&config).expect("settings"));
@@ -862,7 +868,7 @@ fn reload_with_allowlist(world: &mut World, network: &str) {
 }
 
 /// A world with two connections, and a verdict by hand on each of this many sources of 10.0.0.0/8.
-fn world_with_verdicts(count: u32) -> World {
+pub(super) fn world_with_verdicts(count: u32) -> World {
     let mut world = World::new(1);
     world.connect(0, 1, SESSION);
     world.connect(1, 2, SESSION);
@@ -884,8 +890,10 @@ fn world_with_verdicts(count: u32) -> World {
 fn many_verdicts_that_a_reload_takes_back_cost_nobody_the_connection() {
     let mut world = world_with_verdicts(30_000);
     reload_with_allowlist(&mut world, "10.0.0.0/8");
-    let (mut taken_back, mut turns) = (0, 0);
-    while world.shard.has_verdicts() {
+    let (sender, mut receiver) = derived_queue().expect("socket pairs");
+    world.shard.connect_correlator(sender);
+    let (mut taken_back, mut told, mut turns) = (0, 0, 0);
+    while world.has_verdicts() {
         turns += 1;
         for frame in world.turn(0) {
             match frame {
@@ -893,9 +901,15 @@ fn many_verdicts_that_a_reload_takes_back_cost_nobody_the_connection() {
                 other => panic!("{other:?}"),
             }
         }
+        while let Some(parcel) = receiver.receive() {
+            told += parcel.verdicts.len();
+            receiver.give_back(parcel);
+        }
+        assert_eq!(world.shard.verdicts_written, 0, "no bytes decided that, so there is no time to measure from");
     }
-    assert_eq!((taken_back, turns), (30_000, 8));
-    assert_eq!((world.shard.stats().verdicts_live, world.finished.len()), (0, 0));
+    assert_eq!((taken_back, told, turns), (30_000, 30_000, 8));
+    let stats = world.shard.stats();
+    assert_eq!((stats.verdicts_live, stats.derived_lost, world.finished.len()), (0, 0, 0));
 }
 
 #[test]
@@ -904,14 +918,24 @@ fn many_changes_wait_a_while_for_a_peer_that_reads_slowly_and_few_for_nobody() {
     reload_with_allowlist(&mut world, "10.0.0.0/8");
     let live = |world: &World| world.shard.stats().verdicts_live;
     // Nobody reads.
-    for expected in [25_904, 21_808, 21_808, 21_808] {
+    let patience_us = VERDICTS_PATIENCE_US;
+    for (expected, wait_us) in [(25_904, 0), (21_808, patience_us), (21_808, patience_us), (21_808, patience_us)] {
         world.shard.end_turn(Usage::default(), world.now);
         assert_eq!(live(&world), expected);
+        assert_eq!(world.shard.verdicts_wait_us(world.now), Some(wait_us), "turns follow at once, or wait for peers");
     }
     world.now.monotonic_us += VERDICTS_PATIENCE_US;
+    assert_eq!(world.shard.verdicts_wait_us(world.now), Some(0));
     world.shard.end_turn(Usage::default(), world.now);
     assert_eq!(live(&world), 17_712, "a peer that reads nothing does not stop it");
-    while world.shard.has_verdicts() {
+    // The outboxes are handed over and read, which wakes the shard.
+    world.shard.take_dirty();
+    for link in [0, 1] {
+        world.shard.outbox(link).expect("bytes").clear();
+        world.shard.sent(link);
+    }
+    assert_eq!(world.shard.verdicts_wait_us(world.now), Some(0));
+    while world.has_verdicts() {
         world.turn(0);
     }
     assert_eq!((live(&world), world.finished.len()), (0, 0), "they read again in time");
@@ -927,7 +951,7 @@ fn many_changes_wait_a_while_for_a_peer_that_reads_slowly_and_few_for_nobody() {
     for _ in 0..2 {
         world.shard.end_turn(Usage::default(), world.now);
     }
-    assert!(!world.shard.has_verdicts(), "their outboxes are over a quarter full now");
+    assert!(!world.has_verdicts() && world.shard.some_peer_reads_slowly(), "their outboxes are over a quarter full now");
     world.list(verdict(8_000));
     world.shard.end_turn(Usage::default(), world.now);
     assert_eq!(live(&world), 8_001, "and this one waits for nobody");
@@ -973,4 +997,5 @@ fn listings_of_one_turn_are_no_more_than_may_be_listed() {
     let stats = world.shard.stats();
     assert!((8..=12).contains(&stats.verdicts_live), "{} of 200", stats.verdicts_live);
     assert_eq!(stats.verdicts_live + stats.listings_too_many, 30);
+    assert_eq!(world.shard.verdicts_written, stats.verdicts_live, "those bytes decided them");
 }

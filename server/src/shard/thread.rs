@@ -437,13 +437,14 @@ impl<K: Kernel> Driver<K> {
     fn wait(&mut self, now: Now) -> Duration {
         // Starved links are armed again a few at a time; some of them may have nothing to say, so no completion is sure
         // to come and lead to the next few.
-        if self.hears_on || self.shard.has_query() || self.shard.has_verdicts() || self.links.has_starved() {
+        let verdicts_us = self.shard.verdicts_wait_us(now).unwrap_or(u64::MAX);
+        if self.hears_on || self.shard.has_query() || verdicts_us == 0 || self.links.has_starved() {
             return Duration::ZERO;
         }
         if self.shard.has_deadlines() || self.links.has_deadlines() {
             self.tick_at_us = self.tick_at_us.min(now.monotonic_us + TICK_BUSY_US);
         }
-        Duration::from_micros(self.tick_at_us.saturating_sub(now.monotonic_us))
+        Duration::from_micros(self.tick_at_us.saturating_sub(now.monotonic_us).min(verdicts_us))
     }
 
     fn usage(&mut self, now: Now) -> Usage {
@@ -526,7 +527,7 @@ mod tests {
     use crate::analytics::summary::view::TimelineFilter;
     use crate::ring::links::WAKE_USER_DATA;
     use crate::shard::derived::derived_queue;
-    use crate::shard::tests::{World, topology};
+    use crate::shard::tests::{World, reload_with_allowlist, topology, world_with_verdicts};
     use postanalytics_protocol::frames::{Subject, Verdict};
     use std::io;
     use std::os::unix::net::UnixStream;
@@ -629,6 +630,23 @@ mod tests {
             driver.kernel.completions.push(Completion { user_data: WAKE_USER_DATA, result: 1, flags: 2 });
             driver.wake().expect("a turn");
             assert_eq!(answered(), expected);
+        }
+    }
+
+    #[test]
+    fn while_peers_are_waited_for_turns_wait_too() {
+        let (mut driver, _messages, _answers) = driver(LoneKernel::default());
+        let mut world = world_with_verdicts(30_000);
+        reload_with_allowlist(&mut world, "10.0.0.0/8");
+        // Nobody reads what the first few say.
+        for _ in 0..8 {
+            world.shard.end_turn(Usage::default(), world.now);
+        }
+        let start = world.now;
+        (driver.shard, driver.tick_at_us) = (world.shard, u64::MAX);
+        for (after_us, wait_us) in [(0, 250_000), (249_999, 1), (250_000, 0)] {
+            let now = Now { monotonic_us: start.monotonic_us + after_us, ..start };
+            assert_eq!(driver.wait(now), Duration::from_micros(wait_us));
         }
     }
 
