@@ -86,6 +86,8 @@ pub(crate) fn start_with(format: LogFormat, file: Option<&Path>) -> anyhow::Resu
         })?,
         Err(_) => EnvFilter::new("info"),
     };
+    // No filter hides panics.
+    let filter = filter.add_directive(PANIC_TARGET.parse().context("the filter of panics")?);
     let (layer, file): (Box<dyn Layer<Registry> + Send + Sync>, _) = match file {
         Some(path) => {
             let file = LogFile::open(path).map_err(|error| {
@@ -107,31 +109,48 @@ pub(crate) fn start_with(format: LogFormat, file: Option<&Path>) -> anyhow::Resu
     Ok(file)
 }
 
+/// The filter that lets panics through: what this module says.
+const PANIC_TARGET: &str = concat!(module_path!(), "=error");
+
 /// Panics that are logged in a second: one that comes with every record must not drown the rest.
 const PANICS_PER_SECOND_MAX: u32 = 20;
 
-/// A second of the process, and the panics in it.
-static PANICS: Mutex<(u64, u32)> = Mutex::new((0, 0));
+/// Panics of a second.
+#[derive(Debug, Default)]
+struct Panics {
+    /// Of the process.
+    second: u64,
+    in_it: u32,
+    /// Not logged since the last one that was.
+    unsaid: u64,
+}
 
-/// Counts a panic of this second. Whether it is to be logged.
-fn may_log(panics: &mut (u64, u32), second: u64) -> bool {
-    if panics.0 != second {
-        *panics = (second, 0);
+static PANICS: Mutex<Panics> = Mutex::new(Panics { second: 0, in_it: 0, unsaid: 0 });
+
+impl Panics {
+    /// Counts a panic. If it is to be logged: how many were not before it.
+    fn count(&mut self, second: u64) -> Option<u64> {
+        if self.second != second {
+            (self.second, self.in_it) = (second, 0);
+        }
+        self.in_it = self.in_it.saturating_add(1);
+        if self.in_it > PANICS_PER_SECOND_MAX {
+            self.unsaid += 1;
+            return None;
+        }
+        Some(std::mem::take(&mut self.unsaid))
     }
-    panics.1 = panics.1.saturating_add(1);
-    panics.1 <= PANICS_PER_SECOND_MAX
 }
 
 /// Logs a panic, with its backtrace if `RUST_BACKTRACE` asks for one.
 fn log_panic(panic: &PanicHookInfo<'_>) {
-    if !may_log(&mut PANICS.lock().unwrap_or_else(PoisonError::into_inner), uptime().as_secs()) {
-        return;
-    }
+    let Some(unsaid) = PANICS.lock().unwrap_or_else(PoisonError::into_inner).count(uptime().as_secs()) else { return };
     let (thread, location) = (std::thread::current(), panic.location());
     let backtrace = Backtrace::capture();
     tracing::error!(
         thread = thread.name(),
         location = location.map(tracing::field::display),
+        not_logged_before = (unsaid > 0).then_some(unsaid),
         backtrace = (backtrace.status() == BacktraceStatus::Captured).then(|| tracing::field::display(&backtrace)),
         "panic: {}",
         panic_text(panic.payload())
@@ -241,9 +260,10 @@ mod tests {
 
     #[test]
     fn a_flood_of_panics_is_logged_in_part() {
-        let mut panics = (0, 0);
-        let logged = [5, 6].map(|second| (0..25).filter(|_| may_log(&mut panics, second)).count());
-        assert_eq!(logged, [20, 20]);
+        let mut panics = Panics::default();
+        let logged = [5, 6].map(|second| (0..25).filter_map(|_| panics.count(second)).collect::<Vec<_>>());
+        // The first of the next second says how many there were meanwhile.
+        assert_eq!(logged, [vec![0; 20], [vec![5], vec![0; 19]].concat()]);
     }
 
     #[test]

@@ -147,8 +147,11 @@ impl EventsFile {
 
     fn is_repeat(&mut self, report: &VerdictReport) -> bool {
         let verdict = report.verdict;
-        // What a detector lists is told by the shard of its source alone. It may be taken back by hand.
+        let key = (verdict.subject, verdict.application);
+        // What a detector lists is told by the shard of its source alone. It may be taken back by hand, and again: what was told before
+        // it is no more what holds.
         if verdict.detector != 0 && verdict.action.is_some() {
+            self.told.remove(&key);
             return false;
         }
         let is_recent = |told: &VerdictReport| told.at_us.abs_diff(report.at_us) < REPEAT_US;
@@ -159,7 +162,6 @@ impl EventsFile {
             // Rather a line twice than none.
             self.told.clear();
         }
-        let key = (verdict.subject, verdict.application);
         let is_repeat = self.told.get(&key).is_some_and(|told| is_recent(told) && is_same(&told.verdict, &verdict));
         // A repeat takes no line's place: whoever renews his listing every second is told of it again.
         if !is_repeat {
@@ -266,6 +268,20 @@ mod tests {
             "{\"event\":\"verdict\",\"time\":\"2023-11-14T22:13:20.000000Z\",\"kind\":\"source\",\"value\":\"192.0.2.7\",\
              \"application\":-1,\"action\":\"denylist\",\"until\":\"2023-11-14T22:14:20.000000Z\",\"detector\":\"scanner\"}\n"
         );
+    }
+
+    #[test]
+    fn who_is_listed_again_at_once_and_taken_back_again_is_told_so() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut events = EventsFile::start(LogFile::open(&folder.path().join("events")).expect("opens")).expect("starts");
+        let detector = Detector::Scanner as u16 + 1;
+        for (at_us, action) in (1..).zip([Some(Action::Denylist), None, Some(Action::Denylist), None]) {
+            let verdict = Verdict { subject: Subject::Session(1), application: None, action, until_us: at_us, detector };
+            events.write_verdict(&VerdictReport { verdict, at_us });
+        }
+        let counts = Arc::clone(&events.counts);
+        events.finish();
+        assert_eq!(counts.written.load(Ordering::Relaxed), 4);
     }
 
     #[test]
