@@ -87,7 +87,7 @@ pub(crate) fn start_with(format: LogFormat, file: Option<&Path>) -> anyhow::Resu
         Err(_) => EnvFilter::new("info"),
     };
     // No filter hides panics.
-    let filter = filter.add_directive(PANIC_TARGET.parse().context("the filter of panics")?);
+    let filter = filter.add_directive(format!("{PANICS_TARGET}=error").parse().context("the filter of panics")?);
     let (layer, file): (Box<dyn Layer<Registry> + Send + Sync>, _) = match file {
         Some(path) => {
             let file = LogFile::open(path).map_err(|error| {
@@ -109,8 +109,8 @@ pub(crate) fn start_with(format: LogFormat, file: Option<&Path>) -> anyhow::Resu
     Ok(file)
 }
 
-/// The filter that lets panics through: what this module says.
-const PANIC_TARGET: &str = concat!(module_path!(), "=error");
+/// What panics are logged under, apart from the rest of this module.
+const PANICS_TARGET: &str = "postanalytics_server::panics";
 
 /// Panics that are logged in a second: one that comes with every record must not drown the rest.
 const PANICS_PER_SECOND_MAX: u32 = 20;
@@ -148,6 +148,7 @@ fn log_panic(panic: &PanicHookInfo<'_>) {
     let (thread, location) = (std::thread::current(), panic.location());
     let backtrace = Backtrace::capture();
     tracing::error!(
+        target: PANICS_TARGET,
         thread = thread.name(),
         location = location.map(tracing::field::display),
         not_logged_before = (unsaid > 0).then_some(unsaid),
