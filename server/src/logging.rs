@@ -80,14 +80,7 @@ pub fn start(config: &Config) -> anyhow::Result<Option<LogFile>> {
 
 /// The same, to a file if one is given.
 pub(crate) fn start_with(format: LogFormat, file: Option<&Path>) -> anyhow::Result<Option<LogFile>> {
-    let filter = match std::env::var(FILTER_VARIABLE) {
-        Ok(text) => EnvFilter::try_new(&text).map_err(|error| {
-            anyhow::anyhow!("{FILTER_VARIABLE} is '{text}', which is no filter: {error}; give one such as warn, info or debug")
-        })?,
-        Err(_) => EnvFilter::new("info"),
-    };
-    // No filter hides panics.
-    let filter = filter.add_directive(format!("{PANICS_TARGET}=error").parse().context("the filter of panics")?);
+    let filter = filter_of(&std::env::var(FILTER_VARIABLE).unwrap_or_else(|_| "info".to_owned()))?;
     let (layer, file): (Box<dyn Layer<Registry> + Send + Sync>, _) = match file {
         Some(path) => {
             let file = LogFile::open(path).map_err(|error| {
@@ -107,6 +100,14 @@ pub(crate) fn start_with(format: LogFormat, file: Option<&Path>) -> anyhow::Resu
         std::panic::set_hook(Box::new(log_panic));
     }
     Ok(file)
+}
+
+/// The filter of this text, but for panics, which none hides.
+fn filter_of(text: &str) -> anyhow::Result<EnvFilter> {
+    let filter = EnvFilter::try_new(text).map_err(|error| {
+        anyhow::anyhow!("{FILTER_VARIABLE} is '{text}', which is no filter: {error}; give one such as warn, info or debug")
+    })?;
+    Ok(filter.add_directive(format!("{PANICS_TARGET}=error").parse().context("the filter of panics")?))
 }
 
 /// What panics are logged under, apart from the rest of this module.
@@ -257,6 +258,27 @@ mod tests {
         });
         let text = std::fs::read_to_string(&path).expect("reads");
         assert!(text.starts_with("<3>ERROR panic: 5 is wrong thread=\"shard-0\" location=server/src/logging.rs:"), "{text}");
+    }
+
+    #[test]
+    fn a_filter_hides_no_panic_and_what_is_no_panic_as_it_says() {
+        for (text, expected) in
+            [("off", vec!["panic"]), ("info", vec!["panic", "an error", "a line"]), ("glommio=warn", vec!["panic"])]
+        {
+            let folder = tempfile::tempdir().expect("a folder");
+            let path = folder.path().join("log");
+            let layer = tracing_subscriber::fmt::layer().with_writer(LogFile::open(&path).expect("opens"));
+            let subscriber = tracing_subscriber::registry().with(layer.with_filter(filter_of(text).expect("a filter")));
+            tracing::subscriber::with_default(subscriber, || {
+                tracing::error!(target: PANICS_TARGET, "panic");
+                tracing::error!("an error");
+                tracing::info!("a line");
+            });
+            let logged = std::fs::read_to_string(&path).expect("reads");
+            assert_eq!(logged.lines().count(), expected.len(), "{text}: {logged}");
+            assert!(logged.lines().zip(expected).all(|(line, end)| line.ends_with(end)), "{text}: {logged}");
+        }
+        assert!(filter_of("a=b=c").expect_err("no filter").to_string().contains("a=b=c"));
     }
 
     #[test]

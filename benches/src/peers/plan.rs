@@ -191,3 +191,28 @@ impl Plan {
         Ok(())
     }
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// The smallest one.
+    pub(in crate::peers) fn plan(workloads: &[Workload], systems: &[SystemKind], no_client: bool) -> Plan {
+        Plan {
+            workloads: workloads.to_vec(),
+            systems: systems.to_vec(),
+            no_client,
+            server_option: Vec::new(),
+            runs: 1,
+            duration: Duration::from_millis(1),
+            warm_up: Duration::ZERO,
+            rows: 10_000,
+            arena_gb: 0.0625,
+            quick: true,
+            install: false,
+            server_cpu: 0,
+            generator_cpu: 1,
+            congestion: "cubic".to_owned(),
+        }
+    }
+}

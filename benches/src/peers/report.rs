@@ -252,28 +252,13 @@ pub fn machine() -> String {
 mod tests {
     use super::*;
     use crate::peers::measure::{Run, Window};
+    use crate::peers::plan::tests::plan;
     use crate::peers::records::Stored;
     use crate::peers::systems::ReadBack;
-    use std::time::Duration;
 
     #[test]
     fn both_sides_are_claimed_only_where_both_were_seen() {
-        let plan = Plan {
-            workloads: vec![Workload::Batched],
-            systems: vec![SystemKind::Redis],
-            no_client: true,
-            server_option: Vec::new(),
-            runs: 1,
-            duration: Duration::from_secs(1),
-            warm_up: Duration::ZERO,
-            rows: 10_000,
-            arena_gb: 0.0625,
-            quick: true,
-            install: false,
-            server_cpu: 0,
-            generator_cpu: 1,
-            congestion: "cubic".to_owned(),
-        };
+        let plan = plan(&[Workload::Batched], &[SystemKind::Redis], true);
         let finding = |system, congestion: Option<&str>| Finding {
             entry: Entry { system, workload: Workload::Batched, path: Path::Raw },
             runs: vec![Run { full: Window::default(), third: Window::default() }],

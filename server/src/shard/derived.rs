@@ -86,8 +86,8 @@ pub struct DerivedSender {
     to: Sender<Box<Derived>>,
     back: Receiver<Box<Derived>>,
     verdicts: Vec<VerdictReport>,
-    verdicts_lost: u64,
-    lost_at_the_end: u64,
+    /// Verdicts that found no room, and all that was left at the end.
+    lost: u64,
     clocks: Vec<ClockReport>,
 }
 
@@ -107,17 +107,14 @@ pub fn derived_queue() -> std::io::Result<(DerivedSender, DerivedReceiver)> {
         let _ = back_in.send(Box::new(Derived::new()));
     }
     let (verdicts, clocks) = (Vec::with_capacity(VERDICTS_MAX), Vec::with_capacity(CLOCKS_MAX));
-    Ok((
-        DerivedSender { to, back, verdicts, verdicts_lost: 0, lost_at_the_end: 0, clocks },
-        DerivedReceiver { from, back: back_in },
-    ))
+    Ok((DerivedSender { to, back, verdicts, lost: 0, clocks }, DerivedReceiver { from, back: back_in }))
 }
 
 impl DerivedSender {
     /// Gathers a verdict.
     pub fn verdict(&mut self, verdict: Verdict, at_us: u64) {
         if self.is_full_of_verdicts() {
-            self.verdicts_lost += 1;
+            self.lost += 1;
             return;
         }
         self.verdicts.push(VerdictReport { verdict, at_us });
@@ -166,7 +163,7 @@ impl DerivedSender {
     /// No box will come any more: drops what waits. Returns how much that was.
     pub fn give_up(&mut self, analytics: &mut Analytics) -> u64 {
         let waiting = self.waiting(analytics);
-        self.lost_at_the_end += waiting;
+        self.lost += waiting;
         self.verdicts.clear();
         analytics.engine.alerts.reports.clear();
         analytics.failures.clear();
@@ -182,7 +179,7 @@ impl DerivedSender {
             Some(sampler) => sampler.lost,
             None => 0,
         };
-        self.verdicts_lost + self.lost_at_the_end + analytics.engine.alerts.reports.lost + analytics.failures_lost + hits_lost
+        self.lost + analytics.engine.alerts.reports.lost + analytics.failures_lost + hits_lost
     }
 }
 

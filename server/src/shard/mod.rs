@@ -119,7 +119,7 @@ pub struct Shard {
     scratch: Bump,
     /// Verdicts that are still to be applied. More than a turn applies are there only after a reload that takes many back.
     verdict_inbox: VecDeque<Verdict>,
-    /// Those of them by which detectors list somebody.
+    /// Those of them by which detectors list somebody, renewals too: while some are left over, the guards count rather too many.
     listings_left: usize,
     /// Monotonic time until which changes that were left over wait for peers that are still reading; 0 if none were.
     verdicts_wait_until_us: u64,
