@@ -283,6 +283,11 @@ impl Analytics {
         self.engine.reload(Arc::clone(&reload.settings), &reload.changed);
     }
 
+    /// Whether host, path and the like of every record are read, not the fixed fields alone.
+    pub const fn reads_texts(&self) -> bool {
+        self.room.keys > 0
+    }
+
     /// Looks at every record of a batch. `orders` are their positions in the input, if that is not simply the order of calls.
     /// Returns the positions of those whose hits are to be kept whole, in `scratch`.
     pub fn observe<'scratch>(

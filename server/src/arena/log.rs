@@ -173,12 +173,19 @@ impl Log {
         Ok(OpenPlace { slab: self.current as u32, offset, body_bytes })
     }
 
-    /// Writes bytes to the body of an open place, behind as many as came before; what does not fit is a bug of the caller.
+    /// Writes bytes to the body of an open place, behind as many as came before; what does not fit is a bug of the caller. Only the
+    /// first `read_soon` bytes of the body go through the caches.
     #[inline]
-    pub fn fill(&mut self, place: &OpenPlace, came: usize, bytes: &[u8]) {
+    pub fn fill(&mut self, place: &OpenPlace, came: usize, bytes: &[u8], read_soon: usize) {
         assert!(came + bytes.len() <= place.body_bytes as usize, "the body is not longer than its place");
         let at = body_position(place) + came;
-        self.memory[at..at + bytes.len()].copy_from_slice(bytes);
+        let (soon, late) = bytes.split_at(read_soon.saturating_sub(came).min(bytes.len()));
+        if !soon.is_empty() {
+            self.memory[at..at + soon.len()].copy_from_slice(soon);
+        }
+        if !late.is_empty() {
+            self.memory.write_past_caches(at + soon.len(), late);
+        }
     }
 
     /// The body of an open place, to be written in one go.
@@ -428,8 +435,9 @@ mod tests {
                     let newest = open.len() - 1;
                     let (place, byte) = open.remove(if random.u8(0..50) > 0 { newest } else { random.usize(0..=newest) });
                     let (first, second) = (place.body_bytes / 2, place.body_bytes - place.body_bytes / 2);
-                    log.fill(&place, 0, &vec![byte; first as usize]);
-                    log.fill(&place, first as usize, &vec![byte; second as usize]);
+                    let read_soon = random.usize(0..=place.body_bytes as usize);
+                    log.fill(&place, 0, &vec![byte; first as usize], read_soon);
+                    log.fill(&place, first as usize, &vec![byte; second as usize], read_soon);
                     let body_bytes = place.body_bytes;
                     committed.push_back((log.commit(place, header(1, step)), byte, body_bytes));
                 }

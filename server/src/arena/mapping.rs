@@ -8,6 +8,7 @@
 
 use super::SLAB_BYTES;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
+use std::cell::Cell;
 use std::io;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
@@ -32,10 +33,9 @@ pub struct Mapping {
     start: NonNull<u8>,
     bytes: usize,
     pages: Pages,
+    /// Whether stores past the caches may still be under way: nobody gets to see the bytes before they are done.
+    streaming: Cell<bool>,
 }
-
-// SAFETY: the mapping is plain memory that this value alone owns; nothing in it refers to a thread.
-unsafe impl Send for Mapping {}
 
 impl Mapping {
     /// Maps `slabs` slabs. Errors: the kernel has no such range of addresses to give.
@@ -43,7 +43,8 @@ impl Mapping {
         let too_large = || io::Error::from(io::ErrorKind::OutOfMemory);
         let bytes = usize::try_from(slabs.checked_mul(SLAB_BYTES).ok_or_else(too_large)?).map_err(|_| too_large())?;
         if let Ok(mapped) = map(bytes, MapFlags::HUGETLB | MapFlags::HUGE_2MB) {
-            let mapping = Self { mapped, mapped_bytes: bytes, start: mapped, bytes, pages: Pages::Huge };
+            let mapping =
+                Self { mapped, mapped_bytes: bytes, start: mapped, bytes, pages: Pages::Huge, streaming: Cell::new(false) };
             mapping.keep_out_of_core_dumps();
             return Ok(mapping);
         }
@@ -53,7 +54,7 @@ impl Mapping {
         let skip = mapped.as_ptr().align_offset(SLAB_BYTES as usize);
         // SAFETY: `skip` is less than a slab, and the mapping is a slab longer than `bytes`.
         let start = unsafe { mapped.add(skip) };
-        let mut mapping = Self { mapped, mapped_bytes, start, bytes, pages: Pages::Ordinary };
+        let mut mapping = Self { mapped, mapped_bytes, start, bytes, pages: Pages::Ordinary, streaming: Cell::new(false) };
         mapping.keep_out_of_core_dumps();
         // SAFETY: the range is ours; the advice changes no content.
         if unsafe { madvise(start.as_ptr().cast(), bytes, Advice::LinuxHugepage) }.is_ok() {
@@ -90,8 +91,49 @@ impl Mapping {
     /// before it. `at` must be a multiple of 4 within the mapping.
     pub fn store_release(&mut self, at: usize, value: u32) {
         assert!(at.is_multiple_of(4) && at + 4 <= self.bytes, "an aligned number within the mapping");
+        self.settle();
         // SAFETY: aligned and within the mapping (asserted); `&mut self` excludes every other access from this process.
         unsafe { AtomicU32::from_ptr(self.start.as_ptr().add(at).cast()) }.store(value, Ordering::Release);
+    }
+
+    /// Writes bytes that will not be read soon: whole lines of 64 bytes go to memory past the caches, which then neither fetch what is
+    /// overwritten nor give up what is still needed.
+    pub fn write_past_caches(&mut self, at: usize, bytes: &[u8]) {
+        assert!(at <= self.bytes && bytes.len() <= self.bytes - at, "a range of the mapping");
+        #[cfg(all(target_arch = "x86_64", not(miri)))]
+        {
+            use std::arch::x86_64::{_mm_loadu_si128, _mm_stream_si128};
+            // SAFETY: the range lies within the mapping (asserted), and `&mut self` makes it exclusive. Not by `deref_mut`, which
+            // would wait for the stores of the piece before: lines that were streamed are not touched here.
+            let target = unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr().add(at), bytes.len()) };
+            let (head, bytes) = bytes.split_at((at.next_multiple_of(64) - at).min(bytes.len()));
+            let (target_head, target) = target.split_at_mut(head.len());
+            let (target_lines, target_tail) = target.as_chunks_mut::<64>();
+            let (lines, tail) = bytes.as_chunks::<64>();
+            target_head.copy_from_slice(head);
+            target_tail.copy_from_slice(tail);
+            for (target, line) in target_lines.iter_mut().zip(lines) {
+                for (target, part) in target.as_chunks_mut::<16>().0.iter_mut().zip(line.as_chunks::<16>().0) {
+                    // SAFETY: every processor of this architecture has SSE2; both parts have sixteen bytes, and the target is aligned, for
+                    // the mapping is, and it lies in a whole line. The fence that such stores need comes before anybody sees them: `settle`.
+                    unsafe { _mm_stream_si128(target.as_mut_ptr().cast(), _mm_loadu_si128(part.as_ptr().cast())) };
+                }
+            }
+            self.streaming.set(true);
+        }
+        #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+        self[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+
+    /// Waits for stores past the caches, if there may be any.
+    fn settle(&self) {
+        if self.streaming.replace(false) {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: every processor of this architecture has the instruction, and it touches no memory of its own.
+            unsafe {
+                std::arch::x86_64::_mm_sfence()
+            };
+        }
     }
 
     fn keep_out_of_core_dumps(&self) {
@@ -104,6 +146,7 @@ impl Deref for Mapping {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
+        self.settle();
         // SAFETY: `start..start + bytes` is mapped, readable, zeroed by the kernel, and lives as long as `self`.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.bytes) }
     }
@@ -111,6 +154,7 @@ impl Deref for Mapping {
 
 impl DerefMut for Mapping {
     fn deref_mut(&mut self) -> &mut [u8] {
+        self.settle();
         // SAFETY: as in `deref`, writable, and `&mut self` makes it exclusive.
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.bytes) }
     }
@@ -118,6 +162,7 @@ impl DerefMut for Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
+        self.settle();
         // SAFETY: the range was mapped by `map` and no slice of it outlives `self`.
         let _ = unsafe { munmap(self.mapped.as_ptr().cast(), self.mapped_bytes) };
     }
@@ -223,6 +268,35 @@ mod tests {
         mapping.store_release(8, 0x0403_0201);
         assert_eq!(mapping[8..12], [1, 2, 3, 4]);
         assert_eq!(mapping[4 << 19], 7);
+    }
+
+    /// Wherever a piece begins and ends, within a line or across many, just its bytes are changed.
+    #[test]
+    fn what_is_written_past_the_caches_is_there() {
+        let mut random = fastrand::Rng::with_seed(1);
+        let mut mapping = Mapping::new(1).expect("2 MiB");
+        let mut expected = vec![0; mapping.len()];
+        for _ in 0..2_000 {
+            let longest = [40, 300, 4096][random.usize(..3)];
+            let length = random.usize(..longest);
+            let at = if random.u8(..8) == 0 { mapping.len() - length } else { random.usize(..4096) };
+            let bytes: Vec<u8> = std::iter::repeat_with(|| random.u8(..)).take(length).collect();
+            mapping.write_past_caches(at, &bytes);
+            expected[at..at + length].copy_from_slice(&bytes);
+            if random.bool() {
+                let near = at.saturating_sub(100)..(at + length + 100).min(mapping.len());
+                assert!(mapping[near.clone()] == expected[near], "{length} bytes at {at}");
+            }
+        }
+        assert!(*mapping == *expected);
+    }
+
+    #[test]
+    #[should_panic = "a range of the mapping"]
+    fn nothing_is_written_behind_the_end() {
+        let mut mapping = Mapping::new(1).expect("2 MiB");
+        let end = mapping.len();
+        mapping.write_past_caches(end - 64, &[0; 65]);
     }
 
     #[test]

@@ -255,7 +255,7 @@ impl Shard {
                 Step::Header(header) => self.frame_begins(&mut connection, header, now).map(|()| true),
                 Step::Body(came, piece) => {
                     match &connection.incoming {
-                        Incoming::Batch(_, place) => self.requests.fill(place, came, piece),
+                        Incoming::Batch(header, place) => self.requests.fill(place, came, piece, self.read_soon(header)),
                         Incoming::Control(_) => connection.control_body.extend_from_slice(piece),
                         Incoming::Duplicate(_) | Incoming::Nothing => {}
                     }
