@@ -17,7 +17,7 @@
 use bumpalo::Bump;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use postanalytics_protocol::schema::v1::RECORD_BYTES;
-use postanalytics_protocol::{AlignedVec, BatchBuilder, RecordFields, ValidBatch};
+use postanalytics_protocol::{BatchBuilder, RecordFields, ValidBatch};
 use postanalytics_server::analytics::{Analytics, Room, Timing, settings::Settings};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -43,7 +43,7 @@ struct Mix {
 
 /// A batch of records that can be made those of others in place.
 struct Batch {
-    body: AlignedVec<16>,
+    body: Vec<u8>,
     /// Where the digits of the path and of the user agent stand in the body, and whether the path is an asset's.
     digits: Vec<[usize; 2]>,
 }
@@ -73,7 +73,7 @@ impl Batch {
             // A batch of 64 such records is far below the limit.
             let _ = batch.push(&fields, 1 << 20);
         }
-        let mut body = AlignedVec::new();
+        let mut body = Vec::new();
         body.resize(batch.body_bytes(), 0);
         batch.encode_body(&mut body);
         // The blob follows the records.

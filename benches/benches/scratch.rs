@@ -13,7 +13,7 @@
 use bumpalo::Bump;
 use bumpalo::collections::Vec as BumpVec;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use postanalytics_benches::{RECORDS, aligned_body, frame_with_hits};
+use postanalytics_benches::{RECORDS, body_of, frame_with_hits};
 use postanalytics_protocol::frames::{Action, Subject, Verdict, encode_verdicts};
 use postanalytics_protocol::routing::address_bytes;
 use postanalytics_protocol::{Source, ValidBatch};
@@ -77,7 +77,7 @@ fn with_heap(batch: &ValidBatch<'_>, keys: bool, out: &mut Vec<u8>) -> usize {
 }
 
 fn scratch(criterion: &mut Criterion) {
-    let body = aligned_body(&frame_with_hits(1, 1, RECORDS, 4));
+    let body = body_of(frame_with_hits(1, 1, RECORDS, 4));
     let batch = ValidBatch::parse(1, RECORDS, &body).unwrap_or_else(|error| panic!("the frame is good: {error}"));
     let mut bump = Bump::with_capacity(256 << 10);
     for (name, keys) in [("hits and verdicts", false), ("a key per record besides", true)] {

@@ -6,7 +6,7 @@
 
 use bumpalo::Bump;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use postanalytics_protocol::{AlignedVec, BatchBuilder, RecordFields, ValidBatch};
+use postanalytics_protocol::{BatchBuilder, RecordFields, ValidBatch};
 use postanalytics_server::analytics::{Analytics, Room, Timing};
 use postanalytics_server::shard::derived::derived_queue;
 use std::net::Ipv4Addr;
@@ -15,7 +15,7 @@ use std::sync::Arc;
 const RECORDS: u32 = 64;
 const BATCHES: u32 = 2000;
 
-fn bodies() -> Vec<AlignedVec<16>> {
+fn bodies() -> Vec<Vec<u8>> {
     let make = |number: u32| {
         let mut batch = BatchBuilder::default();
         for n in number * RECORDS..(number + 1) * RECORDS {
@@ -36,7 +36,7 @@ fn bodies() -> Vec<AlignedVec<16>> {
             // A batch of 64 such records is far below the limit.
             let _ = batch.push(&fields, 1 << 20);
         }
-        let mut body = AlignedVec::new();
+        let mut body = Vec::new();
         body.resize(batch.body_bytes(), 0);
         batch.encode_body(&mut body);
         body

@@ -10,7 +10,7 @@ pub mod peers;
 pub mod pieces;
 
 use postanalytics_protocol::frames::{ANY_SHARD, Hello, PackageVersion};
-use postanalytics_protocol::{AlignedVec, BatchBuilder, FrameHeader, HEADER_BYTES, Hit, RecordFields};
+use postanalytics_protocol::{BatchBuilder, FrameHeader, HEADER_BYTES, Hit, RecordFields};
 use postanalytics_server::analytics::Analytics;
 use postanalytics_server::arena::Log;
 use postanalytics_server::shard::messages::{ConnectionTicket, Topology};
@@ -52,11 +52,9 @@ pub fn frame_with_hits(session: u64, sequence: u64, records: u32, hits_every: u3
     out
 }
 
-/// A frame's body, aligned as the arena has it.
-pub fn aligned_body(frame: &[u8]) -> AlignedVec<16> {
-    let mut body = AlignedVec::new();
-    body.extend_from_slice(&frame[HEADER_BYTES..]);
-    body
+/// A frame's body.
+pub fn body_of(mut frame: Vec<u8>) -> Vec<u8> {
+    frame.split_off(HEADER_BYTES)
 }
 
 /// Gives a frame another sequence, as a client does that sends pre-built frames.

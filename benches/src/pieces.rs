@@ -3,7 +3,7 @@
 //! A piece handles one frame of [`RECORDS`] records of about 512 bytes. The input is the same every time and lies in the cache,
 //! as it does in a shard that has just received it.
 
-use crate::{RECORDS, aligned_body, frame, shard, stamp};
+use crate::{RECORDS, body_of, frame, shard, stamp};
 use bumpalo::Bump;
 use postanalytics_protocol::{Assembler, HEADER_BYTES, ValidBatch, shard_of};
 use postanalytics_server::analytics::{Analytics, Timing};
@@ -31,20 +31,20 @@ pub fn pieces() -> Vec<Piece> {
 }
 
 fn crc() -> Piece {
-    let body = aligned_body(&frame(1, 1, RECORDS));
+    let body = body_of(frame(1, 1, RECORDS));
     let wanted = crc32fast::hash(&body);
     Piece { name: "crc", run: Box::new(move || if crc32fast::hash(black_box(&body)) == wanted { RECORDS } else { 0 }) }
 }
 
 fn validate() -> Piece {
-    let body = aligned_body(&frame(1, 1, RECORDS));
+    let body = body_of(frame(1, 1, RECORDS));
     let run = move || ValidBatch::parse(1, RECORDS, black_box(&body)).map_or(0, |batch| batch.len() as u32);
     Piece { name: "validate", run: Box::new(run) }
 }
 
 /// A valid batch for the rest of the process: 33 KiB are leaked, so that a piece can hold it.
 fn valid_batch() -> ValidBatch<'static> {
-    let body = Box::leak(Box::new(aligned_body(&frame(1, 1, RECORDS))));
+    let body = Box::leak(Box::new(body_of(frame(1, 1, RECORDS))));
     ValidBatch::parse(1, RECORDS, body).unwrap_or_else(|error| unreachable!("the frame is good: {error}"))
 }
 
@@ -89,7 +89,7 @@ fn arena() -> Option<Piece> {
     let run = move || {
         let body = black_box(&frame[HEADER_BYTES..]);
         let Ok(place) = log.reserve(body.len() as u32) else { return 0 };
-        log.fill(&place, 0, body);
+        log.fill(&place, 0, body, 0);
         log.commit(place, PlaceHeader { record_count: RECORDS, arrival_us: 1, ..PlaceHeader::default() });
         RECORDS
     };
@@ -103,7 +103,7 @@ fn source_filter() -> Option<Piece> {
     let mut log = Log::new(64).ok()?;
     log.memory().prefault().ok()?;
     let place = log.reserve(body.len() as u32).ok()?;
-    log.fill(&place, 0, body);
+    log.fill(&place, 0, body, body.len());
     let run = move || {
         let (body, mut filter) = log.body_and_filter(&place);
         let Ok(batch) = ValidBatch::parse(1, RECORDS, black_box(body)) else { return 0 };

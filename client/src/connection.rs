@@ -6,9 +6,9 @@
 //!                          └── Backoff ◀───────┴───────────────────┴──────────────────┘
 //! ```
 
+use postanalytics_protocol::Assembler;
 use postanalytics_protocol::error::FrameError;
 use postanalytics_protocol::header::{FrameHeader, FrameKind};
-use postanalytics_protocol::{AlignedVec, Assembler};
 use thiserror::Error;
 
 /// Longest wait for Welcome, µs.
@@ -134,7 +134,7 @@ pub(crate) struct Connection {
     /// When it was last open, or first wanted.
     closed_us: u64,
     assembler: Assembler,
-    body: AlignedVec<16>,
+    body: Vec<u8>,
     out: Vec<u8>,
     out_written: usize,
 }
@@ -153,7 +153,7 @@ impl Default for Connection {
             attempts: 0,
             closed_us: 0,
             assembler: Assembler::default(),
-            body: AlignedVec::new(),
+            body: Vec::new(),
             out: Vec::new(),
             out_written: 0,
         }

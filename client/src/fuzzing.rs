@@ -12,7 +12,7 @@ use crate::denylist::Denylist;
 use crate::request::Request;
 use postanalytics_protocol::frames::{ControlFrame, PackageVersion, StoredSequence, Welcome};
 use postanalytics_protocol::header::{FrameHeader, FrameKind};
-use postanalytics_protocol::{AlignedVec, Assembler, ValidBatch};
+use postanalytics_protocol::{Assembler, ValidBatch};
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::net::{IpAddr, Ipv4Addr};
@@ -26,7 +26,7 @@ const SECOND: u64 = 1_000_000;
 #[derive(Default)]
 struct Peer {
     assembler: Assembler,
-    body: AlignedVec<16>,
+    body: Vec<u8>,
     session: u64,
     /// Something was said to the client here.
     spoken: bool,

@@ -19,7 +19,7 @@ use postanalytics_protocol::frames::{
 use postanalytics_protocol::header::{FrameHeader, FrameKind};
 use postanalytics_protocol::routing::address_bytes;
 use postanalytics_protocol::schema::v1::FLAG_MAYBE_STORED_ELSEWHERE;
-use postanalytics_protocol::{AlignedVec, Assembler, ValidBatch, shard_of};
+use postanalytics_protocol::{Assembler, ValidBatch, shard_of};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex};
@@ -152,7 +152,7 @@ impl Server {
 #[derive(Default)]
 struct Peer {
     assembler: Assembler,
-    body: AlignedVec<16>,
+    body: Vec<u8>,
     session: u64,
     shard: Option<u32>,
     out: Vec<u8>,

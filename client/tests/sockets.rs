@@ -9,7 +9,7 @@ use postanalytics_protocol::frames::{
 };
 use postanalytics_protocol::header::{FrameHeader, FrameKind};
 use postanalytics_protocol::routing::address_bytes;
-use postanalytics_protocol::{AlignedVec, Assembler, ValidBatch};
+use postanalytics_protocol::{Assembler, ValidBatch};
 use std::collections::{HashMap, HashSet};
 use std::io::{Read, Write};
 use std::net::{IpAddr, Shutdown, TcpListener, TcpStream};
@@ -99,7 +99,7 @@ struct Peer {
 
 impl Peer {
     fn serve(mut self) {
-        let (mut assembler, mut body, mut buffer) = (Assembler::default(), AlignedVec::new(), vec![0; 1 << 16]);
+        let (mut assembler, mut body, mut buffer) = (Assembler::default(), Vec::new(), vec![0; 1 << 16]);
         while let Ok(bytes @ 1..) = self.stream.read(&mut buffer) {
             let mut input = &buffer[..bytes];
             while let Some(header) = assembler.collect(&mut input, &mut body).expect("frames") {

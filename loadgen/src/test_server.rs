@@ -1,7 +1,7 @@
 //! A small server of two shards in this process, for tests: what it stores, acknowledges or does wrong is known.
 
 use postanalytics_protocol::frames::{Ack, ControlFrame, PackageVersion, Stats, StatsRequest, Welcome};
-use postanalytics_protocol::{AlignedVec, Assembler, FrameHeader, FrameKind, RecordFields, Source, ValidBatch, shard_of};
+use postanalytics_protocol::{Assembler, FrameHeader, FrameKind, RecordFields, Source, ValidBatch, shard_of};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -49,7 +49,7 @@ pub(crate) fn serve(fault: Fault) -> TestServer {
 }
 
 fn serve_connection(mut stream: TcpStream, fault: Fault, id: u8, kept: &Mutex<Vec<Kept>>) {
-    let (mut assembler, mut body, mut buffer) = (Assembler::default(), AlignedVec::new(), vec![0; 1 << 18]);
+    let (mut assembler, mut body, mut buffer) = (Assembler::default(), Vec::new(), vec![0; 1 << 18]);
     let (mut shard, mut replay, mut sequence, mut stored, mut out) = (0, false, 0, 0u64, Vec::new());
     while let Ok(length @ 1..) = stream.read(&mut buffer) {
         let mut input = &buffer[..length];
@@ -93,7 +93,7 @@ fn serve_connection(mut stream: TcpStream, fault: Fault, id: u8, kept: &Mutex<Ve
     }
 }
 
-fn check_batch(header: &FrameHeader, body: &AlignedVec<16>, shard: u32, replay: bool, kept: &Mutex<Vec<Kept>>) -> u64 {
+fn check_batch(header: &FrameHeader, body: &Vec<u8>, shard: u32, replay: bool, kept: &Mutex<Vec<Kept>>) -> u64 {
     let batch = ValidBatch::parse(header.schema, header.record_count, body).expect("a valid batch");
     let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
     for record in batch.records() {

@@ -2,11 +2,9 @@
 
 use crate::error::FrameError;
 use crate::header::{DEFAULT_MAX_BODY_BYTES, FrameHeader, HEADER_BYTES};
-use rkyv::util::AlignedVec;
 
 /// Longest piece of a body handed on at a time: what the CRC has read is still in the first cache when it is copied.
 const PIECE_BYTES_MAX: usize = 8 << 10;
-
 /// What comes next in the stream.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Step<'a> {
@@ -14,6 +12,8 @@ pub enum Step<'a> {
     NeedMore,
     /// A header was read and holds; make room for `body_bytes`.
     Header(FrameHeader),
+    /// The whole body, and its CRC holds. Comes in the place of `Body` and `End` if the input has it.
+    Whole(&'a [u8]),
     /// The next bytes of the body, and how many of it came before.
     Body(usize, &'a [u8]),
     /// The body is complete and its CRC holds. Comes for every frame, also for one without a body.
@@ -67,6 +67,12 @@ impl Assembler {
                 if input.is_empty() {
                     return Ok(Step::NeedMore);
                 }
+                if body.came == 0 && input.len() >= body.bytes {
+                    let (whole, rest) = input.split_at(body.bytes);
+                    *input = rest;
+                    body.crc.update(whole);
+                    return self.end().map(|_| Step::Whole(whole));
+                }
                 let (piece, rest) = input.split_at((body.bytes - body.came).min(input.len()).min(PIECE_BYTES_MAX));
                 *input = rest;
                 let came = body.came;
@@ -80,7 +86,7 @@ impl Assembler {
 
     /// Collects whole frames for peers that keep the body in memory of their own: returns a header once `body` holds the
     /// frame's whole body, `None` when the input is used up.
-    pub fn collect(&mut self, input: &mut &[u8], body: &mut AlignedVec<16>) -> Result<Option<FrameHeader>, FrameError> {
+    pub fn collect(&mut self, input: &mut &[u8], body: &mut Vec<u8>) -> Result<Option<FrameHeader>, FrameError> {
         loop {
             match self.step(input)? {
                 Step::NeedMore => return Ok(None),
@@ -89,6 +95,10 @@ impl Assembler {
                     body.reserve(header.body_bytes as usize);
                 }
                 Step::Body(_, piece) => body.extend_from_slice(piece),
+                Step::Whole(whole) => {
+                    body.extend_from_slice(whole);
+                    return FrameHeader::decode(&self.header, u32::MAX).map(Some);
+                }
                 // The header bytes are kept until the next frame begins, and they were valid.
                 Step::End => return FrameHeader::decode(&self.header, u32::MAX).map(Some),
             }
@@ -145,7 +155,7 @@ mod tests {
     }
 
     fn frames_of(assembler: &mut Assembler, pieces: &[&[u8]]) -> Vec<(FrameHeader, Vec<u8>)> {
-        let (mut frames, mut body) = (Vec::new(), AlignedVec::new());
+        let (mut frames, mut body) = (Vec::new(), Vec::new());
         for piece in pieces {
             let mut input = *piece;
             while let Some(header) = assembler.collect(&mut input, &mut body).expect("a good stream") {
@@ -172,7 +182,7 @@ mod tests {
         #[test]
         fn any_bytes_end_in_frames_or_a_named_error(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
             let mut assembler = Assembler::default();
-            let mut body = AlignedVec::new();
+            let mut body = Vec::new();
             let mut input = bytes.as_slice();
             loop {
                 match assembler.collect(&mut input, &mut body) {
@@ -196,7 +206,7 @@ mod tests {
         let mut bytes = stream(&[(1, b"/path".to_vec())]);
         bytes[HEADER_BYTES + 3] ^= 1;
         let mut input = bytes.as_slice();
-        let error = Assembler::default().collect(&mut input, &mut AlignedVec::new());
+        let error = Assembler::default().collect(&mut input, &mut Vec::new());
         assert!(matches!(error, Err(FrameError::BadBodyCrc { .. })), "{error:?}");
     }
 }

@@ -13,6 +13,9 @@ use rkyv::ser::allocator::SubAllocator;
 use rkyv::ser::writer::Buffer;
 use thiserror::Error;
 
+/// Records begin at a multiple of this in a body: a reader in another language may read them as aligned numbers.
+const RECORD_ALIGNMENT: usize = 8;
+
 /// A finding in a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Hit<'a> {
@@ -458,8 +461,7 @@ pub struct ValidBatch<'a> {
 }
 
 impl<'a> ValidBatch<'a> {
-    /// Checks the body of a Batch frame. `body` must lie at an address that is a multiple of 16 (8 is enough for the
-    /// present schema); `record_count` and `schema` are those of its header.
+    /// Checks the body of a Batch frame, which may lie at any address; `record_count` and `schema` are those of its header.
     pub fn parse(schema: u16, record_count: u32, body: &'a [u8]) -> Result<Self, BatchError> {
         if schema != SCHEMA {
             return Err(BatchError::UnsupportedSchema { found: schema });
@@ -467,6 +469,10 @@ impl<'a> ValidBatch<'a> {
         let archived = rkyv::api::low::access::<ArchivedBatch, Failure>(body).map_err(|_| BatchError::BadArchive)?;
         let records = archived.records.as_slice();
         let blob = archived.blob.as_slice();
+        let begin = records.as_ptr().addr() - body.as_ptr().addr();
+        if !begin.is_multiple_of(RECORD_ALIGNMENT) {
+            return Err(BatchError::BadArchive);
+        }
         if records.len() != record_count as usize {
             return Err(BatchError::RecordCountMismatch { stated: record_count, found: records.len() });
         }

@@ -9,7 +9,7 @@ use postanalytics_protocol::frames::{
     WELCOME_SEQUENCES_MAX, Welcome,
 };
 use postanalytics_protocol::{
-    AlignedVec, Assembler, DEFAULT_MAX_BODY_BYTES, ErrorCode, FrameError, FrameHeader, FrameKind, HEADER_BYTES, ValidBatch,
+    Assembler, DEFAULT_MAX_BODY_BYTES, ErrorCode, FrameError, FrameHeader, FrameKind, HEADER_BYTES, ValidBatch,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -144,7 +144,7 @@ fn header_of(kind: FrameKind, record_count: u32, body: &[u8]) -> FrameHeader {
 /// Decodes a frame of any kind; what is no frame must have a name.
 fn decode_any(header: &FrameHeader, body: &[u8]) {
     if header.kind == FrameKind::Batch {
-        let mut memory = AlignedVec::<16>::new();
+        let mut memory = Vec::new();
         memory.extend_from_slice(body);
         if let Err(error) = ValidBatch::parse(header.schema, header.record_count, &memory) {
             assert!(!error.code().name().is_empty() && !error.to_string().is_empty());
@@ -239,7 +239,7 @@ proptest! {
             let at = at.index(bytes.len());
             bytes[at] ^= value;
         }
-        let (mut assembler, mut body, mut input) = (Assembler::default(), AlignedVec::new(), bytes.as_slice());
+        let (mut assembler, mut body, mut input) = (Assembler::default(), Vec::new(), bytes.as_slice());
         loop {
             match assembler.collect(&mut input, &mut body) {
                 Ok(Some(header)) => decode_any(&header, &body),

@@ -6,7 +6,7 @@ mod common;
 
 use common::{hex_lines, read_hex};
 use postanalytics_protocol::frames::{ANY_SHARD, Ack, ControlFrame, ErrorFrame, Ping, Stats, StoredSequence, Verdicts, Welcome};
-use postanalytics_protocol::{AlignedVec, Assembler, FrameHeader, FrameKind, ValidBatch, shard_of};
+use postanalytics_protocol::{Assembler, FrameHeader, FrameKind, ValidBatch, shard_of};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -84,7 +84,7 @@ impl Peer {
     /// Serves a connection until the client says Goodbye. What is wrong goes back as an Error, on which the client fails.
     fn serve(stream: TcpStream) {
         let mut peer = Self { stream, session: 0, shard: 0, stored: 0, sequence: 0, pongs: 0 };
-        let (mut assembler, mut body, mut buffer) = (Assembler::default(), AlignedVec::new(), [0u8; 700]);
+        let (mut assembler, mut body, mut buffer) = (Assembler::default(), Vec::new(), [0u8; 700]);
         loop {
             let count = peer.stream.read(&mut buffer).expect("the client sends");
             assert!(count > 0, "the client closed without a Goodbye");

@@ -3,7 +3,7 @@
 //! `cargo test --release -p postanalytics-protocol --test speed -- --ignored --nocapture`
 
 use postanalytics_protocol::schema::v1::{RECORD_BYTES, SCHEMA};
-use postanalytics_protocol::{AlignedVec, BatchBuilder, Hit, RecordFields, ValidBatch};
+use postanalytics_protocol::{BatchBuilder, Hit, RecordFields, ValidBatch};
 use std::hint::black_box;
 use std::time::Instant;
 
@@ -11,7 +11,7 @@ const RECORDS: usize = 64;
 const ROUNDS: usize = 20_000;
 
 /// A batch of records of 512 bytes each, of which the fixed part is 176.
-fn batch(hits_every: usize) -> AlignedVec<16> {
+fn batch(hits_every: usize) -> Vec<u8> {
     let mut builder = BatchBuilder::default();
     let filler = [b'a'; 512];
     for index in 0..RECORDS {
@@ -27,7 +27,7 @@ fn batch(hits_every: usize) -> AlignedVec<16> {
         };
         builder.push(&fields, 1 << 20).expect("fits");
     }
-    let mut body = AlignedVec::new();
+    let mut body = Vec::new();
     body.resize(builder.body_bytes(), 0);
     builder.encode_body(&mut body);
     body

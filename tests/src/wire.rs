@@ -1,7 +1,7 @@
 //! A connection that speaks the protocol byte by byte, so that a test can do what no client would.
 
 use postanalytics_protocol::frames::{ANY_SHARD, ControlFrame, ErrorFrame, Hello, PackageVersion, StoredSequence, Welcome};
-use postanalytics_protocol::{AlignedVec, Assembler, BatchBuilder, FrameKind, HEADER_BYTES, RecordFields};
+use postanalytics_protocol::{Assembler, BatchBuilder, FrameKind, HEADER_BYTES, RecordFields};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
@@ -159,7 +159,7 @@ impl RawConnection {
                 }
             };
             let mut input = &buffer[..count];
-            let mut body = AlignedVec::new();
+            let mut body = Vec::new();
             while let Some(header) = self.assembler.collect(&mut input, &mut body).unwrap() {
                 assert_ne!(header.kind, FrameKind::Batch);
                 self.received.push(ControlFrame::decode(&header, &body).unwrap());

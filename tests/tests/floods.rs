@@ -9,7 +9,7 @@ use bumpalo::Bump;
 use postanalytics_client::{Client, Request, SendError};
 use postanalytics_protocol::routing::address_bytes;
 use postanalytics_protocol::schema::v1::{Method, SCHEMA};
-use postanalytics_protocol::{AlignedVec, BatchBuilder, RecordFields, ValidBatch};
+use postanalytics_protocol::{BatchBuilder, RecordFields, ValidBatch};
 use postanalytics_server::analytics::{Analytics, Room, Timing};
 use postanalytics_tests::{Server, ServerOptions, binary, eventually, skipped};
 use serde_json::Value;
@@ -216,7 +216,7 @@ fn a_hundred_million_single_use_keys_leave_memory_as_it_is() {
     const BATCH: u64 = 64;
     let room = Room { keys: 1 << 20, ..Room::default() };
     let mut analytics = Analytics::new(Arc::default(), room, 7);
-    let (mut scratch, mut body) = (Bump::with_capacity(1 << 20), AlignedVec::<16>::new());
+    let (mut scratch, mut body) = (Bump::with_capacity(1 << 20), Vec::new());
     let (begun, mut resident) = (Instant::now(), Vec::new());
     for first in (0..RECORDS).step_by(BATCH as usize) {
         let mut batch = BatchBuilder::default();

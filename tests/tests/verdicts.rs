@@ -6,7 +6,7 @@
 use postanalytics_client::{Action, Client};
 use postanalytics_protocol::frames::{ControlFrame, PackageVersion, Subject, Verdict};
 use postanalytics_protocol::routing::address_bytes;
-use postanalytics_protocol::{AlignedVec, Assembler, DEFAULT_MAX_BODY_BYTES};
+use postanalytics_protocol::{Assembler, DEFAULT_MAX_BODY_BYTES};
 use postanalytics_server::analytics::AnalyticsPlan;
 use postanalytics_server::queue::Sender;
 use postanalytics_server::shard::messages::{ConnectionTicket, Handover, ShardHandle, ToShard, Topology};
@@ -136,7 +136,7 @@ fn accept(listener: &TcpListener, shared: &Mutex<Shared>) {
 
 /// A client sends nothing after its Hello until it is welcome, so nothing is read ahead.
 fn read_hello(socket: &mut TcpStream) -> Option<(postanalytics_protocol::frames::Hello, u64)> {
-    let (mut assembler, mut body, mut buffer) = (Assembler::default(), AlignedVec::new(), [0; 1024]);
+    let (mut assembler, mut body, mut buffer) = (Assembler::default(), Vec::new(), [0; 1024]);
     socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     loop {
         let count = socket.read(&mut buffer).ok().filter(|count| *count > 0)?;

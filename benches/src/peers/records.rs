@@ -332,7 +332,7 @@ mod tests {
     use super::*;
     use postanalytics_protocol::batch::blob_bytes;
     use postanalytics_protocol::schema::v1::{RECORD_BYTES, SCHEMA};
-    use postanalytics_protocol::{AlignedVec, BatchBuilder, ValidBatch};
+    use postanalytics_protocol::{BatchBuilder, ValidBatch};
     use std::collections::HashSet;
 
     #[test]
@@ -347,7 +347,7 @@ mod tests {
             assert_eq!(RECORD_BYTES + blob_bytes(&record.fields()), 512);
             batch.push(&record.fields(), 1 << 20).expect("fits");
         }
-        let mut body = AlignedVec::<16>::new();
+        let mut body = Vec::new();
         body.resize(batch.body_bytes(), 0);
         batch.encode_body(&mut body);
         let valid = ValidBatch::parse(SCHEMA, 500, &body).expect("valid");

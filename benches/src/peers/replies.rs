@@ -2,8 +2,8 @@
 //! ours, answered calls of Tarantool, answered commands of Redis, bytes that the discarding server has read.
 
 use anyhow::{Context, Result, bail, ensure};
+use postanalytics_protocol::Assembler;
 use postanalytics_protocol::frames::ControlFrame;
-use postanalytics_protocol::{AlignedVec, Assembler};
 
 /// Bytes of an IPROTO length.
 const IPROTO_LENGTH_BYTES: usize = 5;
@@ -15,7 +15,7 @@ pub enum Replies {
         /// From bytes to frames.
         assembler: Box<Assembler>,
         /// The body of the frame that is coming.
-        body: AlignedVec<16>,
+        body: Vec<u8>,
     },
     /// Tarantool.
     Iproto(Partial),
@@ -79,7 +79,7 @@ impl Partial {
     }
 }
 
-fn frames(assembler: &mut Assembler, body: &mut AlignedVec<16>, mut input: &[u8]) -> Result<Option<u64>> {
+fn frames(assembler: &mut Assembler, body: &mut Vec<u8>, mut input: &[u8]) -> Result<Option<u64>> {
     let mut acked = None;
     while let Some(header) = assembler.collect(&mut input, body)? {
         match ControlFrame::decode(&header, body)? {

@@ -8,7 +8,7 @@ use crate::run::Timing;
 use anyhow::{Context, Result, bail, ensure};
 use postanalytics_protocol::frames::{ControlFrame, Goodbye, Hello, PackageVersion, Pong, Stats, Welcome};
 use postanalytics_protocol::schema::v1::SCHEMA;
-use postanalytics_protocol::{AlignedVec, Assembler, FrameHeader, FrameKind, HEADER_BYTES, PROTOCOL_VERSION};
+use postanalytics_protocol::{Assembler, FrameHeader, FrameKind, HEADER_BYTES, PROTOCOL_VERSION};
 use socket2::{Domain, Protocol, Socket, Type};
 use std::collections::VecDeque;
 use std::io::{ErrorKind, IoSlice, Read, Write};
@@ -48,7 +48,7 @@ pub(super) struct Connection {
     /// Answers to [`Self::ask`].
     pub(super) stats: [Option<Stats>; 3],
     assembler: Assembler,
-    body: AlignedVec<16>,
+    body: Vec<u8>,
     outgoing: VecDeque<Outgoing>,
     in_flight: VecDeque<InFlight>,
     in_flight_bytes: u64,
@@ -359,7 +359,7 @@ pub fn shake_hands(
     session: u64,
     wanted_shard: u32,
     node_name: &str,
-) -> Result<(Welcome, Assembler, AlignedVec<16>)> {
+) -> Result<(Welcome, Assembler, Vec<u8>)> {
     let hello = Hello {
         protocol_min: u16::from(PROTOCOL_VERSION),
         protocol_max: u16::from(PROTOCOL_VERSION),
@@ -375,13 +375,13 @@ pub fn shake_hands(
     let mut bytes = Vec::new();
     hello.encode(session, unix_us(), &mut bytes);
     stream.write_all(&bytes)?;
-    let (mut assembler, mut body) = (Assembler::default(), AlignedVec::new());
+    let (mut assembler, mut body) = (Assembler::default(), Vec::new());
     let welcome = read_welcome(stream, &mut assembler, &mut body)?;
     ensure!(welcome.schema == SCHEMA, "the server chose record schema {}, which was not offered", welcome.schema);
     Ok((welcome, assembler, body))
 }
 
-fn read_welcome(stream: &mut TcpStream, assembler: &mut Assembler, body: &mut AlignedVec<16>) -> Result<Welcome> {
+fn read_welcome(stream: &mut TcpStream, assembler: &mut Assembler, body: &mut Vec<u8>) -> Result<Welcome> {
     // A byte-exact read keeps what follows Welcome (verdicts) for the assembler: bodies are read only as far as they go.
     let mut byte = [0; HEADER_BYTES];
     let mut wanted = HEADER_BYTES;

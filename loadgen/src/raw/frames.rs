@@ -97,8 +97,8 @@ mod tests {
     use super::*;
     use crate::plan::{Arguments, Plan};
     use clap::Parser;
+    use postanalytics_protocol::ValidBatch;
     use postanalytics_protocol::frames::PackageVersion;
-    use postanalytics_protocol::{AlignedVec, ValidBatch};
     use std::collections::HashSet;
 
     #[test]
@@ -126,7 +126,7 @@ mod tests {
         for shard in 0..3 {
             assert!(pool.of_shard(shard).len() > 500);
             for frame in pool.of_shard(shard) {
-                let mut body = AlignedVec::<16>::new();
+                let mut body = Vec::new();
                 body.extend_from_slice(&frame.body);
                 let batch = ValidBatch::parse(frame.header.schema, frame.header.record_count, &body).expect("a valid batch");
                 assert_eq!(batch.len(), 48);

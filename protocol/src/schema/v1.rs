@@ -189,8 +189,8 @@ pub const TAG_METHOD: u16 = 1;
 
 const _: () = {
     use core::mem::{align_of, offset_of, size_of};
-    assert!(size_of::<ArchivedRecord>() == RECORD_BYTES && align_of::<ArchivedRecord>() == 8);
-    assert!(size_of::<ArchivedBatch>() == ROOT_BYTES && align_of::<ArchivedBatch>() == 4);
+    assert!(size_of::<ArchivedRecord>() == RECORD_BYTES && align_of::<ArchivedRecord>() == 1);
+    assert!(size_of::<ArchivedBatch>() == ROOT_BYTES && align_of::<ArchivedBatch>() == 1);
     assert!(size_of::<Record>() == RECORD_BYTES);
     assert!(offset_of!(ArchivedRecord, client_ip) == 16 && offset_of!(ArchivedRecord, event_us) == 32);
     assert!(offset_of!(ArchivedRecord, tenant) == 40 && offset_of!(ArchivedRecord, session_hash) == 48);

@@ -3,7 +3,7 @@
 #![allow(dead_code, reason = "each test binary uses its part of this")]
 
 use postanalytics_protocol::schema::v1::{EXTENSIONS_MAX, HITS_MAX};
-use postanalytics_protocol::{AlignedVec, Assembler, BatchBuilder, Extension, FrameHeader, Hit, RecordFields};
+use postanalytics_protocol::{Assembler, BatchBuilder, Extension, FrameHeader, Hit, RecordFields};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use std::path::Path;
@@ -105,22 +105,22 @@ pub(crate) fn any_record() -> impl Strategy<Value = OwnedRecord> {
     )
 }
 
-/// The only frame in `bytes`: its header, and its body in aligned memory.
-pub(crate) fn only_frame(bytes: &[u8]) -> (FrameHeader, AlignedVec<16>) {
+/// The only frame in `bytes`: its header, and its body.
+pub(crate) fn only_frame(bytes: &[u8]) -> (FrameHeader, Vec<u8>) {
     let mut input = bytes;
-    let mut body = AlignedVec::new();
+    let mut body = Vec::new();
     let header = Assembler::default().collect(&mut input, &mut body).expect("a good frame").expect("a whole frame");
     assert!(input.is_empty(), "bytes follow the frame");
     (header, body)
 }
 
-/// The body of a batch of these records, in aligned memory.
-pub(crate) fn body_of(records: &[OwnedRecord]) -> AlignedVec<16> {
+/// The body of a batch of these records.
+pub(crate) fn body_of(records: &[OwnedRecord]) -> Vec<u8> {
     let mut builder = BatchBuilder::default();
     for record in records {
         builder.push(&record.fields(), AMPLE).expect("there is ample room");
     }
-    let mut body = AlignedVec::new();
+    let mut body = Vec::new();
     body.resize(builder.body_bytes(), 0);
     builder.encode_body(&mut body);
     body

@@ -197,7 +197,7 @@ mod tests {
     use crate::analytics::{Room, settings::Settings};
     use crate::config::detection::DetectionConfig;
     use postanalytics_protocol::schema::v1::{FLAG_AUTH_FAILED, FLAG_AUTH_SUCCEEDED, FLAG_BLOCKED, Method, SCHEMA};
-    use postanalytics_protocol::{AlignedVec, BatchBuilder, Hit, RecordFields, ValidBatch};
+    use postanalytics_protocol::{BatchBuilder, Hit, RecordFields, ValidBatch};
     use std::sync::Arc;
 
     const TIMING: Timing = Timing { arrival_us: 1 << 50, sent_us: 1 << 50, is_replay: false };
@@ -213,7 +213,7 @@ mod tests {
         let mut analytics = Analytics::new(settings, room, 7);
         let mut builder = BatchBuilder::default();
         builder.push(fields, 1 << 20).expect("fits");
-        let mut body = AlignedVec::<16>::new();
+        let mut body = Vec::new();
         body.resize(builder.body_bytes(), 0);
         builder.encode_body(&mut body);
         let batch = ValidBatch::parse(SCHEMA, 1, &body).expect("valid");
@@ -259,7 +259,7 @@ mod tests {
         records.iter().for_each(|fields| {
             builder.push(fields, 1 << 20).expect("fits");
         });
-        let mut body = AlignedVec::<16>::new();
+        let mut body = Vec::new();
         body.resize(builder.body_bytes(), 0);
         builder.encode_body(&mut body);
         let batch = ValidBatch::parse(SCHEMA, records.len() as u32, &body).expect("valid");

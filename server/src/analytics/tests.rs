@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::config::detection::DetectionConfig;
-use postanalytics_protocol::{AlignedVec, BatchBuilder, Hit, RecordFields};
+use postanalytics_protocol::{BatchBuilder, Hit, RecordFields};
 
 const ROOM: Room = Room { keys: 16_384, alerts: None, hands_on_failures: false, shards: 1, reports: false };
 
@@ -17,7 +17,7 @@ fn observe(analytics: &mut Analytics, scratch: &mut Bump, records: &[RecordField
     for fields in records {
         batch.push(fields, usize::MAX).expect("fits");
     }
-    let mut body = AlignedVec::<16>::new();
+    let mut body = Vec::new();
     body.resize(batch.body_bytes(), 0);
     batch.encode_body(&mut body);
     let valid = ValidBatch::parse(1, records.len() as u32, &body).expect("valid");
@@ -266,7 +266,7 @@ fn evidence_is_the_first_fifteen_and_the_deciding_one() {
 fn without_room_for_keys_no_detector_runs_and_hits_are_found() {
     use super::{Analytics, Room, Timing};
     use bumpalo::Bump;
-    use postanalytics_protocol::{AlignedVec, BatchBuilder, HEADER_BYTES, Hit, RecordFields, ValidBatch};
+    use postanalytics_protocol::{BatchBuilder, HEADER_BYTES, Hit, RecordFields, ValidBatch};
     let mut builder = BatchBuilder::default();
     for number in 0..40 {
         let path = format!("/{number}");
@@ -276,7 +276,7 @@ fn without_room_for_keys_no_detector_runs_and_hits_are_found() {
     }
     let mut frame = Vec::new();
     builder.encode_frame(1, 1, 1, &mut frame);
-    let mut body = AlignedVec::<16>::new();
+    let mut body = Vec::new();
     body.extend_from_slice(&frame[HEADER_BYTES..]);
     let batch = ValidBatch::parse(1, 40, &body).expect("a batch");
     let alerts = |keys| {
@@ -325,7 +325,7 @@ fn observe_live(subject: &mut Analytics, sources: &[[u8; 16]], user_agent: &[u8]
         let fields = RecordFields { user_agent, application, ..request(*source, 1, "/", 200) };
         batch.push(&fields, usize::MAX).expect("fits");
     }
-    let mut body = AlignedVec::<16>::new();
+    let mut body = Vec::new();
     body.resize(batch.body_bytes(), 0);
     batch.encode_body(&mut body);
     let valid = ValidBatch::parse(1, sources.len() as u32, &body).expect("valid");
@@ -417,7 +417,7 @@ fn a_verdict_is_about_the_source_unless_its_session_alone_is_meant() {
             let record = RecordFields { session_hash: 9, ..request(v4(1), event_us, path, 200) };
             batch.push(&record, usize::MAX).expect("fits");
         }
-        let mut body = AlignedVec::<16>::new();
+        let mut body = Vec::new();
         body.resize(batch.body_bytes(), 0);
         batch.encode_body(&mut body);
         let valid = ValidBatch::parse(1, paths.len() as u32, &body).expect("valid");
@@ -453,7 +453,7 @@ fn scratch_and_room_for_events_do_not_grow_with_the_hits_of_a_record() {
     for path in &paths {
         batch.push(&RecordFields { hits: hits.clone(), ..request(v4(1), 1_000_000, path, 200) }, usize::MAX).expect("fits");
     }
-    let mut body = AlignedVec::<16>::new();
+    let mut body = Vec::new();
     body.resize(batch.body_bytes(), 0);
     batch.encode_body(&mut body);
     let (scratch, room) = (Bump::new(), subject.waiting.capacity());

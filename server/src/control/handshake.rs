@@ -8,7 +8,7 @@ use glommio::net::TcpStream;
 use postanalytics_protocol::frames::{ANY_SHARD, HELLO_BODY_BYTES_MAX, Hello};
 use postanalytics_protocol::schema::v1::SCHEMA;
 use postanalytics_protocol::{
-    AlignedVec, Assembler, DEFAULT_MAX_BODY_BYTES, ErrorCode, FrameError, FrameHeader, FrameKind, HEADER_BYTES, PROTOCOL_VERSION,
+    Assembler, DEFAULT_MAX_BODY_BYTES, ErrorCode, FrameError, FrameHeader, FrameKind, HEADER_BYTES, PROTOCOL_VERSION,
 };
 use std::time::{Duration, Instant};
 
@@ -106,7 +106,7 @@ fn check_first_header(bytes: &[u8]) -> Result<FrameHeader, Refusal> {
 }
 
 fn decode(frame: &[u8]) -> Result<(Hello, u64), Refusal> {
-    let mut body = AlignedVec::new();
+    let mut body = Vec::new();
     let mut input = frame;
     let header = Assembler::new(HELLO_BODY_BYTES_MAX).collect(&mut input, &mut body)?;
     let header = header.ok_or_else(|| Refusal::new(ErrorCode::BadBody, "the Hello is not whole"))?;

@@ -8,7 +8,7 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use postanalytics_filter::LineFilter;
 use postanalytics_protocol::schema::v1::SCHEMA;
-use postanalytics_protocol::{AlignedVec, BatchBuilder, RecordFields, ValidBatch};
+use postanalytics_protocol::{BatchBuilder, RecordFields, ValidBatch};
 use std::cell::RefCell;
 use std::io::{Cursor, Write};
 
@@ -90,7 +90,7 @@ fn lines(file: Vec<u8>) -> (Vec<(Vec<u8>, bool)>, bool) {
 fn sendable(fields: &RecordFields<'_>) {
     let mut batch = BatchBuilder::with_capacity(1, 1 << 10);
     batch.push(fields, 1 << 30).expect("no more parts than a record may have");
-    let mut body = AlignedVec::<16>::with_capacity(batch.body_bytes());
+    let mut body = Vec::with_capacity(batch.body_bytes());
     body.resize(batch.body_bytes(), 0);
     batch.encode_body(&mut body);
     let batch = ValidBatch::parse(SCHEMA, 1, &body).expect("our own batch");

@@ -32,7 +32,7 @@ use bumpalo::Bump;
 use lines::Lines;
 use postanalytics_filter::LineFilter;
 use postanalytics_protocol::schema::v1::SCHEMA;
-use postanalytics_protocol::{AlignedVec, BatchBuilder, Source, ValidBatch, shard_of};
+use postanalytics_protocol::{BatchBuilder, Source, ValidBatch, shard_of};
 use rustix::event::{PollFd, PollFlags, poll};
 use std::io::{BufWriter, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
@@ -53,7 +53,7 @@ const SEED: u64 = 0x7265_706c_6179;
 struct Piece {
     /// Positions of its records in the input.
     orders: Vec<u64>,
-    body: AlignedVec<16>,
+    body: Vec<u8>,
 }
 
 /// What was read.
@@ -325,7 +325,7 @@ impl Reader {
     /// Sends every shard its part, an empty one as well: the correlator waits for all.
     fn end_round(&mut self) -> Result<()> {
         for (sender, (batch, orders)) in self.shards.iter_mut().zip(&mut self.batches) {
-            let mut body = AlignedVec::with_capacity(batch.body_bytes());
+            let mut body = Vec::with_capacity(batch.body_bytes());
             body.resize(batch.body_bytes(), 0);
             batch.encode_body(&mut body);
             batch.clear();

@@ -16,7 +16,7 @@ pub const UNSENT_BYTES_MAX: usize = 1 << 20;
 pub enum Incoming {
     /// Between two frames.
     Nothing,
-    /// A batch: its body goes straight to its place.
+    /// A batch, and its place: pieces of its body go there as they come, a whole one once it is analysed.
     Batch(FrameHeader, OpenPlace),
     /// A batch that is stored already: its body is skipped.
     Duplicate(FrameHeader),

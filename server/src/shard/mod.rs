@@ -261,7 +261,8 @@ impl Shard {
                     }
                     Ok(true)
                 }
-                Step::End => self.frame_ends(link, &mut connection, now).map(|()| true),
+                Step::Whole(body) => self.frame_ends(link, &mut connection, Some(body), now).map(|()| true),
+                Step::End => self.frame_ends(link, &mut connection, None, now).map(|()| true),
             });
             match outcome {
                 Ok(true) => {}
@@ -667,12 +668,13 @@ impl Shard {
         Ok(())
     }
 
-    fn frame_ends(&mut self, link: u32, connection: &mut Connection, now: Now) -> Result<(), Refusal> {
+    /// The body is whole and its CRC holds. It is `whole`, or was put together where it belongs.
+    fn frame_ends(&mut self, link: u32, connection: &mut Connection, whole: Option<&[u8]>, now: Now) -> Result<(), Refusal> {
         connection.frame_since_us = 0;
         match std::mem::replace(&mut connection.incoming, Incoming::Nothing) {
             Incoming::Nothing => Ok(()),
             Incoming::Batch(header, place) => {
-                self.store(connection, &header, place, now)?;
+                self.store(connection, &header, place, whole, now)?;
                 self.owe_ack(link, connection);
                 Ok(())
             }
@@ -684,12 +686,22 @@ impl Shard {
                 self.owe_ack(link, connection);
                 Ok(())
             }
-            Incoming::Control(header) => self.control_frame(link, connection, &header, now),
+            Incoming::Control(header) => {
+                let frame = ControlFrame::decode(&header, whole.unwrap_or(&connection.control_body))?;
+                self.control_frame(link, connection, &header, frame, now)
+            }
         }
     }
 
-    fn control_frame(&mut self, link: u32, connection: &mut Connection, header: &FrameHeader, now: Now) -> Result<(), Refusal> {
-        match ControlFrame::decode(header, &connection.control_body)? {
+    fn control_frame(
+        &mut self,
+        link: u32,
+        connection: &mut Connection,
+        header: &FrameHeader,
+        frame: ControlFrame,
+        now: Now,
+    ) -> Result<(), Refusal> {
+        match frame {
             ControlFrame::Ping(ping) => {
                 Pong { token: ping.token }.encode(header.session, now.wall_us, &mut connection.outbox);
                 // A turn may bring a hundred thousand of them.

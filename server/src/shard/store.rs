@@ -148,12 +148,14 @@ impl Shard {
         if self.analytics.reads_texts() { usize::MAX } else { header.record_count as usize * RECORD_BYTES }
     }
 
-    /// The body of a batch is whole and its CRC holds: check, analyse, commit.
+    /// The body of a batch is there and its CRC holds: check, analyse, commit. `whole` is a body that is still to be put into its
+    /// place: last, for analysis reads it while it is in the caches, and nobody reads the place so soon.
     pub(super) fn store(
         &mut self,
         connection: &mut Connection,
         header: &FrameHeader,
         place: OpenPlace,
+        whole: Option<&[u8]>,
         now: Now,
     ) -> Result<(), Refusal> {
         let stored = PlaceHeader {
@@ -169,10 +171,13 @@ impl Shard {
             flags: if connection.replay { FLAG_REPLAY } else { 0 },
             ..PlaceHeader::default()
         };
-        let analysed = self.check_and_analyse(header, &place, stored);
+        let analysed = self.check_and_analyse(header, &place, whole, stored);
         self.reset_scratch();
         match analysed {
             Ok(quarantined) => {
+                if let Some(body) = whole {
+                    self.requests.fill(&place, 0, body, 0);
+                }
                 let flags = stored.flags | if quarantined { FLAG_QUARANTINED } else { 0 };
                 let handle = self.requests.commit(place, PlaceHeader { flags, ..stored });
                 self.witness(handle);
@@ -194,8 +199,15 @@ impl Shard {
     }
 
     /// Returns whether the analysis panicked: the frame is kept, marked and counted, the analysis starts afresh.
-    fn check_and_analyse(&mut self, header: &FrameHeader, place: &OpenPlace, stored: PlaceHeader) -> Result<bool, Refusal> {
-        let (body, mut filter) = self.requests.body_and_filter(place);
+    fn check_and_analyse(
+        &mut self,
+        header: &FrameHeader,
+        place: &OpenPlace,
+        whole: Option<&[u8]>,
+        stored: PlaceHeader,
+    ) -> Result<bool, Refusal> {
+        let (in_place, mut filter) = self.requests.body_and_filter(place);
+        let body = whole.unwrap_or(in_place);
         let batch = ValidBatch::parse(header.schema, header.record_count, body)
             .map_err(|error| Refusal::from((error, header.sequence)))?;
         let topology = &self.topology;

@@ -5,7 +5,7 @@ use super::messages::{ConnectionTicket, Query, QueryPage, Topology};
 use super::*;
 use crate::arena::Log;
 use postanalytics_protocol::frames::{ANY_SHARD, Action, PackageVersion, Ping, StatsRequest, Subject};
-use postanalytics_protocol::{AlignedVec, Assembler, Hit, RecordFields, Source};
+use postanalytics_protocol::{Assembler, Hit, RecordFields, Source};
 
 const SESSION: u64 = 77;
 
@@ -96,7 +96,7 @@ impl World {
             }
         }
         let mut frames = Vec::new();
-        let mut body = AlignedVec::new();
+        let mut body = Vec::new();
         let mut input = bytes[link as usize].as_slice();
         while let Some(header) =
             self.assemblers[link as usize].collect(&mut input, &mut body).expect("the server's frames are good")

@@ -2,7 +2,7 @@
 
 use postanalytics_protocol::batch::blob_bytes;
 use postanalytics_protocol::schema::v1::{EXTENSIONS_MAX, HITS_MAX, SCHEMA};
-use postanalytics_protocol::{AlignedVec, BatchBuilder, RecordFields, RecordView, ValidBatch};
+use postanalytics_protocol::{BatchBuilder, RecordFields, RecordView, ValidBatch};
 
 /// Larger than any batch made from a script.
 const LIMIT: usize = 64 << 20;
@@ -10,7 +10,7 @@ const LIMIT: usize = 64 << 20;
 /// The first byte is the record count of the header, the rest the body. 255 asks for whatever count the archive has.
 pub fn batch(data: &[u8]) {
     let Some((&stated, rest)) = data.split_first() else { return };
-    let mut body = AlignedVec::<16>::with_capacity(rest.len());
+    let mut body = Vec::with_capacity(rest.len());
     body.extend_from_slice(rest);
     assert!(ValidBatch::parse(SCHEMA + 1, 0, &body).is_err(), "a schema that is not known");
     let parsed = match stated {
@@ -48,7 +48,7 @@ fn touch(record: &RecordView<'_>) -> usize {
 }
 
 fn reads_as(builder: &BatchBuilder, batch: &ValidBatch<'_>) -> bool {
-    let mut body = AlignedVec::<16>::new();
+    let mut body = Vec::new();
     body.resize(builder.body_bytes(), 0);
     builder.encode_body(&mut body);
     let again = ValidBatch::parse(SCHEMA, batch.len() as u32, &body).expect("our own archive");

@@ -2,9 +2,7 @@
 
 use super::Script;
 use postanalytics_protocol::frames::ControlFrame;
-use postanalytics_protocol::{
-    AlignedVec, Assembler, DEFAULT_MAX_BODY_BYTES, FrameError, FrameHeader, FrameKind, HEADER_BYTES, Step,
-};
+use postanalytics_protocol::{Assembler, DEFAULT_MAX_BODY_BYTES, FrameError, FrameHeader, FrameKind, HEADER_BYTES, Step};
 
 /// Bytes of a header that its CRC covers, and where that stands.
 const CRC_AT: usize = 44;
@@ -49,7 +47,7 @@ fn round_trip(header: &FrameHeader, frame: &ControlFrame) {
         ControlFrame::Goodbye(goodbye) => goodbye.encode(session, sent_us, &mut out),
         ControlFrame::Error(error) => error.encode(session, sent_us, &mut out),
     }
-    let (mut input, mut body) = (out.as_slice(), AlignedVec::new());
+    let (mut input, mut body) = (out.as_slice(), Vec::new());
     let header = Assembler::default().collect(&mut input, &mut body).expect("our own frame").expect("a whole frame");
     assert!(input.is_empty());
     assert_eq!(ControlFrame::decode(&header, &body).as_ref(), Ok(frame));
@@ -103,7 +101,7 @@ fn stream(script: &mut Script<'_>) -> Vec<u8> {
 type Outcome = (Vec<(FrameHeader, Vec<u8>)>, Result<(), FrameError>);
 
 fn collected(pieces: &[&[u8]]) -> Outcome {
-    let (mut assembler, mut frames, mut body) = (Assembler::new(MAX_BODY_BYTES), Vec::new(), AlignedVec::new());
+    let (mut assembler, mut frames, mut body) = (Assembler::new(MAX_BODY_BYTES), Vec::new(), Vec::new());
     for piece in pieces {
         let mut input = *piece;
         loop {
@@ -135,6 +133,11 @@ fn stepped(pieces: &[&[u8]]) -> Outcome {
                     assert_eq!(came, body.len());
                     body.extend_from_slice(piece);
                     assert!(!piece.is_empty() && body.len() <= header.body_bytes as usize);
+                }
+                Ok(Step::Whole(whole)) => {
+                    let (header, body) = open.take().expect("a body has a header");
+                    assert!(body.is_empty() && whole.len() == header.body_bytes as usize && assembler.is_idle());
+                    frames.push((header, whole.to_vec()));
                 }
                 Ok(Step::End) => {
                     let (header, body) = open.take().expect("an end has a beginning");

@@ -5,7 +5,7 @@
 
 use super::Script;
 use postanalytics_protocol::frames::{ANY_SHARD, Action, ControlFrame, Hello, PackageVersion, Subject, Verdict};
-use postanalytics_protocol::{AlignedVec, Assembler, BatchBuilder, FrameHeader, FrameKind, Hit, RecordFields};
+use postanalytics_protocol::{Assembler, BatchBuilder, FrameHeader, FrameKind, Hit, RecordFields};
 use postanalytics_server::analytics::Analytics;
 use postanalytics_server::arena::Log;
 use postanalytics_server::shard::messages::{ConnectionTicket, Topology};
@@ -176,7 +176,7 @@ impl World {
 
     fn heard(&mut self, link: u32, bytes: &[u8]) {
         let Some(peer) = self.peers.get_mut(link as usize).and_then(Option::as_mut) else { return };
-        let (mut input, mut body) = (bytes, AlignedVec::new());
+        let (mut input, mut body) = (bytes, Vec::new());
         while let Some(header) = peer.assembler.collect(&mut input, &mut body).expect("the server's frames are good") {
             if let ControlFrame::Ack(ack) = ControlFrame::decode(&header, &body).expect("the server's frames are good") {
                 assert!(ack.sequence >= peer.acked, "acknowledgements are cumulative");

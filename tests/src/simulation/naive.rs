@@ -8,7 +8,7 @@ use super::fate::{Fault, SharedFate};
 use super::network::{Found, SharedNetwork, Way};
 use super::server::Server;
 use postanalytics_protocol::frames::{ANY_SHARD, ControlFrame, Hello, PackageVersion};
-use postanalytics_protocol::{AlignedVec, Assembler, BatchBuilder, ErrorCode};
+use postanalytics_protocol::{Assembler, BatchBuilder, ErrorCode};
 use std::collections::VecDeque;
 
 /// What a shard may forget is not sent again.
@@ -28,7 +28,7 @@ struct Lane {
     welcomed: bool,
     ended: bool,
     assembler: Assembler,
-    body: AlignedVec<16>,
+    body: Vec<u8>,
     out: VecDeque<u8>,
 }
 

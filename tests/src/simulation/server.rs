@@ -6,7 +6,7 @@ use super::kernel::SimulatedKernel;
 use super::network::{Found, SharedNetwork, Way};
 use postanalytics_protocol::frames::{ANY_SHARD, Action, ErrorFrame, Hello, PackageVersion, Subject, Verdict};
 use postanalytics_protocol::routing::address_bytes;
-use postanalytics_protocol::{AlignedVec, Assembler, ErrorCode, HEADER_BYTES, Source, ValidBatch, shard_of};
+use postanalytics_protocol::{Assembler, ErrorCode, HEADER_BYTES, Source, ValidBatch, shard_of};
 use postanalytics_server::analytics::detectors::Detector;
 use postanalytics_server::analytics::summary::page::{SummaryAsk, SummaryPage};
 use postanalytics_server::analytics::summary::view::{TimelineFilter, TopFilter, TopOf};
@@ -187,7 +187,7 @@ impl Server {
                 _ => HEADER_BYTES,
             };
             if wanted > HEADER_BYTES && greeting.bytes.len() == wanted {
-                let mut body = AlignedVec::new();
+                let mut body = Vec::new();
                 let header = Assembler::default().collect(&mut greeting.bytes.as_slice(), &mut body);
                 let header = header.expect("clients send frames").expect("it is whole");
                 let hello = Hello::decode(&body).expect("a Hello comes first");
@@ -567,7 +567,6 @@ impl Unit {
             let forgotten = books.forgets && header.sequence == 1;
             assert!(header.sequence == *highest + 1 || forgotten, "sequence {} follows {highest}", header.sequence);
             *highest = header.sequence;
-            let body = aligned(body);
             let batch = ValidBatch::parse(header.schema, header.record_count, &body).expect("only valid batches are stored");
             for record in batch.records() {
                 let shard = shard_of(record.source(), topology.routing_seed, topology.shard_count);
@@ -619,7 +618,7 @@ impl Unit {
                 break;
             }
             newest = newest.max(header.commit_index);
-            let batch = ValidBatch::parse(header.schema, header.record_count, &aligned(body)).map(|batch| {
+            let batch = ValidBatch::parse(header.schema, header.record_count, body).map(|batch| {
                 for record in batch.records() {
                     let number = number_of(&record);
                     assert!(books.has_stored(server, number) && record.hit_count() > 0, "record {number} is kept as an attack");
@@ -659,7 +658,7 @@ impl Unit {
             };
             self.asked = false;
             self.cursor = query.cursor;
-            let mut body = AlignedVec::<16>::new();
+            let mut body = Vec::new();
             body.resize(query.page.records.body_bytes(), 0);
             query.page.records.encode_body(&mut body);
             let count = query.page.records.len();
@@ -716,11 +715,4 @@ fn address_of(verdict: &Verdict) -> [u8; 16] {
         Subject::Source(bytes) if verdict.detector == 0 => bytes,
         _ => panic!("nobody said this: {verdict:?}"),
     }
-}
-
-/// A batch is read where it is aligned.
-fn aligned(body: &[u8]) -> AlignedVec<16> {
-    let mut copy = AlignedVec::new();
-    copy.extend_from_slice(body);
-    copy
 }

@@ -16,7 +16,7 @@ use anyhow::{Context, Result, bail, ensure};
 use postanalytics_loadgen::machine::git_commit;
 use postanalytics_loadgen::raw::shake_hands;
 use postanalytics_protocol::frames::ANY_SHARD;
-use postanalytics_protocol::{AlignedVec, BatchBuilder, DEFAULT_MAX_BODY_BYTES, FrameHeader, HEADER_BYTES, ValidBatch};
+use postanalytics_protocol::{BatchBuilder, DEFAULT_MAX_BODY_BYTES, FrameHeader, HEADER_BYTES, ValidBatch};
 use postanalytics_server::arena::place::{PLACE_HEADER_BYTES, STATE_COMMITTED, STATE_OPEN, STATE_VOID};
 use postanalytics_server::arena::{PlaceHeader, SLAB_BYTES, split_slabs};
 use serde_json::Value;
@@ -143,7 +143,7 @@ fn stored_records(process: &ServerProcess) -> Result<Stored> {
     let memory = File::open(format!("/proc/{}/mem", process.id())).context("the server's memory cannot be opened")?;
     let maps = fs::read_to_string(format!("/proc/{}/maps", process.id()))?;
     let mut stored = Stored::default();
-    let mut slab = AlignedVec::<16>::new();
+    let mut slab = Vec::new();
     slab.resize(SLAB_BYTES as usize, 0);
     for (start, end) in maps.lines().filter_map(private_range) {
         let mut at = start.next_multiple_of(SLAB_BYTES);
@@ -234,7 +234,7 @@ mod tests {
             let mut body = Vec::new();
             let header = encode(&corpus.records[numbers.clone()], &mut body).expect("encoded").expect("a header");
             let place = log.reserve(body.len() as u32).expect("room");
-            log.fill(&place, 0, &body);
+            log.fill(&place, 0, &body, 0);
             let (record_count, schema) = (header.record_count, header.schema);
             log.commit(place, PlaceHeader { record_count, schema, arrival_us: 1, ..PlaceHeader::default() });
             numbers.for_each(|number| expected.add(corpus.hash(number)));

@@ -11,7 +11,7 @@ use crate::analytics::observation::Observation;
 use crate::analytics::settings::Settings;
 use bumpalo::Bump;
 use postanalytics_protocol::schema::v1::{FLAG_BLOCKED, SCHEMA};
-use postanalytics_protocol::{AlignedVec, BatchBuilder, Hit, RecordFields, ValidBatch};
+use postanalytics_protocol::{BatchBuilder, Hit, RecordFields, ValidBatch};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -115,7 +115,7 @@ fn sample(sampler: &mut HitSampler, made: Made, number: usize, prints: &Fingerpr
     };
     let mut batch = BatchBuilder::default();
     batch.push(&fields, 1 << 20).expect("fits");
-    let mut body = AlignedVec::<16>::new();
+    let mut body = Vec::new();
     body.resize(batch.body_bytes(), 0);
     batch.encode_body(&mut body);
     let batch = ValidBatch::parse(SCHEMA, 1, &body).expect("valid");

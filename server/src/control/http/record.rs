@@ -219,13 +219,13 @@ pub(super) fn shown_path(text: &mut String, show: Show) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use postanalytics_protocol::{AlignedVec, BatchBuilder, Extension, Hit, RecordFields, ValidBatch, schema::v1::SCHEMA};
+    use postanalytics_protocol::{BatchBuilder, Extension, Hit, RecordFields, ValidBatch, schema::v1::SCHEMA};
     use proptest::prelude::*;
 
     fn json_of(fields: &RecordFields<'_>, show: Show) -> serde_json::Value {
         let mut batch = BatchBuilder::default();
         batch.push(fields, 1 << 20).expect("fits");
-        let mut body = AlignedVec::<16>::new();
+        let mut body = Vec::new();
         body.resize(batch.body_bytes(), 0);
         batch.encode_body(&mut body);
         let valid = ValidBatch::parse(SCHEMA, 1, &body).expect("valid");

@@ -11,7 +11,7 @@ use crate::control::state::{ScanSlot, ShardPort, State};
 use crate::shard::messages::{Cursor, Query, QueryPage, StoredRecord, ToShard};
 use glommio::timer::timeout;
 use postanalytics_protocol::schema::v1::SCHEMA;
-use postanalytics_protocol::{AlignedVec, Source, ValidBatch};
+use postanalytics_protocol::{Source, ValidBatch};
 use std::time::{Duration, Instant};
 
 /// Longest scan.
@@ -50,7 +50,7 @@ pub(in crate::control) struct Found {
 /// One shard's part of a scan.
 pub(super) struct Lane {
     shard: u32,
-    pub(super) body: AlignedVec<16>,
+    pub(super) body: Vec<u8>,
     pub(super) stored: Vec<StoredRecord>,
     pub(super) standings: Vec<Standings>,
     /// Records of the page that were taken.
@@ -178,7 +178,7 @@ fn take_answer(state: &State, lanes: &mut [Lane], index: usize, query: Box<Query
 
 impl Lane {
     fn new(shard: u32) -> Self {
-        let body = AlignedVec::new();
+        let body = Vec::new();
         let (stored, standings) = (Vec::new(), Vec::new());
         Self { shard, body, stored, standings, taken: 0, cursor: None, waiting: false, complete: false, unasked: false }
     }
@@ -315,7 +315,7 @@ mod tests {
             let (node, session, sent_us, is_replay) = ([0; 16], 0, 0, false);
             stored.push(StoredRecord { arrival_us: *arrival_us, commit_index, node, session, sent_us, is_replay, place });
         }
-        let mut body = AlignedVec::new();
+        let mut body = Vec::new();
         body.resize(batch.body_bytes(), 0);
         batch.encode_body(&mut body);
         Lane { body, stored, complete, ..Lane::new(shard) }
