@@ -73,8 +73,7 @@ impl Batch {
             // A batch of 64 such records is far below the limit.
             let _ = batch.push(&fields, 1 << 20);
         }
-        let mut body = Vec::new();
-        body.resize(batch.body_bytes(), 0);
+        let mut body = vec![0; batch.body_bytes()];
         batch.encode_body(&mut body);
         // The blob follows the records.
         let at = |part: &[u8], offset: u32| {

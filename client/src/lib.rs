@@ -35,6 +35,11 @@
 //!
 //! Build the client *after* `fork`, in each worker. A child that uses its parent's client gets an error, not a deadlock.
 //!
+//! # Beside rkyv archives of your own
+//!
+//! The protocol needs rkyv's feature `unaligned`, and cargo gives it to the whole build: archives of your application have no
+//! padding then, those that it wrote without the feature are not read any more, and its `aligned` beside it does not build.
+//!
 //! # How it works inside
 //!
 //! `request → front → queue → core → server → batcher → lane → link → thread`: a request is copied into

@@ -93,7 +93,7 @@ fn serve_connection(mut stream: TcpStream, fault: Fault, id: u8, kept: &Mutex<Ve
     }
 }
 
-fn check_batch(header: &FrameHeader, body: &Vec<u8>, shard: u32, replay: bool, kept: &Mutex<Vec<Kept>>) -> u64 {
+fn check_batch(header: &FrameHeader, body: &[u8], shard: u32, replay: bool, kept: &Mutex<Vec<Kept>>) -> u64 {
     let batch = ValidBatch::parse(header.schema, header.record_count, body).expect("a valid batch");
     let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
     for record in batch.records() {

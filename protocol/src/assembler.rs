@@ -5,6 +5,7 @@ use crate::header::{DEFAULT_MAX_BODY_BYTES, FrameHeader, HEADER_BYTES};
 
 /// Longest piece of a body handed on at a time: what the CRC has read is still in the first cache when it is copied.
 const PIECE_BYTES_MAX: usize = 8 << 10;
+
 /// What comes next in the stream.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Step<'a> {
@@ -16,7 +17,7 @@ pub enum Step<'a> {
     Whole(&'a [u8]),
     /// The next bytes of the body, and how many of it came before.
     Body(usize, &'a [u8]),
-    /// The body is complete and its CRC holds. Comes for every frame, also for one without a body.
+    /// The body is complete and its CRC holds. Comes for every frame whose body did not come `Whole`, also for one without a body.
     End,
 }
 

@@ -23,5 +23,4 @@ pub use assembler::{Assembler, Step};
 pub use batch::{BatchBuilder, EncodeError, Extension, Hit, RecordFields, RecordView, ValidBatch};
 pub use error::{BatchError, ErrorCode, FrameError};
 pub use header::{DEFAULT_MAX_BODY_BYTES, FrameHeader, FrameKind, HEADER_BYTES, PROTOCOL_VERSION};
-
 pub use routing::{Source, shard_of};

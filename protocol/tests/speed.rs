@@ -27,8 +27,7 @@ fn batch(hits_every: usize) -> Vec<u8> {
         };
         builder.push(&fields, 1 << 20).expect("fits");
     }
-    let mut body = Vec::new();
-    body.resize(builder.body_bytes(), 0);
+    let mut body = vec![0; builder.body_bytes()];
     builder.encode_body(&mut body);
     body
 }

@@ -347,8 +347,7 @@ mod tests {
             assert_eq!(RECORD_BYTES + blob_bytes(&record.fields()), 512);
             batch.push(&record.fields(), 1 << 20).expect("fits");
         }
-        let mut body = Vec::new();
-        body.resize(batch.body_bytes(), 0);
+        let mut body = vec![0; batch.body_bytes()];
         batch.encode_body(&mut body);
         let valid = ValidBatch::parse(SCHEMA, 500, &body).expect("valid");
         for (number, view) in valid.records().enumerate() {

@@ -120,8 +120,7 @@ pub(crate) fn body_of(records: &[OwnedRecord]) -> Vec<u8> {
     for record in records {
         builder.push(&record.fields(), AMPLE).expect("there is ample room");
     }
-    let mut body = Vec::new();
-    body.resize(builder.body_bytes(), 0);
+    let mut body = vec![0; builder.body_bytes()];
     builder.encode_body(&mut body);
     body
 }

@@ -213,8 +213,7 @@ mod tests {
         let mut analytics = Analytics::new(settings, room, 7);
         let mut builder = BatchBuilder::default();
         builder.push(fields, 1 << 20).expect("fits");
-        let mut body = Vec::new();
-        body.resize(builder.body_bytes(), 0);
+        let mut body = vec![0; builder.body_bytes()];
         builder.encode_body(&mut body);
         let batch = ValidBatch::parse(SCHEMA, 1, &body).expect("valid");
         let scratch = Bump::new();
@@ -259,8 +258,7 @@ mod tests {
         records.iter().for_each(|fields| {
             builder.push(fields, 1 << 20).expect("fits");
         });
-        let mut body = Vec::new();
-        body.resize(builder.body_bytes(), 0);
+        let mut body = vec![0; builder.body_bytes()];
         builder.encode_body(&mut body);
         let batch = ValidBatch::parse(SCHEMA, records.len() as u32, &body).expect("valid");
         let scratch = Bump::new();

@@ -17,8 +17,7 @@ fn observe(analytics: &mut Analytics, scratch: &mut Bump, records: &[RecordField
     for fields in records {
         batch.push(fields, usize::MAX).expect("fits");
     }
-    let mut body = Vec::new();
-    body.resize(batch.body_bytes(), 0);
+    let mut body = vec![0; batch.body_bytes()];
     batch.encode_body(&mut body);
     let valid = ValidBatch::parse(1, records.len() as u32, &body).expect("valid");
     analytics.observe(&valid, Timing { is_replay: true, ..Timing::default() }, &[], scratch);
@@ -325,8 +324,7 @@ fn observe_live(subject: &mut Analytics, sources: &[[u8; 16]], user_agent: &[u8]
         let fields = RecordFields { user_agent, application, ..request(*source, 1, "/", 200) };
         batch.push(&fields, usize::MAX).expect("fits");
     }
-    let mut body = Vec::new();
-    body.resize(batch.body_bytes(), 0);
+    let mut body = vec![0; batch.body_bytes()];
     batch.encode_body(&mut body);
     let valid = ValidBatch::parse(1, sources.len() as u32, &body).expect("valid");
     let timing = Timing { arrival_us: 1_700_000_000_000_000, ..Timing::default() };
@@ -417,8 +415,7 @@ fn a_verdict_is_about_the_source_unless_its_session_alone_is_meant() {
             let record = RecordFields { session_hash: 9, ..request(v4(1), event_us, path, 200) };
             batch.push(&record, usize::MAX).expect("fits");
         }
-        let mut body = Vec::new();
-        body.resize(batch.body_bytes(), 0);
+        let mut body = vec![0; batch.body_bytes()];
         batch.encode_body(&mut body);
         let valid = ValidBatch::parse(1, paths.len() as u32, &body).expect("valid");
         subject.observe(&valid, Timing { is_replay: true, ..Timing::default() }, &[], &Bump::new());
@@ -453,8 +450,7 @@ fn scratch_and_room_for_events_do_not_grow_with_the_hits_of_a_record() {
     for path in &paths {
         batch.push(&RecordFields { hits: hits.clone(), ..request(v4(1), 1_000_000, path, 200) }, usize::MAX).expect("fits");
     }
-    let mut body = Vec::new();
-    body.resize(batch.body_bytes(), 0);
+    let mut body = vec![0; batch.body_bytes()];
     batch.encode_body(&mut body);
     let (scratch, room) = (Bump::new(), subject.waiting.capacity());
     let valid = ValidBatch::parse(1, paths.len() as u32, &body).expect("valid");

@@ -33,8 +33,9 @@ pub struct Mapping {
     start: NonNull<u8>,
     bytes: usize,
     pages: Pages,
-    /// Whether stores past the caches may still be under way: nobody gets to see the bytes before they are done.
-    streaming: Cell<bool>,
+    /// Where the last whole line ends that was stored past the caches and may still be under way; 0: none may. Nobody gets to see
+    /// such bytes before they are settled.
+    streaming_to: Cell<usize>,
 }
 
 impl Mapping {
@@ -44,7 +45,7 @@ impl Mapping {
         let bytes = usize::try_from(slabs.checked_mul(SLAB_BYTES).ok_or_else(too_large)?).map_err(|_| too_large())?;
         if let Ok(mapped) = map(bytes, MapFlags::HUGETLB | MapFlags::HUGE_2MB) {
             let mapping =
-                Self { mapped, mapped_bytes: bytes, start: mapped, bytes, pages: Pages::Huge, streaming: Cell::new(false) };
+                Self { mapped, mapped_bytes: bytes, start: mapped, bytes, pages: Pages::Huge, streaming_to: Cell::new(0) };
             mapping.keep_out_of_core_dumps();
             return Ok(mapping);
         }
@@ -54,7 +55,7 @@ impl Mapping {
         let skip = mapped.as_ptr().align_offset(SLAB_BYTES as usize);
         // SAFETY: `skip` is less than a slab, and the mapping is a slab longer than `bytes`.
         let start = unsafe { mapped.add(skip) };
-        let mut mapping = Self { mapped, mapped_bytes, start, bytes, pages: Pages::Ordinary, streaming: Cell::new(false) };
+        let mut mapping = Self { mapped, mapped_bytes, start, bytes, pages: Pages::Ordinary, streaming_to: Cell::new(0) };
         mapping.keep_out_of_core_dumps();
         // SAFETY: the range is ours; the advice changes no content.
         if unsafe { madvise(start.as_ptr().cast(), bytes, Advice::LinuxHugepage) }.is_ok() {
@@ -103,8 +104,12 @@ impl Mapping {
         #[cfg(all(target_arch = "x86_64", not(miri)))]
         {
             use std::arch::x86_64::{_mm_loadu_si128, _mm_stream_si128};
+            // Pieces follow each other: the one before is not waited for.
+            if at < self.streaming_to.get() {
+                self.settle();
+            }
             // SAFETY: the range lies within the mapping (asserted), and `&mut self` makes it exclusive. Not by `deref_mut`, which
-            // would wait for the stores of the piece before: lines that were streamed are not touched here.
+            // would settle: of what lies here no line is under way.
             let target = unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr().add(at), bytes.len()) };
             let (head, bytes) = bytes.split_at((at.next_multiple_of(64) - at).min(bytes.len()));
             let (target_head, target) = target.split_at_mut(head.len());
@@ -119,7 +124,9 @@ impl Mapping {
                     unsafe { _mm_stream_si128(target.as_mut_ptr().cast(), _mm_loadu_si128(part.as_ptr().cast())) };
                 }
             }
-            self.streaming.set(true);
+            if !lines.is_empty() {
+                self.streaming_to.set(at + head.len() + lines.as_flattened().len());
+            }
         }
         #[cfg(not(all(target_arch = "x86_64", not(miri))))]
         self[at..at + bytes.len()].copy_from_slice(bytes);
@@ -127,7 +134,7 @@ impl Mapping {
 
     /// Waits for stores past the caches, if there may be any.
     fn settle(&self) {
-        if self.streaming.replace(false) {
+        if self.streaming_to.replace(0) > 0 {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: every processor of this architecture has the instruction, and it touches no memory of its own.
             unsafe {

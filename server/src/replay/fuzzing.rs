@@ -90,8 +90,7 @@ fn lines(file: Vec<u8>) -> (Vec<(Vec<u8>, bool)>, bool) {
 fn sendable(fields: &RecordFields<'_>) {
     let mut batch = BatchBuilder::with_capacity(1, 1 << 10);
     batch.push(fields, 1 << 30).expect("no more parts than a record may have");
-    let mut body = Vec::with_capacity(batch.body_bytes());
-    body.resize(batch.body_bytes(), 0);
+    let mut body = vec![0; batch.body_bytes()];
     batch.encode_body(&mut body);
     let batch = ValidBatch::parse(SCHEMA, 1, &body).expect("our own batch");
     let record = batch.record(0).expect("it has one");

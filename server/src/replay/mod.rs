@@ -325,8 +325,7 @@ impl Reader {
     /// Sends every shard its part, an empty one as well: the correlator waits for all.
     fn end_round(&mut self) -> Result<()> {
         for (sender, (batch, orders)) in self.shards.iter_mut().zip(&mut self.batches) {
-            let mut body = Vec::with_capacity(batch.body_bytes());
-            body.resize(batch.body_bytes(), 0);
+            let mut body = vec![0; batch.body_bytes()];
             batch.encode_body(&mut body);
             batch.clear();
             let piece = Piece { orders: std::mem::take(orders), body };

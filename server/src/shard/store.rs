@@ -142,7 +142,7 @@ impl Shard {
         true
     }
 
-    /// How many bytes from the begin of a body are read once it is whole: all of them by detectors, else the records, which stand
+    /// How many bytes from the begin of a torn body are read once it is put together: all of them by detectors, else the records, which stand
     /// first, and not the texts behind them.
     pub(super) fn read_soon(&self, header: &FrameHeader) -> usize {
         if self.analytics.reads_texts() { usize::MAX } else { header.record_count as usize * RECORD_BYTES }

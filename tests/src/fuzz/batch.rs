@@ -9,13 +9,11 @@ const LIMIT: usize = 64 << 20;
 
 /// The first byte is the record count of the header, the rest the body. 255 asks for whatever count the archive has.
 pub fn batch(data: &[u8]) {
-    let Some((&stated, rest)) = data.split_first() else { return };
-    let mut body = Vec::with_capacity(rest.len());
-    body.extend_from_slice(rest);
-    assert!(ValidBatch::parse(SCHEMA + 1, 0, &body).is_err(), "a schema that is not known");
+    let Some((&stated, body)) = data.split_first() else { return };
+    assert!(ValidBatch::parse(SCHEMA + 1, 0, body).is_err(), "a schema that is not known");
     let parsed = match stated {
-        255 => (0..=64).find_map(|count| ValidBatch::parse(SCHEMA, count, &body).ok()),
-        count => ValidBatch::parse(SCHEMA, u32::from(count), &body).map_err(|error| assert!(!error.to_string().is_empty())).ok(),
+        255 => (0..=64).find_map(|count| ValidBatch::parse(SCHEMA, count, body).ok()),
+        count => ValidBatch::parse(SCHEMA, u32::from(count), body).map_err(|error| assert!(!error.to_string().is_empty())).ok(),
     };
     let Some(batch) = parsed else { return };
     assert!(stated == 255 || batch.len() == usize::from(stated));
@@ -48,8 +46,7 @@ fn touch(record: &RecordView<'_>) -> usize {
 }
 
 fn reads_as(builder: &BatchBuilder, batch: &ValidBatch<'_>) -> bool {
-    let mut body = Vec::new();
-    body.resize(builder.body_bytes(), 0);
+    let mut body = vec![0; builder.body_bytes()];
     builder.encode_body(&mut body);
     let again = ValidBatch::parse(SCHEMA, batch.len() as u32, &body).expect("our own archive");
     let fields = |batch: &ValidBatch<'_>| -> Vec<String> { batch.records().map(|record| shown(&record.fields())).collect() };

@@ -177,9 +177,8 @@ mod tests {
         builder.push(&content.fields(), 1 << 20).expect("it fits");
         let mut frame = Vec::new();
         builder.encode_frame(1, 1, 0, &mut frame);
-        let mut body = Vec::new();
-        body.extend_from_slice(&frame[postanalytics_protocol::HEADER_BYTES..]);
-        let batch = postanalytics_protocol::ValidBatch::parse(1, 1, &body).expect("a batch");
+        let body = &frame[postanalytics_protocol::HEADER_BYTES..];
+        let batch = postanalytics_protocol::ValidBatch::parse(1, 1, body).expect("a batch");
         batch.records().for_each(|record| books.stored(0, &record));
         books
     }

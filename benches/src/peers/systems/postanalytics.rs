@@ -143,8 +143,7 @@ fn stored_records(process: &ServerProcess) -> Result<Stored> {
     let memory = File::open(format!("/proc/{}/mem", process.id())).context("the server's memory cannot be opened")?;
     let maps = fs::read_to_string(format!("/proc/{}/maps", process.id()))?;
     let mut stored = Stored::default();
-    let mut slab = Vec::new();
-    slab.resize(SLAB_BYTES as usize, 0);
+    let mut slab = vec![0; SLAB_BYTES as usize];
     for (start, end) in maps.lines().filter_map(private_range) {
         let mut at = start.next_multiple_of(SLAB_BYTES);
         while at + SLAB_BYTES <= end {

@@ -115,8 +115,7 @@ fn sample(sampler: &mut HitSampler, made: Made, number: usize, prints: &Fingerpr
     };
     let mut batch = BatchBuilder::default();
     batch.push(&fields, 1 << 20).expect("fits");
-    let mut body = Vec::new();
-    body.resize(batch.body_bytes(), 0);
+    let mut body = vec![0; batch.body_bytes()];
     batch.encode_body(&mut body);
     let batch = ValidBatch::parse(SCHEMA, 1, &body).expect("valid");
     let record = batch.record(0).expect("there is one");

@@ -225,8 +225,7 @@ mod tests {
     fn json_of(fields: &RecordFields<'_>, show: Show) -> serde_json::Value {
         let mut batch = BatchBuilder::default();
         batch.push(fields, 1 << 20).expect("fits");
-        let mut body = Vec::new();
-        body.resize(batch.body_bytes(), 0);
+        let mut body = vec![0; batch.body_bytes()];
         batch.encode_body(&mut body);
         let valid = ValidBatch::parse(SCHEMA, 1, &body).expect("valid");
         let stored = StoredRecord {

@@ -315,8 +315,7 @@ mod tests {
             let (node, session, sent_us, is_replay) = ([0; 16], 0, 0, false);
             stored.push(StoredRecord { arrival_us: *arrival_us, commit_index, node, session, sent_us, is_replay, place });
         }
-        let mut body = Vec::new();
-        body.resize(batch.body_bytes(), 0);
+        let mut body = vec![0; batch.body_bytes()];
         batch.encode_body(&mut body);
         Lane { body, stored, complete, ..Lane::new(shard) }
     }
