@@ -8,7 +8,6 @@
 
 use super::SLAB_BYTES;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
-use std::cell::Cell;
 use std::io;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
@@ -33,9 +32,6 @@ pub struct Mapping {
     start: NonNull<u8>,
     bytes: usize,
     pages: Pages,
-    /// Where the last whole line ends that was stored past the caches and may still be under way; 0: none may. Nobody gets to see
-    /// such bytes before they are settled.
-    streaming_to: Cell<usize>,
 }
 
 impl Mapping {
@@ -44,8 +40,7 @@ impl Mapping {
         let too_large = || io::Error::from(io::ErrorKind::OutOfMemory);
         let bytes = usize::try_from(slabs.checked_mul(SLAB_BYTES).ok_or_else(too_large)?).map_err(|_| too_large())?;
         if let Ok(mapped) = map(bytes, MapFlags::HUGETLB | MapFlags::HUGE_2MB) {
-            let mapping =
-                Self { mapped, mapped_bytes: bytes, start: mapped, bytes, pages: Pages::Huge, streaming_to: Cell::new(0) };
+            let mapping = Self { mapped, mapped_bytes: bytes, start: mapped, bytes, pages: Pages::Huge };
             mapping.keep_out_of_core_dumps();
             return Ok(mapping);
         }
@@ -55,7 +50,7 @@ impl Mapping {
         let skip = mapped.as_ptr().align_offset(SLAB_BYTES as usize);
         // SAFETY: `skip` is less than a slab, and the mapping is a slab longer than `bytes`.
         let start = unsafe { mapped.add(skip) };
-        let mut mapping = Self { mapped, mapped_bytes, start, bytes, pages: Pages::Ordinary, streaming_to: Cell::new(0) };
+        let mut mapping = Self { mapped, mapped_bytes, start, bytes, pages: Pages::Ordinary };
         mapping.keep_out_of_core_dumps();
         // SAFETY: the range is ours; the advice changes no content.
         if unsafe { madvise(start.as_ptr().cast(), bytes, Advice::LinuxHugepage) }.is_ok() {
@@ -92,55 +87,29 @@ impl Mapping {
     /// before it. `at` must be a multiple of 4 within the mapping.
     pub fn store_release(&mut self, at: usize, value: u32) {
         assert!(at.is_multiple_of(4) && at + 4 <= self.bytes, "an aligned number within the mapping");
-        self.settle();
         // SAFETY: aligned and within the mapping (asserted); `&mut self` excludes every other access from this process.
         unsafe { AtomicU32::from_ptr(self.start.as_ptr().add(at).cast()) }.store(value, Ordering::Release);
     }
 
     /// Writes bytes that will not be read soon: whole lines of 64 bytes go to memory past the caches, which then neither fetch what is
     /// overwritten nor give up what is still needed.
+    ///
+    /// No fence follows, which a frame would have to wait for: this thread sees such stores in their order as all of its own ("reads are not
+    /// reordered with older writes to the same location", Intel's manual, volume 3, memory ordering), and nobody else sees this
+    /// memory: it is private and, neither `Send` nor `Sync`, stays with its thread, which hands out no slice of it to another one. When the process
+    /// is killed, what it stored is stored.
     pub fn write_past_caches(&mut self, at: usize, bytes: &[u8]) {
-        assert!(at <= self.bytes && bytes.len() <= self.bytes - at, "a range of the mapping");
-        #[cfg(all(target_arch = "x86_64", not(miri)))]
-        {
-            use std::arch::x86_64::{_mm_loadu_si128, _mm_stream_si128};
-            // Pieces follow each other: the one before is not waited for.
-            if at < self.streaming_to.get() {
-                self.settle();
-            }
-            // SAFETY: the range lies within the mapping (asserted), and `&mut self` makes it exclusive. Not by `deref_mut`, which
-            // would settle: of what lies here no line is under way.
-            let target = unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr().add(at), bytes.len()) };
-            let (head, bytes) = bytes.split_at((at.next_multiple_of(64) - at).min(bytes.len()));
-            let (target_head, target) = target.split_at_mut(head.len());
-            let (target_lines, target_tail) = target.as_chunks_mut::<64>();
-            let (lines, tail) = bytes.as_chunks::<64>();
-            target_head.copy_from_slice(head);
-            target_tail.copy_from_slice(tail);
-            for (target, line) in target_lines.iter_mut().zip(lines) {
-                for (target, part) in target.as_chunks_mut::<16>().0.iter_mut().zip(line.as_chunks::<16>().0) {
-                    // SAFETY: every processor of this architecture has SSE2; both parts have sixteen bytes, and the target is aligned, for
-                    // the mapping is, and it lies in a whole line. The fence that such stores need comes before anybody sees them: `settle`.
-                    unsafe { _mm_stream_si128(target.as_mut_ptr().cast(), _mm_loadu_si128(part.as_ptr().cast())) };
-                }
-            }
-            if !lines.is_empty() {
-                self.streaming_to.set(at + head.len() + lines.as_flattened().len());
-            }
+        let (head, bytes) = bytes.split_at((at.next_multiple_of(64) - at).min(bytes.len()));
+        let (lines, tail) = bytes.as_chunks();
+        let target = &mut self[at..at + head.len() + bytes.len()];
+        let (target_head, target) = target.split_at_mut(head.len());
+        let (target_lines, target_tail) = target.as_chunks_mut();
+        target_head.copy_from_slice(head);
+        for (target, line) in target_lines.iter_mut().zip(lines) {
+            // SAFETY: the mapping's start is aligned to 2 MiB, and the lines begin at a multiple of 64 from it.
+            unsafe { store_past_caches(target, line) };
         }
-        #[cfg(not(all(target_arch = "x86_64", not(miri))))]
-        self[at..at + bytes.len()].copy_from_slice(bytes);
-    }
-
-    /// Waits for stores past the caches, if there may be any.
-    fn settle(&self) {
-        if self.streaming_to.replace(0) > 0 {
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: every processor of this architecture has the instruction, and it touches no memory of its own.
-            unsafe {
-                std::arch::x86_64::_mm_sfence()
-            };
-        }
+        target_tail.copy_from_slice(tail);
     }
 
     fn keep_out_of_core_dumps(&self) {
@@ -153,7 +122,6 @@ impl Deref for Mapping {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        self.settle();
         // SAFETY: `start..start + bytes` is mapped, readable, zeroed by the kernel, and lives as long as `self`.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.bytes) }
     }
@@ -161,7 +129,6 @@ impl Deref for Mapping {
 
 impl DerefMut for Mapping {
     fn deref_mut(&mut self) -> &mut [u8] {
-        self.settle();
         // SAFETY: as in `deref`, writable, and `&mut self` makes it exclusive.
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.bytes) }
     }
@@ -169,7 +136,6 @@ impl DerefMut for Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        self.settle();
         // SAFETY: the range was mapped by `map` and no slice of it outlives `self`.
         let _ = unsafe { munmap(self.mapped.as_ptr().cast(), self.mapped_bytes) };
     }
@@ -221,6 +187,39 @@ pub fn equal_numbers(row: &[u16; 16], wanted: u16) -> u32 {
     }
     #[cfg(not(target_arch = "x86_64"))]
     row.iter().rev().fold(0, |bits, number| bits << 1 | u32::from(*number == wanted))
+}
+
+/// Stores a line past the caches. Safety: `target` lies at a multiple of 16 (best of 64).
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+#[inline]
+unsafe fn store_past_caches(target: &mut [u8; 64], line: &[u8; 64]) {
+    // SAFETY: every processor of this architecture has SSE2; all bytes read and written belong to the two arrays, and the stores are aligned, as the
+    // caller promises. Not by the intrinsic, which demands a fence: see [`Mapping::write_past_caches`] for why none is needed.
+    unsafe {
+        std::arch::asm!(
+            "movdqu {a}, [{line}]",
+            "movdqu {b}, [{line} + 16]",
+            "movdqu {c}, [{line} + 32]",
+            "movdqu {d}, [{line} + 48]",
+            "movntdq [{target}], {a}",
+            "movntdq [{target} + 16], {b}",
+            "movntdq [{target} + 32], {c}",
+            "movntdq [{target} + 48], {d}",
+            line = in(reg) line.as_ptr(),
+            target = in(reg) target.as_mut_ptr(),
+            a = out(xmm_reg) _,
+            b = out(xmm_reg) _,
+            c = out(xmm_reg) _,
+            d = out(xmm_reg) _,
+            options(nostack, preserves_flags),
+        );
+    }
+}
+
+/// As above where no such stores are known: by ordinary ones.
+#[cfg(not(all(target_arch = "x86_64", not(miri))))]
+const unsafe fn store_past_caches(target: &mut [u8; 64], line: &[u8; 64]) {
+    *target = *line;
 }
 
 fn map(bytes: usize, flags: MapFlags) -> io::Result<NonNull<u8>> {
@@ -299,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    #[should_panic = "a range of the mapping"]
+    #[should_panic = "out of range"]
     fn nothing_is_written_behind_the_end() {
         let mut mapping = Mapping::new(1).expect("2 MiB");
         let end = mapping.len();
