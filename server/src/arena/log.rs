@@ -8,7 +8,7 @@
 //! A search goes newest first, place by place, and leaves out slabs that cannot hold what it looks for ([`Log::may_hold`]).
 
 use super::filter::{self, FILTER_BYTES, SourceFilter};
-use super::mapping::Mapping;
+use super::mapping::{Mapping, prefetch};
 use super::place::{PLACE_HEADER_BYTES, PlaceHeader, STATE_COMMITTED, STATE_OFFSET, STATE_OPEN, STATE_VOID};
 use super::{SLAB_BYTES, split_slabs};
 use crate::seeded::{self, Bug};
@@ -44,12 +44,19 @@ pub struct OpenPlace {
     slab: u32,
     offset: u32,
     body_bytes: u32,
+    /// Offset of the place before it in the slab, 0 for none.
+    previous: u32,
 }
 
 impl OpenPlace {
     /// The slab it lies in.
     pub const fn slab(&self) -> u32 {
         self.slab
+    }
+
+    /// Bytes of header and body.
+    const fn length(&self) -> u32 {
+        PLACE_HEADER_BYTES as u32 + self.body_bytes
     }
 }
 
@@ -160,9 +167,8 @@ impl Log {
             self.advance()?;
         }
         let slab = &mut self.slabs[self.current];
-        let offset = slab.used;
-        let header =
-            PlaceHeader { length, state: STATE_OPEN, previous: slab.last, generation: slab.generation, ..PlaceHeader::default() };
+        let (offset, previous) = (slab.used, slab.last);
+        let header = PlaceHeader { length, state: STATE_OPEN, previous, generation: slab.generation, ..PlaceHeader::default() };
         slab.used += length;
         slab.last = offset;
         slab.open_places += 1;
@@ -170,7 +176,13 @@ impl Log {
         self.usage.open_bytes += u64::from(length);
         let at = position(self.current, offset);
         self.memory[at..at + PLACE_HEADER_BYTES].copy_from_slice(&header.encode());
-        Ok(OpenPlace { slab: self.current as u32, offset, body_bytes })
+        // Where the next place's header will be: it comes from memory while this body is received.
+        for line in [0, 64] {
+            if let Some(next) = self.memory.get(at + length as usize + line) {
+                prefetch(next);
+            }
+        }
+        Ok(OpenPlace { slab: self.current as u32, offset, body_bytes, previous })
     }
 
     /// Writes bytes to the body of an open place, behind as many as came before; what does not fit is a bug of the caller. Only the
@@ -209,11 +221,10 @@ impl Log {
     /// state, previous and generation are the log's.
     pub fn commit(&mut self, place: OpenPlace, mut header: PlaceHeader) -> SlabHandle {
         let at = position(place.slab as usize, place.offset);
-        let reserved = self.header_at(at);
-        header.length = reserved.length;
+        header.length = place.length();
         header.state = STATE_OPEN;
-        header.previous = reserved.previous;
-        header.generation = reserved.generation;
+        header.previous = place.previous;
+        header.generation = self.slabs[place.slab as usize].generation;
         self.memory[at..at + PLACE_HEADER_BYTES].copy_from_slice(&header.encode());
         self.memory.store_release(at + STATE_OFFSET, STATE_COMMITTED);
 
@@ -239,18 +250,16 @@ impl Log {
 
     /// Gives up a place. If nothing came after it in its slab, its room is used again.
     pub fn void(&mut self, place: OpenPlace) {
-        let at = position(place.slab as usize, place.offset);
-        let header = self.header_at(at);
-        self.memory.store_release(at + STATE_OFFSET, STATE_VOID);
+        self.memory.store_release(position(place.slab as usize, place.offset) + STATE_OFFSET, STATE_VOID);
         let slab = &mut self.slabs[place.slab as usize];
         slab.open_places -= 1;
         // Only in the open slab, where nobody searches past the fill level: a cursor may stand on a place of an older one.
         if slab.last == place.offset && place.slab as usize == self.current {
             slab.used = place.offset;
-            slab.last = header.previous;
+            slab.last = place.previous;
         }
         self.usage.open_places -= 1;
-        self.usage.open_bytes -= u64::from(header.length);
+        self.usage.open_bytes -= u64::from(place.length());
         self.usage.places_void += 1;
     }
 
