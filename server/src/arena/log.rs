@@ -176,8 +176,8 @@ impl Log {
         self.usage.open_bytes += u64::from(length);
         let at = position(self.current, offset);
         self.memory[at..at + PLACE_HEADER_BYTES].copy_from_slice(&header.encode());
-        // Where the next place's header will be: it comes from memory while this body is received.
-        for line in [0, 64] {
+        // Where the next place's header will be, on up to three lines: they come from memory while this body is checked or received.
+        for line in [0, 64, PLACE_HEADER_BYTES - 1] {
             if let Some(next) = self.memory.get(at + length as usize + line) {
                 prefetch(next);
             }
@@ -421,7 +421,7 @@ mod tests {
 
     /// A body that is another one wherever it is shifted to.
     fn content(byte: u8, bytes: u32) -> Vec<u8> {
-        (0..bytes).map(|at| byte ^ at as u8 ^ (at >> 8) as u8).collect()
+        (0..bytes).map(|at| byte ^ at as u8 ^ (at >> 8) as u8 ^ (at >> 16) as u8).collect()
     }
 
     /// A model beside the log: every committed frame in order of its place, with the number that its content is made of.
@@ -429,30 +429,33 @@ mod tests {
     fn random_operations_agree_with_a_model() {
         let mut random = fastrand::Rng::with_seed(7);
         let mut log = Log::new(5).expect("10 MiB");
-        let mut open: Vec<(OpenPlace, u8)> = Vec::new();
+        // With how much of it came already.
+        let mut open: Vec<(OpenPlace, u8, usize)> = Vec::new();
         let mut committed: VecDeque<(SlabHandle, u8, u32)> = VecDeque::new();
         let mut slab_in_use = 0;
         for step in 1..30_000u64 {
             match random.u32(0..10) {
                 0..5 => match log.reserve(random.u32(0..8_000) * 16) {
-                    Ok(place) => open.push((place, step as u8)),
+                    Ok(place) => {
+                        let body = content(step as u8, place.body_bytes);
+                        let came = random.usize(0..=body.len());
+                        log.fill(&place, 0, &body[..came], random.usize(0..=body.len()));
+                        open.push((place, step as u8, came));
+                    }
                     Err(ReserveError::SlabInUse { slab, .. }) => {
                         slab_in_use += 1;
-                        let (victims, rest): (Vec<_>, Vec<_>) = open.into_iter().partition(|(place, _)| place.slab() == slab);
+                        let (victims, rest): (Vec<_>, Vec<_>) = open.into_iter().partition(|(place, ..)| place.slab() == slab);
                         open = rest;
-                        victims.into_iter().for_each(|(place, _)| log.void(place));
+                        victims.into_iter().for_each(|(place, ..)| log.void(place));
                     }
                     Err(_) => {}
                 },
                 5..9 if !open.is_empty() => {
                     // Mostly the newest, so that some places stay open until their slab is needed.
                     let newest = open.len() - 1;
-                    let (place, byte) = open.remove(if random.u8(0..50) > 0 { newest } else { random.usize(0..=newest) });
-                    let read_soon = random.usize(0..=place.body_bytes as usize);
+                    let (place, byte, came) = open.remove(if random.u8(0..50) > 0 { newest } else { random.usize(0..=newest) });
                     let body = content(byte, place.body_bytes);
-                    let (first, second) = body.split_at(random.usize(0..=body.len()));
-                    log.fill(&place, 0, first, read_soon);
-                    log.fill(&place, first.len(), second, read_soon);
+                    log.fill(&place, came, &body[came..], random.usize(0..=body.len()));
                     let body_bytes = place.body_bytes;
                     committed.push_back((log.commit(place, header(1, step)), byte, body_bytes));
                 }

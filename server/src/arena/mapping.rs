@@ -83,8 +83,9 @@ impl Mapping {
         std::fs::read_to_string("/proc/self/smaps").map_or(0, |text| huge_bytes_of(&text, self.start.as_ptr() as u64))
     }
 
-    /// Stores a number that other eyes may read (a recovering process, later): everything written before is visible
-    /// before it. `at` must be a multiple of 4 within the mapping.
+    /// Stores a number that other eyes may read (a recovering process, later): everything that was written before through the caches is
+    /// visible before it, and for who reads when this process is no more also what went past them. `at` must be a multiple of 4 within the
+    /// mapping.
     pub fn store_release(&mut self, at: usize, value: u32) {
         assert!(at.is_multiple_of(4) && at + 4 <= self.bytes, "an aligned number within the mapping");
         // SAFETY: aligned and within the mapping (asserted); `&mut self` excludes every other access from this process.
@@ -94,10 +95,10 @@ impl Mapping {
     /// Writes bytes that will not be read soon: whole lines of 64 bytes go to memory past the caches, which then neither fetch what is
     /// overwritten nor give up what is still needed.
     ///
-    /// No fence follows, which a frame would have to wait for: this thread sees such stores in their order as all of its own ("reads are not
-    /// reordered with older writes to the same location", Intel's manual, volume 3, memory ordering), and nobody else sees this
-    /// memory: it is private and, neither `Send` nor `Sync`, stays with its thread, which hands out no slice of it to another one. When the process
-    /// is killed, what it stored is stored.
+    /// No fence follows, which a frame would have to wait for. For other processors such stores have no order; but for its own accesses to one place a
+    /// processor is consistent with itself: what this thread reads there later it has stored last, and what it stores later, into room
+    /// given back, stays (Intel's manual, volume 3, memory ordering: reads are reordered "not with older writes to the same location"). Nobody else
+    /// sees this memory: it is private and, neither `Send` nor `Sync`, stays with its thread, and no slice of it leaves that.
     pub fn write_past_caches(&mut self, at: usize, bytes: &[u8]) {
         let (head, bytes) = bytes.split_at((at.next_multiple_of(64) - at).min(bytes.len()));
         let (lines, tail) = bytes.as_chunks();
@@ -194,7 +195,8 @@ pub fn equal_numbers(row: &[u16; 16], wanted: u16) -> u32 {
 #[inline]
 unsafe fn store_past_caches(target: &mut [u8; 64], line: &[u8; 64]) {
     // SAFETY: every processor of this architecture has SSE2; all bytes read and written belong to the two arrays, and the stores are aligned, as the
-    // caller promises. Not by the intrinsic, which demands a fence: see [`Mapping::write_past_caches`] for why none is needed.
+    // caller promises. Not by the intrinsic, after which the compiler may expect a fence before any other access;
+    // to this block, a full clobber of memory, the stores are ordinary ones. See [`Mapping::write_past_caches`] for why they look so from this thread.
     unsafe {
         std::arch::asm!(
             "movdqu {a}, [{line}]",

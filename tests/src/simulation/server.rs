@@ -483,7 +483,7 @@ impl Unit {
     fn new(fate: &SharedFate, network: &SharedNetwork, shard: u32, topology: &Arc<Topology>, small: bool) -> Self {
         let config = ShardConfig {
             analytics: AnalyticsPlan {
-                // Without detectors the texts of records go past the caches.
+                // Without detectors the texts of torn bodies go past the caches, too.
                 room: Room {
                     keys: [0, 256, 256, 256][fate.below(4)],
                     reports: true,
