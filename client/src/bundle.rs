@@ -330,9 +330,7 @@ mod tests {
         bundle.encode(key, 1, 2, 3, &mut frame);
         assert_eq!(frame.len() as u64, bundle.frame_bytes());
         let header = FrameHeader::decode(frame[..64].try_into().expect("64 bytes"), u32::MAX).expect("a header");
-        let mut body = Vec::new();
-        body.extend_from_slice(&frame[64..]);
-        let batch = ValidBatch::parse(header.schema, header.record_count, &body).expect("a batch");
+        let batch = ValidBatch::parse(header.schema, header.record_count, &frame[64..]).expect("a batch");
         let payload = |hit: Option<Hit<'_>>| hit.map(|hit| hit.payload.to_vec()).unwrap_or_default();
         let of = |r: postanalytics_protocol::RecordView<'_>| {
             (r.path().to_vec(), r.session_hash(), r.user_hash(), payload(r.hits().next()))

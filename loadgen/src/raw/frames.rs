@@ -126,9 +126,8 @@ mod tests {
         for shard in 0..3 {
             assert!(pool.of_shard(shard).len() > 500);
             for frame in pool.of_shard(shard) {
-                let mut body = Vec::new();
-                body.extend_from_slice(&frame.body);
-                let batch = ValidBatch::parse(frame.header.schema, frame.header.record_count, &body).expect("a valid batch");
+                let batch =
+                    ValidBatch::parse(frame.header.schema, frame.header.record_count, &frame.body).expect("a valid batch");
                 assert_eq!(batch.len(), 48);
                 for record in batch.records() {
                     let source = Source::of_bytes(&record.fields().client_ip);

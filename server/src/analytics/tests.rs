@@ -275,9 +275,7 @@ fn without_room_for_keys_no_detector_runs_and_hits_are_found() {
     }
     let mut frame = Vec::new();
     builder.encode_frame(1, 1, 1, &mut frame);
-    let mut body = Vec::new();
-    body.extend_from_slice(&frame[HEADER_BYTES..]);
-    let batch = ValidBatch::parse(1, 40, &body).expect("a batch");
+    let batch = ValidBatch::parse(1, 40, &frame[HEADER_BYTES..]).expect("a batch");
     let alerts = |keys| {
         let mut analytics = Analytics::new(Default::default(), Room { keys, ..Room::default() }, 1);
         let scratch = Bump::new();
