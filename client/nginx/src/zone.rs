@@ -11,6 +11,10 @@
 //! next one begins anew, for the records are counted in one step, and the death in the step that frees the slot. Everything is
 //! atomic: a page may be read while workers count. The counters are relaxed, for nothing hangs on their order; who owns a slot is taken
 //! and given up with Acquire and Release ([`owner`]).
+//!
+//! A killed worker keeps its pid until NGINX's master has taken note of its end, which it does before it forks another: the one in
+//! its place counts the death as it begins, if no page was asked before. A worker that shuts down gives its slot back while it
+//! lives, so that nobody finds a dead one there.
 
 mod owner;
 
@@ -261,6 +265,7 @@ mod tests {
         zone.bury(|pid| pid == 8);
         let totals = zone.totals();
         assert_eq!((totals.counts.of(Counter::Requests), totals.counts.of(Counter::TntErrors), totals.workers), (6, 2, 1));
+        assert_eq!(totals.counts.of(Counter::Segfaults), 2, "7 and 9; 10 ended as it should");
         assert_eq!((totals.applications.len(), totals.applications[0].0), (1, -1));
         assert_eq!(totals.applications[0].1.of(Counter::Requests), 6);
     }

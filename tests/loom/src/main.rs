@@ -40,7 +40,7 @@ use page::SequenceLock;
 use std::io::Read;
 
 fn main() {
-    let models: [(&str, fn()); 17] = [
+    let models: [(&str, fn()); 18] = [
         ("statistics page: a reading is of one instant", page_is_of_one_instant),
         ("statistics page: no reading is older than the one before", page_never_goes_back),
         ("statistics page: what was published before is in a reading", page_keeps_what_was_announced),
@@ -57,6 +57,7 @@ fn main() {
         ("zone of NGINX: a burial that was broken off at its beginning counts once", zone::broken_off_before_it_counted),
         ("zone of NGINX: a burial that was broken off at its end counts once", zone::broken_off_after_it_counted),
         ("zone of NGINX: who moves in sees what the former owner had settled", zone::next_sees_what_was_settled),
+        ("zone of NGINX: a worker that ends as it should is not counted as killed", zone::an_end_is_no_death),
         ("zone of NGINX: an application has one place, whoever sees it first", zone::a_place_each),
     ];
     // An argument takes the models that have it in their names.

@@ -6,7 +6,10 @@ pub(crate) mod atomic {
 #[path = "../../../client/nginx/src/zone/owner.rs"]
 mod owner;
 
-use atomic::{AtomicU64, Ordering::Relaxed};
+use atomic::{
+    AtomicU64,
+    Ordering::{Acquire, Relaxed, Release},
+};
 use loom::sync::Arc;
 use owner::{Owner, place_of};
 
@@ -85,6 +88,26 @@ pub(crate) fn next_sees_what_was_settled() {
     }
     former.join().expect("it ends");
     assert_eq!(lost_and_killed(&owner), (0, u64::from(moved_in)));
+}
+
+/// A worker that ends as it should gives its slot back while it lives: whoever looks meanwhile counts no death, and the next one may
+/// move in.
+pub(crate) fn an_end_is_no_death() {
+    let owner = Arc::new(Owner::default());
+    let lives = Arc::new(AtomicU64::new(1));
+    assert!(owner.claim(7));
+    let ending = loom::thread::spawn({
+        let (owner, lives) = (Arc::clone(&owner), Arc::clone(&lives));
+        move || {
+            owner.release();
+            // The kernel orders the end of a process before the answer that there is none.
+            lives.store(0, Release);
+        }
+    });
+    owner.bury(9, |_| lives.load(Acquire) == 1);
+    ending.join().expect("it ends");
+    assert_eq!(lost_and_killed(&owner), (0, 0));
+    assert!(owner.claim(9));
 }
 
 /// Two that come for the first time have a place each, and who comes twice has one.
