@@ -368,7 +368,8 @@ unsafe fn check(worker: &Worker, r: *mut ffi::ngx_http_request_t, moment: Moment
     // SAFETY: the caller's word; each of what is called asks for no more.
     unsafe {
         let conf = conf::of_location(r);
-        // A handler that waited for something goes through its phase again, and its answer may be on its way by then.
+        // A handler that waited for something goes through its phase again, and its answer may be on its way by then; after the
+        // answer, `post_action` goes through the phases once more.
         if conf.mode() == Mode::Off || r != (*r).main || (*r).header_sent() != 0 {
             return DECLINED;
         }
