@@ -296,6 +296,23 @@ def spoofed(traffic, times):
             traffic.send(now, ip, "/search?q=1", 403, hits=[{"type": "sqli", "payload": f"{number}", "point": "get_q"}])
 
 
+def crowded(traffic, sources, failures, within_us, users=0):
+    """Attackers of every kind and people, and so many sources that fail to log in a few times each, a minute apart, that the
+    lists of their keys need more room than a server with few keys has. They begin within a time, one half of them among the
+    attackers' events, and each guesses at the same few users, or at nobody."""
+    for detector, speeds in ATTACKS.items():
+        for speed, event, every_us, fires in speeds:
+            attack(traffic, detector, event, every_us, 2 * fires, True, speed)
+    people(traffic, 20)
+    source = traffic.random
+    real = [now for record in traffic.records if (now := record["event_us"]) < START_US + within_us]
+    names = [{"user": traffic.user()} for _ in range(users)] or [{}]
+    for number in range(sources):
+        start_us = source.choice(real) if number % 2 else START_US + source.randrange(within_us)
+        for step, now in enumerate(traffic.times(start_us, failures, 61 * SECOND)):
+            traffic.send(now, spoofed_ipv4(number), "/login", 401, "POST", **names[step % len(names)])
+
+
 def spoofed_ipv4(number):
     """Addresses that no attacker of the scenario has."""
     return f"{100 + (number >> 24)}.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
@@ -435,6 +452,8 @@ SCENARIOS = {
     "chaos": chaos,
     "spoofed10": lambda traffic: spoofed(traffic, 10),
     "spoofed100": lambda traffic: spoofed(traffic, 100),
+    "crowded": lambda traffic: crowded(traffic, 12_000, 3, 2 * HOUR),
+    "crowded-attackers": lambda traffic: crowded(traffic, 2_500, 12, 2 * MINUTE, users=12),
     "all": everything,
     **{detector: lambda traffic, detector=detector: thresholds(traffic, detector) for detector in ATTACKS},
 }

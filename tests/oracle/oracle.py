@@ -347,18 +347,13 @@ def readable(text):
 
 def alert_object(detector, application, kind, value, host, endpoint, alert):
     """The JSON object of an alert."""
-    scope = {}
-    if host:
-        scope["host"] = readable(host)
-    if endpoint is not None:
-        scope["endpoint"] = readable(endpoint)
     identity = json.dumps([detector, kind, value, application, host, endpoint, alert.first_us])
     return {
         "id": hashlib.blake2b(identity.encode(), digest_size=8).hexdigest(),
         "detector": detector,
         "key": {"kind": kind, "value": readable(value)},
         "application": application,
-        "scope": scope,
+        "scope": scope_of(host, endpoint),
         "first": time_text(alert.first_us),
         "fired": time_text(alert.fired_us),
         "last": time_text(alert.last_us),
@@ -367,6 +362,21 @@ def alert_object(detector, application, kind, value, host, endpoint, alert):
         "level": LEVELS.get(detector, "warning"),
         "evidence": alert.evidence,
     }
+
+
+def scope_of(host, endpoint):
+    """The scope of a key, as an alert object has it."""
+    scope = {}
+    if host:
+        scope["host"] = readable(host)
+    if endpoint is not None:
+        scope["endpoint"] = readable(endpoint)
+    return scope
+
+
+def alert_place(alert):
+    """Whom and what an alert object is about, as text."""
+    return json.dumps([alert[name] for name in ("detector", "key", "application", "scope")], sort_keys=True)
 
 
 def read_tools(path):

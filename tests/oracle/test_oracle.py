@@ -17,6 +17,7 @@ from pathlib import Path
 from unittest import mock
 
 import cases
+import forgetting
 import generate
 import oracle
 import records
@@ -320,6 +321,47 @@ class Generated(unittest.TestCase):
     def test_same_seed_same_traffic(self):
         self.assertEqual(generate.scenario("people", 7), generate.scenario("people", 7))
         self.assertNotEqual(generate.scenario("people", 7), generate.scenario("people", 8))
+
+
+class Forgetting(unittest.TestCase):
+    """What explains the alerts of a server that has no room for all."""
+
+    def setUp(self):
+        lines, _ = generate.scenario("thresholds", 1)
+        self.lines = list(map(json.dumps, lines))
+        self.explanation = forgetting.Explanation(self.lines, TOOLS)
+
+    def run_forgetful(self, every):
+        """The alerts of an oracle that forgets a key, any, at one record in so many, and how many it has forgotten."""
+        source, subject, times = random.Random(every), oracle.Oracle(None, TOOLS), 0
+        for record in FileReader("jsonl", subject.config["ahead_us"]).records(self.lines):
+            if every and subject.keys and source.randrange(every) == 0:
+                del subject.keys[source.choice(list(subject.keys))]
+                times += 1
+            subject.feed(record)
+        return subject.results(), times
+
+    def test_what_was_forgotten_is_explained_by_no_more_than_that(self):
+        for every in (0, 20, 3, 1):
+            with self.subTest(every=every):
+                alerts, times = self.run_forgetful(every)
+                found = self.explanation.of(alerts)
+                self.assertEqual(found["unexplained"], [])
+                self.assertLessEqual(found["forgotten"], times)
+                self.assertEqual(found["differing"] > 10, every > 0)
+
+    def test_what_was_made_up_is_not_explained(self):
+        alerts, _ = self.run_forgetful(20)
+        for name, changes in (
+            ("one event more", {"count": alerts[5]["count"] + 1}),
+            ("an earlier beginning", {"first": "2023-11-14T22:13:19.000000Z"}),
+            ("a later end", {"fired": "2023-11-14T23:13:19.000000Z"}),
+            ("another key", {"key": {"kind": "source", "value": "192.0.2.1"}}),
+        ):
+            with self.subTest(name):
+                changed_one = {**alerts[5], **changes}
+                self.assertNotEqual(self.explanation.of([*alerts[:5], changed_one, *alerts[6:]])["unexplained"], [])
+        self.assertNotEqual(self.explanation.of([*alerts[:6], *alerts[5:]])["unexplained"], [], "twice")
 
 
 class CommandLine(unittest.TestCase):

@@ -11,7 +11,7 @@ use postanalytics_server::config::flags::{LineFormat, ReplayFlags};
 use postanalytics_server::replay;
 use postanalytics_tests::{binary, skipped};
 use serde_json::{Map, Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -35,7 +35,12 @@ fn replay_with(more: &[&str], format: &str, shards: u32, config: Option<&Path>, 
     let output = command.args(files).output().unwrap();
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{errors}");
-    String::from_utf8(output.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    alerts_of(output.stdout)
+}
+
+/// Lines of JSON.
+fn alerts_of(lines: Vec<u8>) -> Vec<Value> {
+    String::from_utf8(lines).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 /// `value` with `{i}` and `{i:N}` replaced in every string.
@@ -302,9 +307,7 @@ fn seeded_traffic_gives_the_alerts_of_the_oracle() {
             std::fs::write(&input, python(&["generate.py", "--scenario", scenario, "--seed", &seed, "--shuffle", shuffle_us]))
                 .unwrap();
             let file = input.to_str().unwrap();
-            let expected = python(&["oracle.py", "--format", "jsonl", "--tools", TOOLS_OF_SERVER, file]);
-            let expected: Vec<Value> =
-                String::from_utf8(expected).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+            let expected = alerts_of(python(&["oracle.py", "--format", "jsonl", "--tools", TOOLS_OF_SERVER, file]));
             alerts_seen += expected.len();
             for shards in [1, 2, 4] {
                 let found = replayed("jsonl", shards, None, &[&input]);
@@ -316,6 +319,86 @@ fn seeded_traffic_gives_the_alerts_of_the_oracle() {
         }
     }
     assert!(alerts_seen > 1000, "only {alerts_seen} alerts: the generator does not do what it did");
+}
+
+/// What a replay with room for so many keys in all shards has found: the alerts, and of the keys that it has forgotten those that
+/// yielded for the room of lists and those over half of a threshold.
+struct Bounded {
+    alerts: Vec<u8>,
+    forgotten: u64,
+    for_lists: u64,
+    hot: u64,
+}
+
+fn replay_bounded(keys: u32, shards: u32, file: &Path) -> Bounded {
+    let mut command = Command::new(binary("postanalytics"));
+    command.args(["replay", "--format", "jsonl", "--shards", &shards.to_string(), "--keys", &keys.to_string()]);
+    let output = command.arg(file).output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    let number_before = |what: &str| {
+        let mut words = errors.split(what).next().unwrap().split([' ', '(']);
+        words.next_back().unwrap().parse().unwrap_or_else(|_| panic!("no number before {what:?} in {errors}"))
+    };
+    let [forgotten, for_lists, hot] = [" keys evicted", " for the room of lists", " over half of a threshold"].map(number_before);
+    Bounded { alerts: output.stdout, forgotten, for_lists, hot }
+}
+
+/// Where there is no room for all keys, or for their lists, which one yields is not defined, but what follows is: it is forgotten
+/// whole, and counted. So each alert is the oracle's over some stretch of its key's events, none is made up, and whatever differs
+/// from the oracle that forgets nothing costs no more keys than were counted. Nobody innocent is accused, and all is exact with as
+/// many shards as have room. If it is the lists that have none, attackers of every kind are found all the same, unchanged as long
+/// as nobody else comes near a threshold; if thousands do, some of these are not found.
+#[test]
+fn without_room_for_all_nothing_is_made_up_and_what_is_missing_was_counted() {
+    const NAME: &str = "without_room_for_all_nothing_is_made_up_and_what_is_missing_was_counted";
+    if !has_python() {
+        return skipped(NAME, "there is no python3 of version 3.11 or later");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let [input, truth] = ["input", "truth"].map(|name| folder.path().join(name));
+    // For the keys of the first two there is room, but not in one or two shards for their lists. For those of the others there
+    // is room for few keys, and what it takes of lists.
+    for (scenario, keys) in [("crowded", 65_536), ("crowded-attackers", 32_768), ("spoofed10", 1024), ("all", 1024)] {
+        std::fs::write(&input, python(&["generate.py", "--scenario", scenario, "--truth", truth.to_str().unwrap()])).unwrap();
+        let labels = alerts_of(std::fs::read(&truth).unwrap());
+        let runs = [1, 2, 4].map(|shards| replay_bounded(keys, shards, &input));
+        let files = [1, 2, 4].map(|shards| folder.path().join(format!("{shards}")));
+        files.iter().zip(&runs).for_each(|(file, run)| std::fs::write(file, &run.alerts).unwrap());
+        let mut arguments = vec!["forgetting.py", "--tools", TOOLS_OF_SERVER, input.to_str().unwrap()];
+        arguments.extend(files.iter().map(|file| file.to_str().unwrap()));
+        let explained = alerts_of(python(&arguments));
+        for ((shards, run), found) in [1, 2, 4].into_iter().zip(runs).zip(explained) {
+            let Bounded { alerts, forgotten, for_lists, hot } = run;
+            let about = format!("{scenario}, {shards} shards: {forgotten} forgotten, {for_lists} for lists, {hot} hot; {found}");
+            let [differing, needed] = ["differing", "forgotten"].map(|name| found[name].as_u64().unwrap());
+            assert!(needed <= forgotten && for_lists <= forgotten, "{about}");
+            match (scenario, shards) {
+                ("crowded", 1 | 2) => assert!((differing, hot) == (0, 0) && for_lists > 1000, "{about}"),
+                ("crowded-attackers", 1) => assert!(differing > 1000 && hot > 1000 && for_lists > 1000, "{about}"),
+                ("crowded-attackers", 2) => assert!(for_lists > 1000, "{about}"),
+                ("crowded" | "crowded-attackers", _) => assert_eq!(forgotten + differing, 0, "{about}"),
+                ("spoofed10", _) => assert!(differing > 0 && for_lists == 0, "{about}"),
+                _ => assert!(forgotten > 0 && for_lists == 0, "{about}"),
+            }
+            let alerts = alerts_of(alerts);
+            let raised: BTreeSet<_> =
+                alerts.iter().map(|alert| (&alert["detector"], &alert["key"]["value"])).map(texts).collect();
+            let accused: BTreeSet<_> = raised.iter().map(|(_, key)| key).collect();
+            for label in &labels {
+                let (detector, key) = texts((&label["detector"], &label["key"]));
+                if detector == "any" {
+                    assert!(!accused.contains(&key), "{label} is accused: {about}");
+                } else if scenario.starts_with("crowded") {
+                    assert!(raised.contains(&(detector, key)), "{label} is missed: {about}");
+                }
+            }
+        }
+    }
+}
+
+fn texts((one, other): (&Value, &Value)) -> (String, String) {
+    (one.as_str().unwrap().to_owned(), other.as_str().unwrap().to_owned())
 }
 
 #[test]

@@ -84,9 +84,12 @@ pub fn replay(flags: &ReplayFlags) -> Result<()> {
     let Odd { times, methods, hit_types, paths } = alerts.odd;
     eprintln!(
         "{lines} lines, {records} records, {unreadable} unreadable, {ahead} ahead of their file's clock, {late} late events, odd: {times} \
-         times, {methods} methods, {hit_types} types of hits, {paths} long paths, {} keys, {} keys evicted, {} alerts, {seconds:.3} s, {:.0} lines/s",
+         times, {methods} methods, {hit_types} types of hits, {paths} long paths, {} keys, {} keys evicted ({} for the room of lists, {} over half of a threshold), {} alerts, \
+         {seconds:.3} s, {:.0} lines/s",
         alerts.keys,
         alerts.evicted,
+        alerts.evicted_for_lists,
+        alerts.evicted_hot,
         alerts.sorted.len(),
         lines as f64 / seconds.max(1e-9)
     );
@@ -149,18 +152,26 @@ pub struct Found {
     odd: Odd,
     /// Keys that were live at the end.
     pub(crate) keys: usize,
+    /// Keys of which something was forgotten, those lost from probation among them.
     evicted: u64,
+    /// Of them, those that yielded for the room of their lists.
+    evicted_for_lists: u64,
+    /// Of them, those over half of a threshold.
+    evicted_hot: u64,
 }
 
 impl Workers {
     fn join(self) -> Result<Found> {
         let ended = |_| anyhow::anyhow!("a thread of the replay panicked, see above: this is a defect");
-        let mut found = Found { sorted: Vec::new(), late: 0, odd: Odd::default(), keys: 0, evicted: 0 };
+        let mut found =
+            Found { sorted: Vec::new(), late: 0, odd: Odd::default(), keys: 0, evicted: 0, evicted_for_lists: 0, evicted_hot: 0 };
         let take = |found: &mut Found, engine: &mut crate::analytics::engine::Engine| {
             found.sorted.append(&mut engine.alerts.take_all());
             found.late += engine.counters.late.iter().sum::<u64>();
             found.keys += engine.table.live();
             found.evicted += engine.counters.keys_evicted + engine.table.probation_overwritten;
+            found.evicted_for_lists += engine.counters.keys_evicted_for_lists;
+            found.evicted_hot += engine.counters.keys_evicted_hot;
         };
         for shard in self.shards {
             let mut analytics = shard.join().map_err(ended)?;
