@@ -201,6 +201,8 @@ pub struct CorrelatorStats {
     pub user_keys_max: u64,
     pub user_keys_evicted: u64,
     pub user_keys_evicted_hot: u64,
+    /// Users at whom was guessed once, forgotten before the second time.
+    pub user_keys_overwritten: u64,
     pub attacks_live: u64,
     pub attacks_forgotten: u64,
     pub attacks_cut_short: u64,

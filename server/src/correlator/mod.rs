@@ -211,6 +211,7 @@ impl Correlator {
             user_keys_max: engine.table.capacity() as u64,
             user_keys_evicted: engine.counters.keys_evicted,
             user_keys_evicted_hot: engine.counters.keys_evicted_hot,
+            user_keys_overwritten: engine.table.probation_overwritten,
             attacks_live: self.attacks.len() as u64,
             attacks_forgotten: self.attacks.forgotten,
             attacks_cut_short: self.attacks.cut_short,

@@ -169,7 +169,7 @@ const SHARD_FAMILIES: [ShardFamily; 58] = [
 /// A value of the correlator.
 type CorrelatorFamily = (&'static str, &'static str, fn(&CorrelatorStats) -> u64);
 
-const CORRELATOR_FAMILIES: [CorrelatorFamily; 13] = [
+const CORRELATOR_FAMILIES: [CorrelatorFamily; 14] = [
     ("postanalytics_alerts_kept", "Alerts that /alerts can show", |s| s.alerts_kept),
     ("postanalytics_alerts_forgotten_total", "Alerts that yielded to newer ones", |s| s.alerts_forgotten),
     ("postanalytics_user_alerts_raised_total", "Alerts about users", |s| s.user_alerts_raised),
@@ -178,6 +178,9 @@ const CORRELATOR_FAMILIES: [CorrelatorFamily; 13] = [
     ("postanalytics_user_keys_max", "Users that detectors have room for", |s| s.user_keys_max),
     ("postanalytics_user_keys_evicted_total", "Users that yielded to others", |s| s.user_keys_evicted),
     ("postanalytics_user_keys_evicted_hot_total", "Users over half of a threshold that yielded", |s| s.user_keys_evicted_hot),
+    ("postanalytics_user_keys_overwritten_total", "New users refused: lost before their second event", |s| {
+        s.user_keys_overwritten
+    }),
     ("postanalytics_attacks_live", "Attacks that /attacks can show", |s| s.attacks_live),
     ("postanalytics_attacks_forgotten_total", "Attacks that yielded to newer ones", |s| s.attacks_forgotten),
     ("postanalytics_attacks_cut_short_total", "Attacks forgotten although hits could still join them", |s| s.attacks_cut_short),
