@@ -10,10 +10,11 @@
 //! - [`explain`]: what they make of a record that was seen before
 //! - [`verdicts`]: the sources and sessions that filters are to deny or watch
 //!
-//! **A batch goes through in chunks, a chunk in phases**: all records are looked at, then the lines of the tables that their events
-//! need are asked for, then the events are decided in order. What a phase asks for does not depend on each other, so that the
-//! waits for memory overlap: with a million keys they would be most of the time. The counters of all requests, and with them
-//! what [`guards`] know of a source, hold the whole chunk before the first event of it is decided.
+//! **A batch goes through in steps, each some records behind the one before**: a record is read, then what it is is looked up and counted,
+//! then its keys are found, then their lists are asked for, then its events are decided. What a step needs of the tables the step before
+//! has asked for, and while it is on its way the others' steps are taken: with a million keys the waits for memory would be most of the
+//! time, and asked for all at once the lines would wait for each other. Events are decided in order; the counters of all requests, and
+//! with them what [`guards`] know of a source, are some records ahead of them.
 //!
 //! One [`Analytics`] belongs to one shard and sees all records of its sources, in order of arrival. Everything is made when
 //! the shard starts. A panic in here is caught by the shard, which quarantines the frame.
@@ -62,8 +63,12 @@ use std::sync::Arc;
 use summary::Summary;
 use users::{USER_DETECTORS, UserFailure};
 
-/// Records whose events go through the phases together: enough that waits for memory overlap, few enough to stay in the cache.
+/// Records after which all that are under way are taken to their end: few enough to stay in the cache.
 const CHUNK: usize = 64;
+/// Records from one step of a record to its next, if the batch has as many: time enough for what the step asked for to come.
+const LAG: usize = 4;
+/// Steps of a record after it was read.
+const STEPS: usize = 4;
 /// Most events of a record: one for each detector, and one for each hit.
 const EVENTS_MAX: usize = Detector::ALL.len() + HITS_MAX as usize;
 /// The two detectors that look at nearly every request, of a source at a host: their events are decided without standing in line,
@@ -153,8 +158,6 @@ impl AnalyticsPlan {
 struct Waiting {
     key: u64,
     look: Look,
-    /// Which observation of the chunk it is of.
-    of: u32,
     /// Where its key likely is.
     position: u32,
     plan: u16,
@@ -305,6 +308,7 @@ impl Analytics {
         }
         let room = if self.room.keys == 0 { 0 } else { CHUNK.min(batch.len()) };
         let mut chunk = BumpVec::with_capacity_in(room, scratch);
+        let lag = LAG.min(batch.len());
         for (place, record) in (0..).zip(batch.records()) {
             #[cfg(test)]
             assert_ne!(self.panic_at, Some(record.request_id()), "a test asked for this");
@@ -321,13 +325,33 @@ impl Analytics {
             if let Some(observation) = chunk.last() {
                 self.prefetch_first(observation);
             }
+            let newest = chunk.len() - 1;
+            self.advance(&mut chunk, (newest, lag), timing, scratch, &mut with_hits);
             if chunk.len() == CHUNK {
-                self.observe_chunk(&mut chunk, timing, scratch, &mut with_hits);
-                chunk.clear();
+                self.finish(&mut chunk, lag, timing, scratch, &mut with_hits);
             }
         }
-        self.observe_chunk(&mut chunk, timing, scratch, &mut with_hits);
+        self.finish(&mut chunk, lag, timing, scratch, &mut with_hits);
         with_hits
+    }
+
+    /// Takes the records of a chunk that are still under way to their end.
+    fn finish<'a>(
+        &mut self,
+        chunk: &mut BumpVec<'_, Observation<'a>>,
+        lag: usize,
+        timing: Timing,
+        scratch: &'a Bump,
+        with_hits: &mut BumpVec<'_, u32>,
+    ) {
+        if chunk.is_empty() {
+            return;
+        }
+        for newest in chunk.len()..chunk.len() + STEPS * lag {
+            self.advance(chunk, (newest, lag), timing, scratch, with_hits);
+        }
+        chunk.clear();
+        self.waiting.clear();
     }
 
     /// Brings what an observation says into the cache at which place it is known.
@@ -341,37 +365,52 @@ impl Analytics {
         }
     }
 
-    /// Looks at the records of a chunk; those whose hits are to be kept whole go to `with_hits`.
-    fn observe_chunk<'a>(
+    /// The step of each record that is due when record `newest` of the chunk was read.
+    fn advance<'a>(
         &mut self,
         chunk: &mut [Observation<'a>],
+        (newest, lag): (usize, usize),
         timing: Timing,
         scratch: &'a Bump,
         with_hits: &mut BumpVec<'_, u32>,
     ) {
-        for (at, observation) in (0..).zip(&mut *chunk) {
-            observation.look_up(&self.settings, &self.prints, Some(&mut self.paths), scratch);
-            if observation.has_hits && self.keeps_hits(observation, scratch) {
-                with_hits.push(observation.place);
-            }
-            if self.room.keys == 0 {
-                continue;
-            }
-            observation.is_attack_tool = self.is_attack_tool(observation);
-            if observation.is_attempt() {
-                observation.attempt = Some(self.outcome(observation));
-            }
-            observation.here = self.look_here(observation);
-            self.gather(observation, at, scratch);
+        if let Some(observation) = chunk.get_mut(newest.wrapping_sub(lag)) {
+            self.look(observation, scratch, with_hits);
         }
+        if let Some(observation) = chunk.get_mut(newest.wrapping_sub(2 * lag)) {
+            self.find(observation);
+        }
+        if let Some(observation) = chunk.get(newest.wrapping_sub(3 * lag)) {
+            self.prefetch_lists(observation);
+        }
+        if let Some(observation) = chunk.get(newest.wrapping_sub(STEPS * lag)) {
+            self.decide(observation, timing, scratch);
+        }
+    }
+
+    /// Finds out what a record is, puts its events in line, and counts it. If its hits are to be kept whole it goes to `with_hits`.
+    #[inline(always)]
+    fn look<'a>(&mut self, observation: &mut Observation<'a>, scratch: &'a Bump, with_hits: &mut BumpVec<'_, u32>) {
+        observation.look_up(&self.settings, &self.prints, Some(&mut self.paths), scratch);
+        if observation.has_hits && self.keeps_hits(observation, scratch) {
+            with_hits.push(observation.place);
+        }
+        if self.room.keys == 0 {
+            return;
+        }
+        observation.is_attack_tool = self.is_attack_tool(observation);
+        if observation.is_attempt() {
+            observation.attempt = Some(self.outcome(observation));
+        }
+        observation.here = self.look_here(observation);
+        let first = self.waiting.len() as u32;
+        self.gather(observation, scratch);
+        observation.waiting = [first, self.waiting.len() as u32];
         if let Some(summary) = &mut self.summary {
-            for observation in &*chunk {
-                summary.count(observation, scratch);
-                // Of the source alone, whatever its applications are.
-                self.guards.count(self.prints.pair(observation.source.key(), 0));
-            }
+            summary.count(observation, scratch);
+            // Of the source alone, whatever its applications are.
+            self.guards.count(self.prints.pair(observation.source.key(), 0));
         }
-        self.decide(chunk, timing, scratch);
     }
 
     /// Takes the hits of a record; whether it is to be kept whole.
@@ -410,10 +449,10 @@ impl Analytics {
 
     /// Puts the events that an observation is to the detectors in line, in the order of the detectors.
     #[inline]
-    fn gather<'a>(&mut self, observation: &Observation<'a>, at: u32, scratch: &'a Bump) {
+    fn gather<'a>(&mut self, observation: &Observation<'a>, scratch: &'a Bump) {
         let wait = |this: &mut Self, detector: Detector| {
             if let Some(look) = detector.look(observation) {
-                this.wait(detector, look, observation, at, scratch);
+                this.wait(detector, look, observation, scratch);
             }
         };
         if observation.attempt.is_some() {
@@ -432,7 +471,7 @@ impl Analytics {
         if observation.has_hits {
             for hit in observation.record().hits() {
                 let look = multi_payload::look(self.prints.bytes(hit.payload));
-                self.wait(Detector::MultiPayload, look, observation, at, scratch);
+                self.wait(Detector::MultiPayload, look, observation, scratch);
             }
         }
         if observation.is_attack_tool {
@@ -440,7 +479,7 @@ impl Analytics {
         }
         if observation.is_probe() {
             let look = probing::look(observation.address_fingerprint(&self.prints, scratch));
-            self.wait(Detector::Probing, look, observation, at, scratch);
+            self.wait(Detector::Probing, look, observation, scratch);
         }
         if !self.is_plain[Detector::Crawl as usize] {
             wait(self, Detector::Crawl);
@@ -449,7 +488,7 @@ impl Analytics {
 
     /// Puts an event in line, if its detector runs.
     #[inline(never)]
-    fn wait<'a>(&mut self, detector: Detector, look: Look, observation: &Observation<'a>, at: u32, scratch: &'a Bump) {
+    fn wait<'a>(&mut self, detector: Detector, look: Look, observation: &Observation<'a>, scratch: &'a Bump) {
         let plan = detector.plan(self.rank(detector, observation, scratch));
         let numbers = self.settings.numbers(plan);
         if !detector.is_enabled(numbers) {
@@ -461,7 +500,7 @@ impl Analytics {
         };
         let key = self.key(detector, plan, observation, source);
         self.engine.table.prefetch_tags(key);
-        self.waiting.push(Waiting { key, look, of: at, position: u32::MAX, plan });
+        self.waiting.push(Waiting { key, look, position: u32::MAX, plan });
     }
 
     /// Which override holds.
@@ -474,63 +513,66 @@ impl Analytics {
         self.settings.rank(detector, observation.application, observation.host(), path)
     }
 
-    /// Decides the events of a chunk in order, of a record in the order of the detectors, when what they need is in the cache.
-    fn decide<'a>(&mut self, chunk: &mut [Observation<'a>], timing: Timing, scratch: &'a Bump) {
-        let mut waiting = std::mem::take(&mut self.waiting);
-        self.prefetch(&mut waiting);
-        self.prefetch_here(chunk);
-        let mut rest = &waiting[..];
-        for (at, observation) in (0..).zip(&*chunk) {
-            let has_others = rest.first().is_some_and(|one| one.of == at);
-            if has_others {
-                let comes_before = |one: &Waiting| one.of == at && Detector::of_plan(one.plan) < HERE[0];
-                self.take_others(&mut rest, comes_before, observation, timing, scratch);
-            }
-            self.take_here(0, observation, timing, scratch);
-            if has_others {
-                self.take_others(&mut rest, |one| one.of == at, observation, timing, scratch);
-            }
-            self.take_here(1, observation, timing, scratch);
-        }
-        waiting.clear();
-        self.waiting = waiting;
-    }
-
-    /// Brings the lines of the table that events need into the cache, one step for all events before the next step. Their tags
-    /// are on their way already.
-    fn prefetch(&self, waiting: &mut [Waiting]) {
-        let table = &self.engine.table;
-        for one in &mut *waiting {
-            one.position = self.find_cells(one.key);
-        }
-        for one in waiting.iter_mut().filter(|one| one.position == u32::MAX) {
-            one.position = table.other_likely_position(one.key);
-            table.prefetch_cells(one.position);
-        }
-        for one in &*waiting {
-            table.prefetch_lists(one.position, one.key);
-        }
-    }
-
-    /// The same for what [`Here`] says; the cells are on their way already.
-    fn prefetch_here(&self, chunk: &mut [Observation<'_>]) {
-        let table = &self.engine.table;
-        for observation in &mut *chunk {
-            let Here { position, kinds } = observation.here;
+    /// Finds the cells of the events, whose tags are in the cache. Those of [`HERE`] are in the cache themselves if they stand in their
+    /// first bucket: their lists are asked for.
+    #[inline(always)]
+    fn find(&mut self, observation: &mut Observation<'_>) {
+        let Here { position, kinds } = observation.here;
+        if kinds != [0, 0] {
             if position == u32::MAX {
+                let table = &self.engine.table;
                 let first = if kinds[0] != 0 { HERE[0] } else { HERE[1] };
                 observation.here.position = table.other_likely_position(key_of(observation.here_fingerprint, first.plan(0)));
                 table.prefetch_cells(observation.here.position);
+            } else {
+                self.prefetch_lists_here(observation);
             }
         }
-        for observation in &*chunk {
-            for which in [0, 1] {
-                if observation.here.kinds[which] != 0 {
-                    let (key, position) = here(which, observation);
-                    table.prefetch_lists(position, key);
-                }
+        let [first, end] = observation.waiting.map(|place| place as usize);
+        for place in first..end {
+            self.waiting[place].position = self.find_cells(self.waiting[place].key);
+        }
+    }
+
+    #[inline(always)]
+    fn prefetch_lists_here(&self, observation: &Observation<'_>) {
+        for which in [0, 1] {
+            if observation.here.kinds[which] != 0 {
+                let (key, position) = here(which, observation);
+                self.engine.table.prefetch_lists(position, key);
             }
         }
+    }
+
+    /// Asks for the lists of the other events, or for the cells of those that may stand in their other bucket.
+    #[inline(always)]
+    fn prefetch_lists(&mut self, observation: &Observation<'_>) {
+        let [first, end] = observation.waiting.map(|place| place as usize);
+        let table = &self.engine.table;
+        for one in &mut self.waiting[first..end] {
+            if one.position == u32::MAX {
+                one.position = table.other_likely_position(one.key);
+                table.prefetch_cells(one.position);
+            } else {
+                table.prefetch_lists(one.position, one.key);
+            }
+        }
+    }
+
+    /// Decides the events of a record in the order of the detectors, when what they need is in the cache.
+    #[inline(always)]
+    fn decide<'a>(&mut self, observation: &Observation<'a>, timing: Timing, scratch: &'a Bump) {
+        let [mut next, end] = observation.waiting;
+        let has_others = next < end;
+        if has_others {
+            let comes_before = |one: &Waiting| Detector::of_plan(one.plan) < HERE[0];
+            next = self.take_others([next, end], comes_before, observation, timing, scratch);
+        }
+        self.take_here(0, observation, timing, scratch);
+        if has_others {
+            self.take_others([next, end], |_| true, observation, timing, scratch);
+        }
+        self.take_here(1, observation, timing, scratch);
     }
 
     /// Gives the engine the event that an observation is to one of the two detectors of [`HERE`].
@@ -561,24 +603,27 @@ impl Analytics {
         let kind = u32::from(observation.here.kinds[which]);
         let look = Look { value: observation.target.template_fingerprint, number: 0, kind };
         let (key, position) = here(which, observation);
-        let one = Waiting { key, look, of: 0, position, plan: HERE[which].plan(0) };
+        let one = Waiting { key, look, position, plan: HERE[which].plan(0) };
         self.take(&one, observation, timing, scratch);
     }
 
-    /// Gives the engine the first of the events in line, as far as they are wanted.
+    /// Gives the engine the first of these events in line, as far as they are wanted. Returns where it stopped.
     #[inline(never)]
     fn take_others<'a>(
         &mut self,
-        rest: &mut &[Waiting],
+        [mut next, end]: [u32; 2],
         is_wanted: impl Fn(&Waiting) -> bool,
         observation: &Observation<'a>,
         timing: Timing,
         scratch: &'a Bump,
-    ) {
-        while let Some((one, others)) = rest.split_first().filter(|(one, _)| is_wanted(one)) {
-            self.take(one, observation, timing, scratch);
-            *rest = others;
+    ) -> u32 {
+        while next < end
+            && let Some(one) = self.waiting.get(next as usize).copied().filter(&is_wanted)
+        {
+            self.take(&one, observation, timing, scratch);
+            next += 1;
         }
+        next
     }
 
     /// Gives the engine an event, and makes a verdict of an alert that asks for one.

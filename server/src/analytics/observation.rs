@@ -188,6 +188,8 @@ pub struct Observation<'a> {
     texts: Cell<Option<&'a Texts<'a>>>,
     /// See [`Here`].
     pub here: Here,
+    /// Where its other events stand in line, from and to.
+    pub waiting: [u32; 2],
     /// Status of the answer, 0 if none.
     pub status: u16,
     /// Its method is GET or HEAD.
@@ -227,6 +229,7 @@ impl<'a> Observation<'a> {
             object: None,
             texts: Cell::new(None),
             here: Here::default(),
+            waiting: [0; 2],
             status: record.status(),
             is_fetch: match Method::from_wire(record.method()) {
                 Some(method) => matches!(method, Method::Get | Method::Head),
