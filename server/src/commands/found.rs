@@ -109,11 +109,14 @@ pub(crate) fn attacks(flags: &AttacksFlags) -> Result<String> {
     Ok(shown(&flags.ask, &answer, |answer| attacks_table(answer, flags.rows.source.is_some())))
 }
 
-/// The list; one of a source may leave attacks out in which it took part.
+/// The list; one of a source may leave old attacks out in which it took part.
 fn attacks_table(answer: &Value, is_of_source: bool) -> String {
     let mut text = table(rows(answer, "attacks"), &ATTACKS, "no attack");
     if is_of_source {
-        text.push_str("\nOf an attack by more than 32 sources only some are kept: others that took part do not find it.\n");
+        text.push_str(
+            "\nOf an attack by more than 32 sources the others are known by fingerprints: one that finds it very probably took part. \
+             The newest 1,048,576 of all attacks are kept; older ones find theirs no more.\n",
+        );
     }
     text
 }

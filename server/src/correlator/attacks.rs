@@ -13,7 +13,7 @@ const SOURCES_MAX: usize = 16;
 
 /// Those that fit, the newest first.
 pub fn find(table: &AttackTable, filter: &AttackFilter, now_us: u64) -> Vec<AttackView> {
-    let fitting = table.newest_first().filter(|attack| fits(attack, filter));
+    let fitting = table.newest_first().filter(|attack| fits(table, attack, filter));
     fitting.take(filter.limit.min(ROWS_MAX)).map(|attack| view(attack, now_us)).collect()
 }
 
@@ -22,9 +22,9 @@ pub fn detail(attack: &Attack, now_us: u64) -> AttackDetail {
     AttackDetail { attack: view(attack, now_us), samples: attack.samples.iter().map(sample).collect() }
 }
 
-fn fits(attack: &Attack, filter: &AttackFilter) -> bool {
+fn fits(table: &AttackTable, attack: &Attack, filter: &AttackFilter) -> bool {
     filter.attack_type.as_ref().is_none_or(|wanted| *wanted == type_name(attack.kind))
-        && filter.source.is_none_or(|wanted| attack.has_source(wanted))
+        && filter.source.is_none_or(|wanted| table.took_part(attack, wanted))
         && filter.application.is_none_or(|wanted| wanted == attack.application)
         && filter.host.as_ref().is_none_or(|wanted| wanted[..] == attack.host[..])
         && filter.since_us.is_none_or(|since_us| attack.last_us >= since_us)

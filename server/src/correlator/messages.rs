@@ -84,8 +84,8 @@ pub struct AlertFilter {
 pub struct AttackFilter {
     /// Type of the hits, or name of the detector.
     pub attack_type: Option<String>,
-    /// Key of a source that is among those kept of the attack, which are all as long as there are no more than 32; behaviour of a
-    /// whole IPv6 /48 fits every source in it.
+    /// Key of a source that took part. Beyond 32 sources of an attack, the newest 1,048,576 of all attacks are known, by
+    /// fingerprints; behaviour of a whole IPv6 /48 fits every source in it.
     pub source: Option<u64>,
     /// Application id.
     pub application: Option<i32>,
@@ -139,7 +139,7 @@ pub struct AttackView {
     pub statuses: BTreeMap<u16, u64>,
     /// The sources with most hits, most first.
     pub sources: Vec<AttackSource>,
-    /// Different sources: exact while few, else an estimate. If there are more than 32, not all of them find the attack.
+    /// Different sources: exact while few, else an estimate.
     pub distinct_sources: u64,
     /// Different payloads: exact while few, else an estimate.
     pub distinct_payloads: u64,
@@ -206,6 +206,8 @@ pub struct CorrelatorStats {
     pub attacks_live: u64,
     pub attacks_forgotten: u64,
     pub attacks_cut_short: u64,
+    /// Sources of attacks, beyond 32 of each, that do not find them any more.
+    pub attack_sources_forgotten: u64,
     pub events_written: u64,
     /// Lines for the events file that were dropped, because the disk did not keep up.
     pub events_lost: u64,

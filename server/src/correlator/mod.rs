@@ -215,6 +215,7 @@ impl Correlator {
             attacks_live: self.attacks.len() as u64,
             attacks_forgotten: self.attacks.forgotten,
             attacks_cut_short: self.attacks.cut_short,
+            attack_sources_forgotten: self.attacks.partakers_forgotten(),
             events_written: self.events.as_ref().map_or(0, |events| events.written()),
             events_lost: self.events.as_ref().map_or(0, |events| events.lost()),
         }

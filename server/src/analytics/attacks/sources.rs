@@ -22,15 +22,18 @@ pub struct SpaceSaving {
 }
 
 impl SpaceSaving {
-    /// Counts a value `weight` times.
-    pub fn add(&mut self, value: u64, weight: u64) {
+    /// Counts a value `weight` times. Returns the value that lost its counter to it, if one did.
+    pub fn add(&mut self, value: u64, weight: u64) -> Option<u64> {
         if let Some(counter) = self.counters.iter_mut().find(|counter| counter.value == value) {
             counter.count += weight;
         } else if self.counters.len() < COUNTERS {
             self.counters.push(Counter { value, count: weight, error: 0 });
         } else if let Some(least) = self.counters.iter_mut().min_by_key(|counter| counter.count) {
+            let lost = least.value;
             *least = Counter { value, count: least.count + weight, error: least.count };
+            return Some(lost);
         }
+        None
     }
 
     /// Whether a value has a counter.

@@ -8,6 +8,7 @@
 //! quiet longest, closed or not; both are counted.
 
 use super::hits::{HitReport, HitReports};
+use super::partakers::{PAIRS, Partakers};
 use super::samples::{Sample, Samples};
 use super::sources::SpaceSaving;
 use crate::analytics::alerts::Alert;
@@ -105,8 +106,8 @@ impl Attack {
         self.alert.as_deref()
     }
 
-    /// Whether a source is known to take part: it is among the counters, or in the /48 that the alerts are about.
-    pub fn has_source(&self, source: u64) -> bool {
+    /// Whether a source is counted: it has a counter, or is in the /48 that the alerts are about.
+    fn counts_source(&self, source: u64) -> bool {
         let network = self.alert().filter(|alert| alert.is_network && alert.user == 0);
         network.map_or_else(|| self.sources.contains(source), |alert| alert.source >> 16 == source >> 16)
     }
@@ -129,6 +130,8 @@ pub struct AttackTable {
     open: HashMap<u64, u64>,
     /// By last hit.
     quiet: BTreeSet<(u64, u64)>,
+    /// Sources that lost their counters.
+    partakers: Partakers,
     /// Attacks that had to go.
     pub forgotten: u64,
     /// Of them, those that were not closed.
@@ -144,7 +147,15 @@ impl Default for AttackTable {
 impl AttackTable {
     /// Room for `limit` attacks.
     pub fn with_limit(limit: usize) -> Self {
-        Self { limit, attacks: HashMap::new(), open: HashMap::new(), quiet: BTreeSet::new(), forgotten: 0, cut_short: 0 }
+        Self {
+            limit,
+            attacks: HashMap::new(),
+            open: HashMap::new(),
+            quiet: BTreeSet::new(),
+            partakers: Partakers::with_room(PAIRS),
+            forgotten: 0,
+            cut_short: 0,
+        }
     }
 
     /// How many are known.
@@ -165,6 +176,16 @@ impl AttackTable {
     /// All, those with the newest hits first.
     pub fn newest_first(&self) -> impl Iterator<Item = &Attack> {
         self.quiet.iter().rev().filter_map(|(_, id)| self.attacks.get(id))
+    }
+
+    /// Whether a source took part in an attack: surely if that counts it, else very probably, see [`super::partakers`].
+    pub fn took_part(&self, attack: &Attack, source: u64) -> bool {
+        attack.counts_source(source) || self.partakers.knows(attack.id, source)
+    }
+
+    /// Sources of attacks that are not known to have taken part any more.
+    pub const fn partakers_forgotten(&self) -> u64 {
+        self.partakers.forgotten
     }
 
     /// Takes what a shard reports.
@@ -194,7 +215,7 @@ impl AttackTable {
         attack.blocked += u64::from(report.blocked);
         let is_told_apart = attack.statuses.len() < STATUSES_MAX || attack.statuses.contains_key(&report.status);
         *attack.statuses.entry(if is_told_apart { report.status } else { 0 }).or_default() += count;
-        attack.sources.add(report.source, count);
+        let uncounted = attack.sources.add(report.source, count);
         attack.distinct_sources.insert(report.source);
         attack.distinct_payloads.insert(report.payload);
         if report.may_be_sample && attack.samples.wants(report.sample) {
@@ -213,6 +234,7 @@ impl AttackTable {
         let last_us = before_us.max(report.last_us.min(now_us)).min(attack.first_us + LENGTH_US_MAX - 1);
         attack.last_us = last_us;
         self.moved(id, before_us, last_us);
+        uncounted.into_iter().for_each(|source| self.partakers.remember(id, source));
     }
 
     /// Takes an alert as it is now: behaviour, grouped by detector, scope and key.
@@ -242,7 +264,8 @@ impl AttackTable {
         attack.kept += kept;
         attack.suppressed += more - kept;
         if alert.user == 0 {
-            attack.sources.add(alert.source, more);
+            // All of one source, or of the /48 that is asked for as a whole: nobody else is to be remembered.
+            let _ = attack.sources.add(alert.source, more);
             attack.distinct_sources.insert(alert.source);
         }
         for request_id in evidence {

@@ -11,9 +11,10 @@ use crate::analytics::observation::Observation;
 use crate::analytics::settings::Settings;
 use bumpalo::Bump;
 use postanalytics_protocol::schema::v1::{FLAG_BLOCKED, SCHEMA};
-use postanalytics_protocol::{BatchBuilder, Hit, RecordFields, ValidBatch};
+use postanalytics_protocol::{BatchBuilder, Hit, RecordFields, Source, ValidBatch};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
 
 const SHARDS: usize = 2;
 const START_US: u64 = 1_700_000_000_000_000;
@@ -142,6 +143,22 @@ fn run(stream: &[Made], turn: usize) -> (AttackTable, u64) {
     }
     let suppressed = samplers.iter().map(|sampler| sampler.suppressed).sum();
     (table, suppressed)
+}
+
+/// Also those that have no counter any more; whoever took part in another one does not.
+#[test]
+fn each_of_many_sources_finds_its_attack_and_no_other() {
+    let hit = |source: u8| Made { time_us: START_US, attack: source % 2, source, status: 403, payload: 0, blocked: true };
+    let (table, _) = run(&(0..=u8::MAX).map(hit).collect::<Vec<_>>(), 1);
+    let attacks: Vec<_> = table.newest_first().collect();
+    assert_eq!(attacks.len(), 2);
+    for source in 0..=u8::MAX {
+        let key = Source::of(IpAddr::from([192, 0, 2, source])).key();
+        let found: Vec<_> = attacks.iter().filter(|attack| table.took_part(attack, key)).collect();
+        let template: &[u8] = if source % 2 == 0 { b"/a" } else { b"/b/{id}" };
+        assert_eq!(found.iter().map(|attack| &*attack.template).collect::<Vec<_>>(), [template], "{source}");
+    }
+    assert_eq!(table.partakers_forgotten(), 0);
 }
 
 proptest! {

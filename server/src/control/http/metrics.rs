@@ -169,7 +169,7 @@ const SHARD_FAMILIES: [ShardFamily; 58] = [
 /// A value of the correlator.
 type CorrelatorFamily = (&'static str, &'static str, fn(&CorrelatorStats) -> u64);
 
-const CORRELATOR_FAMILIES: [CorrelatorFamily; 14] = [
+const CORRELATOR_FAMILIES: [CorrelatorFamily; 15] = [
     ("postanalytics_alerts_kept", "Alerts that /alerts can show", |s| s.alerts_kept),
     ("postanalytics_alerts_forgotten_total", "Alerts that yielded to newer ones", |s| s.alerts_forgotten),
     ("postanalytics_user_alerts_raised_total", "Alerts about users", |s| s.user_alerts_raised),
@@ -184,6 +184,9 @@ const CORRELATOR_FAMILIES: [CorrelatorFamily; 14] = [
     ("postanalytics_attacks_live", "Attacks that /attacks can show", |s| s.attacks_live),
     ("postanalytics_attacks_forgotten_total", "Attacks that yielded to newer ones", |s| s.attacks_forgotten),
     ("postanalytics_attacks_cut_short_total", "Attacks forgotten although hits could still join them", |s| s.attacks_cut_short),
+    ("postanalytics_attack_sources_forgotten_total", "Sources beyond 32 of an attack that find it no more", |s| {
+        s.attack_sources_forgotten
+    }),
     ("postanalytics_events_written_total", "Lines written to the events file", |s| s.events_written),
     ("postanalytics_events_lost_total", "Lines for the events file that were dropped", |s| s.events_lost),
 ];
