@@ -10,11 +10,12 @@
 //! - [`explain`]: what they make of a record that was seen before
 //! - [`verdicts`]: the sources and sessions that filters are to deny or watch
 //!
-//! **A batch goes through in steps, each some records behind the one before**: a record is read, then what it is is looked up and counted,
-//! then its keys are found, then their lists are asked for, then its events are decided. What a step needs of the tables the step before
-//! has asked for, and while it is on its way the others' steps are taken: with a million keys the waits for memory would be most of the
-//! time, and asked for all at once the lines would wait for each other. Events are decided in order; the counters of all requests, and
-//! with them what [`guards`] know of a source, are some records ahead of them.
+//! **A batch goes through in steps, each some records behind the one before**: a record is read; what it is is looked up and counted; the
+//! cells of its keys are found; their lists are asked for; its events are decided. What a step asks for comes while the others' steps are
+//! taken: with a million keys the waits for memory would be most of the time, and asked for all at once the lines would wait for each
+//! other. (A key that stands in the second of its buckets is found a step later, and its lists may have to be waited for.) Events are
+//! decided in order; the counters of all requests, and with them what [`guards`] know of a source, are some records ahead of them, and
+//! all records of a chunk while little is counted yet.
 //!
 //! One [`Analytics`] belongs to one shard and sees all records of its sources, in order of arrival. Everything is made when
 //! the shard starts. A panic in here is caught by the shard, which quarantines the frame.
@@ -308,7 +309,9 @@ impl Analytics {
         }
         let room = if self.room.keys == 0 { 0 } else { CHUNK.min(batch.len()) };
         let mut chunk = BumpVec::with_capacity_in(room, scratch);
-        let lag = LAG.min(batch.len());
+        // Of a shard that has just started guards know nothing: then all of a chunk are counted before the first is decided.
+        let little_is_known = self.summary.as_ref().is_some_and(|summary| summary.hot.total() < CHUNK as u64);
+        let lag = if little_is_known { CHUNK } else { LAG }.min(batch.len());
         for (place, record) in (0..).zip(batch.records()) {
             #[cfg(test)]
             assert_ne!(self.panic_at, Some(record.request_id()), "a test asked for this");
@@ -513,8 +516,8 @@ impl Analytics {
         self.settings.rank(detector, observation.application, observation.host(), path)
     }
 
-    /// Finds the cells of the events, whose tags are in the cache. Those of [`HERE`] are in the cache themselves if they stand in their
-    /// first bucket: their lists are asked for.
+    /// Finds the cells of the events, whose tags are in the cache. Those of [`HERE`] were found with what the record is, if they stand in
+    /// their first bucket.
     #[inline(always)]
     fn find(&mut self, observation: &mut Observation<'_>) {
         let Here { position, kinds } = observation.here;
@@ -524,8 +527,6 @@ impl Analytics {
                 let first = if kinds[0] != 0 { HERE[0] } else { HERE[1] };
                 observation.here.position = table.other_likely_position(key_of(observation.here_fingerprint, first.plan(0)));
                 table.prefetch_cells(observation.here.position);
-            } else {
-                self.prefetch_lists_here(observation);
             }
         }
         let [first, end] = observation.waiting.map(|place| place as usize);
@@ -534,21 +535,17 @@ impl Analytics {
         }
     }
 
+    /// Asks for the lists of the events, or for the cells of those in line that may stand in their other bucket.
     #[inline(always)]
-    fn prefetch_lists_here(&self, observation: &Observation<'_>) {
+    fn prefetch_lists(&mut self, observation: &Observation<'_>) {
+        let table = &self.engine.table;
         for which in [0, 1] {
             if observation.here.kinds[which] != 0 {
                 let (key, position) = here(which, observation);
-                self.engine.table.prefetch_lists(position, key);
+                table.prefetch_lists(position, key);
             }
         }
-    }
-
-    /// Asks for the lists of the other events, or for the cells of those that may stand in their other bucket.
-    #[inline(always)]
-    fn prefetch_lists(&mut self, observation: &Observation<'_>) {
         let [first, end] = observation.waiting.map(|place| place as usize);
-        let table = &self.engine.table;
         for one in &mut self.waiting[first..end] {
             if one.position == u32::MAX {
                 one.position = table.other_likely_position(one.key);

@@ -400,6 +400,75 @@ fn whoever_seems_to_be_a_proxy_is_reported_and_not_listed() {
     assert_eq!(subject.listed.len(), 1, "an ordinary source is listed");
 }
 
+/// What guards know counts all of the first frame, though its first records are those that decide.
+#[test]
+fn a_proxy_is_not_listed_by_the_first_frame_of_a_shard_either() {
+    let mut subject = that_lists_scanners(1);
+    let mut batch = BatchBuilder::default();
+    for (n, source) in (0..).zip([99, 99].into_iter().chain(0..30)) {
+        let user_agent = if n < 2 { TOOL } else { BROWSER };
+        let source = if n % 2 == 0 { 99 } else { source };
+        batch.push(&RecordFields { user_agent, ..request(v4(source), 1, "/", 200) }, usize::MAX).expect("fits");
+    }
+    let mut body = vec![0; batch.body_bytes()];
+    batch.encode_body(&mut body);
+    let valid = ValidBatch::parse(1, batch.len() as u32, &body).expect("valid");
+    let timing = Timing { arrival_us: 1_700_000_000_000_000, ..Timing::default() };
+    subject.observe(&valid, timing, &[], &Bump::new());
+    assert_eq!((subject.listed.len(), subject.guards.objections.real_ip_suspect), (0, 1));
+}
+
+/// Steps of one record overlap with those of others, and chunks end in the middle of a batch: nothing of it shows.
+#[test]
+fn how_records_are_cut_into_batches_changes_nothing() {
+    let config = DetectionConfig::parse("[detectors.scanner]\naction = 'denylist'").expect("a configuration");
+    let settings = Arc::new(Settings::new(&config).expect("settings"));
+    let texts: Vec<String> = (0..1000).map(|n| format!("/missing-{}", n % 41)).collect();
+    let objects: Vec<String> = (0..1000).map(|n| format!("/api/orders/{}", 1000 + n)).collect();
+    let records: Vec<RecordFields<'_>> = (0..1000u32)
+        .map(|n| {
+            let mut id = [0; 16];
+            id[..4].copy_from_slice(&n.to_be_bytes());
+            let (source, at) = (v4(n / 7 % 5), n as usize);
+            let kind = match n % 7 {
+                0 | 1 => request(source, 0, &texts[at], 404),
+                2 => RecordFields { method: 3, user_hash: u64::from(n % 3 + 1), ..request(source, 0, "/login", 401) },
+                3 => RecordFields { session_hash: u64::from(n % 2 + 1), ..request(source, 0, &objects[at], 200) },
+                4 => RecordFields { user_agent: if n % 35 == 4 { TOOL } else { BROWSER }, ..request(source, 0, "/", 200) },
+                5 => RecordFields {
+                    hits: vec![Hit { attack_type: 2, severity: 1, rule_id: 1, point: b"p", payload: texts[at].as_bytes() }],
+                    ..request(source, 0, "/search", 200)
+                },
+                _ => request(source, 0, &texts[at], 200),
+            };
+            RecordFields { request_id: id, event_us: 1_000_000_000 + u64::from(n) * 20_000, ..kind }
+        })
+        .collect();
+    let run = |size: usize| {
+        let mut subject = Analytics::new(Arc::clone(&settings), Room { hands_on_failures: true, ..ROOM }, 7);
+        let mut with_hits = Vec::new();
+        for (number, records) in records.chunks(size).enumerate() {
+            let mut batch = BatchBuilder::default();
+            records.iter().for_each(|fields| batch.push(fields, usize::MAX).expect("fits"));
+            let mut body = vec![0; batch.body_bytes()];
+            batch.encode_body(&mut body);
+            let (valid, scratch) = (ValidBatch::parse(1, records.len() as u32, &body).expect("valid"), Bump::new());
+            let kept = subject.observe(&valid, Timing { is_replay: true, ..Timing::default() }, &[], &scratch);
+            with_hits.extend(kept.iter().map(|place| number * size + *place as usize));
+        }
+        let alerts: Vec<_> = subject.engine.alerts.take_all().iter().map(|alert| alert.to_json()).collect();
+        (alerts, with_hits, format!("{:?} {:?} {:?}", subject.failures, subject.listed, subject.engine.counters))
+    };
+    let one_by_one = run(1);
+    let mut detectors: Vec<_> = one_by_one.0.iter().map(|alert| alert.detector).collect();
+    detectors.sort_unstable();
+    detectors.dedup();
+    assert!(detectors.len() >= 6 && one_by_one.1.len() > 100 && one_by_one.2.contains("UserFailure"), "{detectors:?}");
+    for size in [2, 3, 4, 5, 16, 17, 63, 64, 65, 128, 129, 1000] {
+        assert_eq!(run(size), one_by_one, "batches of {size}");
+    }
+}
+
 #[test]
 fn a_verdict_is_about_the_source_unless_its_session_alone_is_meant() {
     let subjects = [("", Subject::Source(v4(1))), ("action_for_session = true", Subject::Session(9))];
@@ -443,7 +512,7 @@ fn scratch_and_room_for_events_do_not_grow_with_the_hits_of_a_record() {
         .map(|payload| Hit { attack_type: 2, severity: 1, rule_id: 1, point: b"p", payload: payload.as_bytes() })
         .collect();
     // Neither normal nor its own template.
-    let paths: Vec<String> = (0..CHUNK).map(|n| format!("/%61/{n}/{}", "x".repeat(8000))).collect();
+    let paths: Vec<String> = (0..2 * CHUNK).map(|n| format!("/%61/{n}/{}", "x".repeat(8000))).collect();
     let mut batch = BatchBuilder::default();
     for path in &paths {
         batch.push(&RecordFields { hits: hits.clone(), ..request(v4(1), 1_000_000, path, 200) }, usize::MAX).expect("fits");
