@@ -521,13 +521,11 @@ impl Analytics {
     #[inline(always)]
     fn find(&mut self, observation: &mut Observation<'_>) {
         let Here { position, kinds } = observation.here;
-        if kinds != [0, 0] {
-            if position == u32::MAX {
-                let table = &self.engine.table;
-                let first = if kinds[0] != 0 { HERE[0] } else { HERE[1] };
-                observation.here.position = table.other_likely_position(key_of(observation.here_fingerprint, first.plan(0)));
-                table.prefetch_cells(observation.here.position);
-            }
+        if kinds != [0, 0] && position == u32::MAX {
+            let table = &self.engine.table;
+            let first = if kinds[0] != 0 { HERE[0] } else { HERE[1] };
+            observation.here.position = table.other_likely_position(key_of(observation.here_fingerprint, first.plan(0)));
+            table.prefetch_cells(observation.here.position);
         }
         let [first, end] = observation.waiting.map(|place| place as usize);
         for place in first..end {
