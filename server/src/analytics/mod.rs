@@ -78,8 +78,10 @@ const HERE: [Detector; 2] = [Detector::ForcedBrowsing, Detector::Crawl];
 /// Most user agents, and most paths, that are remembered; fewer where there is room for few keys.
 const USER_AGENTS_MAX: usize = 1 << 15;
 const PATHS_MAX: usize = 1 << 18;
-/// Refusals that are remembered, each a source at an endpoint.
+/// Sets of refusals that are remembered, each of a source at an endpoint.
 const REFUSALS: usize = 16_384;
+/// Refusals of a set.
+const REFUSAL_WAYS: usize = 4;
 /// Most events for the correlator, and most verdicts, that wait to be taken.
 pub const WAITING_MAX: usize = 4096;
 
@@ -199,8 +201,8 @@ pub struct Analytics {
     is_plain: [bool; Detector::ALL.len()],
     /// Events of a chunk on their way.
     waiting: Vec<Waiting>,
-    /// {fingerprint, time} of refusals of a source by an endpoint, two ways a place, the newer first.
-    refusals: Vec<[(u64, u64); 4]>,
+    /// {fingerprint, time} of refusals of a source by an endpoint, the newest of a set first.
+    refusals: Vec<[(u64, u64); REFUSAL_WAYS]>,
     /// Position of the next record.
     order: u64,
     /// Failures of users for the correlator, in order.
@@ -244,7 +246,7 @@ impl Analytics {
             user_agents: Memo::new((room.keys / 8).min(USER_AGENTS_MAX)),
             paths: Paths::new((room.keys / 2).min(PATHS_MAX)),
             waiting: Vec::with_capacity(if room.keys == 0 { 0 } else { CHUNK * EVENTS_MAX }),
-            refusals: vec![[(0, 0); 4]; REFUSALS],
+            refusals: vec![[(0, 0); REFUSAL_WAYS]; REFUSALS],
             order: 0,
             failures: Vec::with_capacity(if room.hands_on_failures { WAITING_MAX } else { 0 }),
             failures_lost: 0,
