@@ -372,7 +372,13 @@ fn without_room_for_all_nothing_is_made_up_and_what_is_missing_was_counted() {
             let Bounded { alerts, forgotten, for_lists, hot } = run;
             let about = format!("{scenario}, {shards} shards: {forgotten} forgotten, {for_lists} for lists, {hot} hot; {found}");
             let [differing, needed] = ["differing", "forgotten"].map(|name| found[name].as_u64().unwrap());
-            assert!(needed <= forgotten && for_lists <= forgotten, "{about}");
+            // So many are enough for what differs in these inputs; an analysis that raised nothing would need 68 and 712.
+            let most = match scenario {
+                "spoofed10" => 20,
+                "all" => 10,
+                _ => forgotten,
+            };
+            assert!(needed <= forgotten.min(most) && for_lists <= forgotten, "{about}");
             match (scenario, shards) {
                 ("crowded", 1 | 2) => assert!((differing, hot) == (0, 0) && for_lists > 1000, "{about}"),
                 ("crowded-attackers", 1) => assert!(differing > 1000 && hot > 1000 && for_lists > 1000, "{about}"),

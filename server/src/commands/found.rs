@@ -115,7 +115,7 @@ fn attacks_table(answer: &Value, is_of_source: bool) -> String {
     if is_of_source {
         text.push_str(
             "\nOf an attack by more than 32 sources the others are known by fingerprints: one that finds it very probably took part. \
-             The newest 1,048,576 of all attacks are kept; older ones find theirs no more.\n",
+             There is room for 1,048,576 in all, and the oldest yield; attacks on a user have no sources.\n",
         );
     }
     text

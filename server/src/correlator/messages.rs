@@ -84,8 +84,8 @@ pub struct AlertFilter {
 pub struct AttackFilter {
     /// Type of the hits, or name of the detector.
     pub attack_type: Option<String>,
-    /// Key of a source that took part. Beyond 32 sources of an attack, the newest 1,048,576 of all attacks are known, by
-    /// fingerprints; behaviour of a whole IPv6 /48 fits every source in it.
+    /// Key of a source that took part. Beyond 32 sources of an attack they are known by fingerprints, of which the oldest yield;
+    /// behaviour of a whole IPv6 /48 fits every source in it. Attacks on a user have no sources.
     pub source: Option<u64>,
     /// Application id.
     pub application: Option<i32>,
@@ -201,12 +201,13 @@ pub struct CorrelatorStats {
     pub user_keys_max: u64,
     pub user_keys_evicted: u64,
     pub user_keys_evicted_hot: u64,
-    /// Users at whom was guessed once, forgotten before the second time.
+    /// Keys of users, two of each, at whom was guessed once, forgotten before the second time.
     pub user_keys_overwritten: u64,
     pub attacks_live: u64,
     pub attacks_forgotten: u64,
     pub attacks_cut_short: u64,
-    /// Sources of attacks, beyond 32 of each, that do not find them any more.
+    /// Fingerprints of sources beyond 32 of an attack that yielded to newer ones. A source may be counted several times, and its attack
+    /// be forgotten itself.
     pub attack_sources_forgotten: u64,
     pub events_written: u64,
     /// Lines for the events file that were dropped, because the disk did not keep up.

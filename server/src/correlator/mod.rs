@@ -27,7 +27,7 @@ use messages::{Ask, CorrelatorStats, Reply};
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// Users of which something is known.
+/// Keys of users of which something is known: two a user, one for each detector.
 const USER_KEYS: usize = 1 << 16;
 /// Alerts of users that are held.
 const USER_ALERTS: usize = 1024;

@@ -7,7 +7,7 @@
 
 use crate::analytics::fingerprint::mix;
 
-/// Pairs that are remembered, 4 MiB.
+/// Pairs that there is room for, 4 MiB. Of a quarter as many practically all are known, of half as many 99 %, of as many 86 %.
 pub const PAIRS: usize = 1 << 20;
 const WAYS: usize = 8;
 
@@ -15,7 +15,7 @@ const WAYS: usize = 8;
 #[derive(Debug)]
 pub struct Partakers {
     sets: Vec<[u32; WAYS]>,
-    /// Pairs that are not known any more.
+    /// Pairs that yielded. One that comes again is counted again, and its attack may be forgotten itself.
     pub forgotten: u64,
 }
 

@@ -183,7 +183,7 @@ impl AttackTable {
         attack.counts_source(source) || self.partakers.knows(attack.id, source)
     }
 
-    /// Sources of attacks that are not known to have taken part any more.
+    /// Fingerprints of sources of attacks that yielded to newer ones.
     pub const fn partakers_forgotten(&self) -> u64 {
         self.partakers.forgotten
     }

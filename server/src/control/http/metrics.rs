@@ -174,19 +174,23 @@ const CORRELATOR_FAMILIES: [CorrelatorFamily; 15] = [
     ("postanalytics_alerts_forgotten_total", "Alerts that yielded to newer ones", |s| s.alerts_forgotten),
     ("postanalytics_user_alerts_raised_total", "Alerts about users", |s| s.user_alerts_raised),
     ("postanalytics_user_alerts_lost_total", "Reports of alerts about users that were dropped", |s| s.user_alerts_lost),
-    ("postanalytics_user_keys_live", "Users that detectors have state of", |s| s.user_keys_live),
-    ("postanalytics_user_keys_max", "Users that detectors have room for", |s| s.user_keys_max),
-    ("postanalytics_user_keys_evicted_total", "Users that yielded to others", |s| s.user_keys_evicted),
-    ("postanalytics_user_keys_evicted_hot_total", "Users over half of a threshold that yielded", |s| s.user_keys_evicted_hot),
-    ("postanalytics_user_keys_overwritten_total", "New users refused: lost before their second event", |s| {
+    ("postanalytics_user_keys_live", "Keys of users that detectors have state of, up to two a user", |s| s.user_keys_live),
+    ("postanalytics_user_keys_max", "Keys of users that detectors have room for, up to two a user", |s| s.user_keys_max),
+    ("postanalytics_user_keys_evicted_total", "Keys of users that yielded to others", |s| s.user_keys_evicted),
+    ("postanalytics_user_keys_evicted_hot_total", "Keys of users over half of a threshold that yielded", |s| {
+        s.user_keys_evicted_hot
+    }),
+    ("postanalytics_user_keys_overwritten_total", "New keys of users, two a user, lost before their second event", |s| {
         s.user_keys_overwritten
     }),
     ("postanalytics_attacks_live", "Attacks that /attacks can show", |s| s.attacks_live),
     ("postanalytics_attacks_forgotten_total", "Attacks that yielded to newer ones", |s| s.attacks_forgotten),
     ("postanalytics_attacks_cut_short_total", "Attacks forgotten although hits could still join them", |s| s.attacks_cut_short),
-    ("postanalytics_attack_sources_forgotten_total", "Sources beyond 32 of an attack that find it no more", |s| {
-        s.attack_sources_forgotten
-    }),
+    (
+        "postanalytics_attack_sources_forgotten_total",
+        "Fingerprints of sources beyond 32 of an attack that yielded to newer ones",
+        |s| s.attack_sources_forgotten,
+    ),
     ("postanalytics_events_written_total", "Lines written to the events file", |s| s.events_written),
     ("postanalytics_events_lost_total", "Lines for the events file that were dropped", |s| s.events_lost),
 ];
