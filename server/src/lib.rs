@@ -27,17 +27,20 @@ mod sync;
 pub use agent::agent_line;
 
 use anyhow::Context;
-use clap::{CommandFactory, Parser};
+use clap::{CommandFactory, FromArgMatches};
 use config::Config;
-use config::flags::{Command, CommandLine, RunFlags};
-use std::ffi::OsString;
+use config::flags::{Command, CommandLine, RunFlags, without_empty_variables};
+use std::ffi::{OsStr, OsString};
 use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
 /// The `postanalytics` command: parses `arguments` (the first is the program's name), does what they say, returns the exit code.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let line = match CommandLine::try_parse_from(arguments) {
+    let is_empty = |name: &OsStr| std::env::var_os(name).is_some_and(|value| value.is_empty());
+    let mut command = without_empty_variables(CommandLine::command(), &is_empty);
+    let parsed = command.try_get_matches_from_mut(arguments).and_then(|matches| CommandLine::from_arg_matches(&matches));
+    let line = match parsed.map_err(|error| error.format(&mut command)) {
         Ok(line) => line,
         Err(error) => {
             // Help and version come this way too, with exit code 0.

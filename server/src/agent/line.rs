@@ -6,7 +6,7 @@ mod json;
 
 use crate::config::flags::LineFormat;
 use ipnet::IpNet;
-use json::read_json;
+pub(crate) use json::read_json;
 use postanalytics_client::access_log::{parse_line, unescaped_quotes};
 use postanalytics_client::{Client, Request, SendError};
 use postanalytics_filter::{Engine, PROCESS_TIME_LIMIT, RawRequest, Scratch};
@@ -38,12 +38,12 @@ pub(super) struct Reader {
 }
 
 /// What a line says.
-struct Said<'a> {
-    request: Request<'a>,
-    method: &'a [u8],
+pub(crate) struct Said<'a> {
+    pub(crate) request: Request<'a>,
+    pub(crate) method: &'a [u8],
     /// Target, user agent and referer as the visitor sent them, without what the log escapes.
-    target: Cow<'a, [u8]>,
-    user_agent: Cow<'a, [u8]>,
+    pub(crate) target: Cow<'a, [u8]>,
+    pub(crate) user_agent: Cow<'a, [u8]>,
     referer: Cow<'a, [u8]>,
     forwarded_for: &'a [u8],
 }

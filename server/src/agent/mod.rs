@@ -9,7 +9,7 @@
 //! While the server is away nothing is read beyond the window: the files are the buffer.
 
 mod file;
-mod line;
+pub(crate) mod line;
 mod log;
 mod name;
 mod state;

@@ -36,8 +36,10 @@ pub struct Findings {
     pub files: Vec<String>,
     pub lines: u64,
     pub records: u64,
-    /// Lines that are none of this format, or have no time.
+    /// Lines that are none of this format, or have no address or no time.
     pub unreadable: u64,
+    /// Of the first of them: its number, the cause, and its beginning, masked. Empty if there is none.
+    pub first_unreadable: String,
     /// Lines dropped because they are more than a day ahead of their file's clock.
     pub ahead: u64,
     pub sources: u64,
@@ -85,12 +87,12 @@ pub fn examine(flags: &AuditFlags) -> Result<Findings> {
     }
     let config = replay::configuration(flags.config.as_deref())?;
     let progress = Progress::new("looking for attackers");
-    let (_, found) = replay::find(&replayed, &config)?;
+    let (summary, found) = replay::find(&replayed, &config)?;
     drop(progress);
     let mut second = Second {
         format: flags.format,
         ahead_us: config.ahead_us,
-        findings: Findings::default(),
+        findings: Findings { first_unreadable: summary.first_unreadable, ..Findings::default() },
         histories: Histories::of(&found.sorted),
         sources: HashSet::new(),
         load: Load::default(),
@@ -135,7 +137,7 @@ impl Second {
                 *clock = fields.event_us.max(*clock);
                 self.take(fields);
             });
-            self.findings.unreadable += u64::from(taken.is_none());
+            self.findings.unreadable += u64::from(taken.is_err());
         }
         Ok(())
     }

@@ -20,7 +20,7 @@ pub fn render(findings: &Findings) -> String {
 }
 
 fn head(page: &mut String, findings: &Findings) -> std::fmt::Result {
-    let Findings { files, lines, records, unreadable, ahead, sources, from, until, .. } = findings;
+    let Findings { files, lines, records, unreadable, first_unreadable, ahead, sources, from, until, .. } = findings;
     let files = if files.len() == 1 { files[0].clone() } else { format!("{} files", files.len()) };
     writeln!(page, "{files}: {} lines, {} requests of {} sources", grouped(*lines), grouped(*records), grouped(*sources))?;
     if !from.is_empty() {
@@ -29,9 +29,10 @@ fn head(page: &mut String, findings: &Findings) -> std::fmt::Result {
     if *unreadable > 0 {
         writeln!(
             page,
-            "lines that could not be read, for they are none of this format or have no time: {}",
+            "lines that could not be read, for they are none of this format or have no address or no time: {}",
             grouped(*unreadable)
         )?;
+        writeln!(page, "the first: {first_unreadable}")?;
     }
     if *ahead > 0 {
         writeln!(page, "lines left out, for they are more than a day ahead of their file's clock: {}", grouped(*ahead))?;

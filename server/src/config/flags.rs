@@ -2,7 +2,9 @@
 //! each value is read the same way wherever it stands, and an error can say where that was.
 
 use super::ask_flags::AskCommand;
+use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand};
+use std::ffi::OsStr;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -41,6 +43,15 @@ pub struct CommandLine {
     /// Flags of `serve`.
     #[command(flatten)]
     pub run: RunFlags,
+}
+
+/// The same command line for which empty variables, as a unit or a Compose file has them, are not given: clap takes them for values.
+pub fn without_empty_variables(command: clap::Command, is_empty: &dyn Fn(&OsStr) -> bool) -> clap::Command {
+    let forget = |argument: clap::Arg| match argument.get_env() {
+        Some(name) if is_empty(name) => argument.env(None::<&'static str>),
+        _ => argument,
+    };
+    command.mut_args(forget).mut_subcommands(|subcommand| without_empty_variables(subcommand, is_empty))
 }
 
 /// Flags of `serve`, and what to do with the configuration instead of running it.
@@ -117,11 +128,16 @@ Examples:
 pub enum LineFormat {
     /// Access log of NGINX or Apache, combined or common, with or without syslog prefix and virtual host.
     Combined,
-    /// Records as JSON, one a line.
+    /// JSON, an object a line: records, rows of /requests, or an access log as NGINX or Caddy writes it.
     Jsonl,
     /// The same with texts escaped as on the pages of a server.
     #[value(skip)]
     EscapedJsonl,
+}
+
+/// Keys of a replay: less would be no state, and more have no place in its fingerprints.
+fn keys() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1 << 10..=1 << 28)
 }
 
 /// Flags of `replay`.
@@ -136,8 +152,9 @@ pub struct ReplayFlags {
     /// Threads that share the sources; the alerts are the same with any number
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub shards: u32,
-    /// Keys that have room in the state, about 160 bytes each with the room for their lists; more than are live keep every alert exact
-    #[arg(long, value_name = "N", default_value_t = 1 << 20)]
+    /// Keys that have room in the state, about 160 bytes each with the room for their lists; more than are live keep every alert
+    /// exact; 1024 to 268435456
+    #[arg(long, value_name = "N", default_value_t = 1 << 20, value_parser = keys())]
     pub keys: usize,
     /// Take an access log as it is: do not look for attacks in its lines. With them, multi_payload and probing have hits to
     /// count, and detectors that leave out requests with hits do so, as on a server
@@ -150,7 +167,7 @@ pub struct ReplayFlags {
     #[arg(long, value_name = "URL", conflicts_with = "format")]
     pub from_server: Option<String>,
     /// How far back they and the alerts go, by the clock of this machine
-    #[arg(long, value_name = "DURATION", default_value = "15m", requires = "from_server")]
+    #[arg(long, value_name = "DURATION", default_value = "15m", requires = "from_server", conflicts_with = "files")]
     pub last: String,
     /// File with the server's token: without it, query values and payloads are hidden
     #[arg(long, value_name = "FILE", env = "POSTANALYTICS_STATUS_TOKEN_FILE")]
@@ -178,8 +195,9 @@ pub struct AuditFlags {
     /// Threads that share the sources; the findings are the same with any number
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub shards: u32,
-    /// Keys that have room in the state, about 160 bytes each with the room for their lists; more than are live keep every alert exact
-    #[arg(long, value_name = "N", default_value_t = 1 << 20)]
+    /// Keys that have room in the state, about 160 bytes each with the room for their lists; more than are live keep every alert
+    /// exact; 1024 to 268435456
+    #[arg(long, value_name = "N", default_value_t = 1 << 20, value_parser = keys())]
     pub keys: usize,
     /// Write one JSON object with everything instead of the page
     #[arg(long)]
@@ -197,8 +215,9 @@ Examples:
   postanalytics agent --tail access.jsonl --format jsonl --trusted-proxy 10.0.0.0/8
 
 Every line is stored once. A killed agent loses nothing: it goes on at its cursor, and the lines of its last second may come twice, with
-the same request ids. While the server is away nothing is read. Rotation by rename and by copytruncate is followed. Passwords, keys and
-card numbers are masked before they are sent. docs/agent.md has a unit for systemd.";
+the same request ids. While the server is away it reads on until 65,536 lines or 32 MB wait, then the files are the buffer. Rotation by
+rename and by copytruncate is followed. Passwords, keys and card numbers are masked before they are sent. docs/agent.md has a unit for
+systemd.";
 
 /// Flags of `agent`.
 #[derive(Clone, Debug, Args)]

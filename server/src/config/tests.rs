@@ -172,6 +172,7 @@ fn the_command_line_takes_flags_in_both_places() {
         "attacks 00f1e2d3c4b5a697 --since 1h",
         "requests 000102030405060708090a0b0c0d0e0f --source 192.0.2.7",
         "replay --from-server http://127.0.0.1:9001 --format jsonl",
+        "replay --last 5m access.log",
     ] {
         let arguments = ["postanalytics"].into_iter().chain(without_effect.split(' '));
         assert!(flags::CommandLine::try_parse_from(arguments).is_err(), "{without_effect}");
@@ -180,5 +181,20 @@ fn the_command_line_takes_flags_in_both_places() {
         let arguments = ["postanalytics"].into_iter().chain(good.split(' '));
         assert!(flags::CommandLine::try_parse_from(arguments).is_ok(), "{good}");
     }
+    assert!(flags::CommandLine::try_parse_from(["postanalytics", "replay", "access.log"]).is_ok(), "a default is not given");
     <flags::CommandLine as clap::CommandFactory>::command().debug_assert();
+}
+
+#[test]
+fn an_empty_variable_is_not_given() {
+    use clap::CommandFactory;
+    fn variables(command: &clap::Command) -> Vec<String> {
+        let own = command.get_arguments().filter_map(|argument| argument.get_env()?.to_str().map(str::to_owned));
+        own.chain(command.get_subcommands().flat_map(variables)).collect()
+    }
+    let command = flags::CommandLine::command();
+    let (all, url) = (variables(&command), "POSTANALYTICS_STATUS_URL");
+    assert!(all.iter().any(|name| name == url) && all.iter().any(|name| name != url), "{all:?}");
+    let left = variables(&flags::without_empty_variables(command, &|name| name == url));
+    assert_eq!(left, all.into_iter().filter(|name| name != url).collect::<Vec<_>>());
 }

@@ -25,12 +25,15 @@ use crate::analytics::users::{UserFailure, Users};
 use crate::analytics::{Analytics, Room, Timing};
 use crate::config::detection::DetectionConfig;
 use crate::config::flags::{LineFormat, ReplayFlags};
+use crate::config::machine::Machine;
+use crate::config::plan::KEY_BYTES;
+use crate::config::values::GIGABYTE;
 use crate::escape::plain_json;
 use crate::queue::{Receiver, Sender, queue};
 use anyhow::{Context, Result};
 use bumpalo::Bump;
 use lines::Lines;
-use postanalytics_filter::LineFilter;
+use postanalytics_filter::{Engine, LineFilter};
 use postanalytics_protocol::schema::v1::SCHEMA;
 use postanalytics_protocol::{BatchBuilder, Source, ValidBatch, shard_of};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -46,6 +49,8 @@ const ROUND_RECORDS: u64 = 1024;
 const ROUND_BYTES: usize = 4 << 20;
 /// Rounds that may wait for a shard, or for the correlator.
 const QUEUE_ROUNDS: usize = 8;
+/// Bytes that are shown of a line that is no record.
+const SHOWN_BYTES: usize = 200;
 /// Fingerprints and routing are the same in every run, so that runs can be compared.
 const SEED: u64 = 0x7265_706c_6179;
 
@@ -57,11 +62,13 @@ struct Piece {
 }
 
 /// What was read.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Summary {
     lines: u64,
     records: u64,
     unreadable: u64,
+    /// Of the first of them: its number, the cause, and its beginning, masked. Empty if there is none.
+    pub(crate) first_unreadable: String,
     ahead: u64,
 }
 
@@ -80,7 +87,7 @@ pub fn replay(flags: &ReplayFlags) -> Result<()> {
     }
     out.flush()?;
     let seconds = begun.elapsed().as_secs_f64();
-    let Summary { lines, records, unreadable, ahead } = summary;
+    let Summary { lines, records, unreadable, first_unreadable, ahead } = summary;
     let Odd { times, methods, hit_types, paths } = alerts.odd;
     eprintln!(
         "{lines} lines, {records} records, {unreadable} unreadable, {ahead} ahead of their file's clock, {late} late events, odd: {times} \
@@ -93,6 +100,9 @@ pub fn replay(flags: &ReplayFlags) -> Result<()> {
         alerts.sorted.len(),
         lines as f64 / seconds.max(1e-9)
     );
+    if !first_unreadable.is_empty() {
+        eprintln!("unreadable first: {first_unreadable}");
+    }
     Ok(())
 }
 
@@ -131,7 +141,7 @@ fn run(
     let (mut reader, workers) = start(flags, &settings, ahead_us)?;
     read(&mut reader)?;
     reader.end_round()?;
-    let summary = reader.summary;
+    let summary = std::mem::take(&mut reader.summary);
     // Shards end when their queue does.
     drop(reader);
     Ok((summary, workers.join()?))
@@ -185,6 +195,8 @@ impl Workers {
 }
 
 fn start(flags: &ReplayFlags, settings: &Arc<Settings>, ahead_us: u64) -> Result<(Reader, Workers)> {
+    let (memory_bytes, memory_limit) = Machine::read().memory_allowed();
+    check_keys(flags.keys, memory_bytes, memory_limit)?;
     let keys = (flags.keys / flags.shards.max(1) as usize).max(1024);
     let (mut senders, mut shards, mut failures) = (Vec::new(), Vec::new(), Vec::new());
     for shard in 0..flags.shards {
@@ -206,7 +218,7 @@ fn start(flags: &ReplayFlags, settings: &Arc<Settings>, ahead_us: u64) -> Result
     let shard_count = senders.len();
     let reader = Reader {
         format: flags.format,
-        filter: (flags.format == LineFormat::Combined && !flags.no_filter).then(LineFilter::default),
+        filter: (flags.format != LineFormat::EscapedJsonl && !flags.no_filter).then(LineFilter::default),
         ahead_us,
         shards: senders,
         batches: (0..shard_count).map(|_| (BatchBuilder::with_capacity(1024, 1 << 20), Vec::new())).collect(),
@@ -215,6 +227,19 @@ fn start(flags: &ReplayFlags, settings: &Arc<Settings>, ahead_us: u64) -> Result
         progress: Progress::new(),
     };
     Ok((reader, Workers { shards, correlator }))
+}
+
+/// Refuses keys whose state, the correlator's quarter included, does not fit into memory.
+fn check_keys(keys: usize, memory_bytes: u64, memory_limit: &str) -> Result<()> {
+    let bytes = (keys as u64).saturating_add(keys as u64 / 4).saturating_mul(KEY_BYTES);
+    anyhow::ensure!(
+        bytes <= memory_bytes,
+        "--keys {keys}: their state takes {:.1} GB, more than the {:.1} GB of {memory_limit}; give at most {}",
+        bytes as f64 / GIGABYTE as f64,
+        memory_bytes as f64 / GIGABYTE as f64,
+        memory_bytes / KEY_BYTES / 5 * 4
+    );
+    Ok(())
 }
 
 /// A shard's thread: observes its part of each round.
@@ -313,19 +338,22 @@ impl Reader {
             let clock = clock_us.get_or_insert(fields.event_us);
             if fields.event_us > clock.saturating_add(ahead_us) {
                 summary.ahead += 1;
-                return true;
+                return Ok(());
             }
             *clock = fields.event_us.max(*clock);
             let shard = shard_of(Source::of_bytes(&fields.client_ip), SEED, batches.len() as u32);
             let (batch, orders) = &mut batches[shard as usize];
-            let is_pushed = batch.push(fields, ROUND_BYTES * 2).is_ok();
-            if is_pushed {
-                orders.push(order);
-                summary.records += 1;
-            }
-            is_pushed
+            batch.push(fields, ROUND_BYTES * 2).map_err(|_| "it is too large to be stored")?;
+            orders.push(order);
+            summary.records += 1;
+            Ok(())
         });
-        self.summary.unreadable += u64::from(taken != Some(true));
+        if let Err(cause) = taken.flatten() {
+            self.summary.unreadable += 1;
+            if self.summary.first_unreadable.is_empty() {
+                self.summary.first_unreadable = first_unreadable(order, cause, line);
+            }
+        }
         self.in_round += 1;
         if self.in_round >= ROUND_RECORDS || self.batches.iter().any(|(batch, _)| batch.blob().len() > ROUND_BYTES) {
             self.end_round()?;
@@ -349,6 +377,17 @@ impl Reader {
     }
 }
 
+/// What is said of a line that is no record.
+fn first_unreadable(number: u64, cause: &str, line: &[u8]) -> String {
+    if line.is_empty() {
+        return format!("line {number}: it is longer than {} bytes", lines::LINE_BYTES_MAX);
+    }
+    // Masked before it is cut: half a secret is not known as one.
+    let masked = Engine::builtin().masker().text(line).into_owned();
+    let shown = String::from_utf8_lossy(&masked[..masked.len().min(SHOWN_BYTES)]).escape_debug().to_string();
+    format!("line {number}: {cause}: {shown}")
+}
+
 /// A line on standard error every second, if somebody sits there.
 struct Progress {
     is_shown: bool,
@@ -365,6 +404,78 @@ impl Progress {
         if self.is_shown && now >= self.next {
             self.next = now + Duration::from_secs(1);
             eprint!("\r{} lines, {} records, {} unreadable\r", summary.lines, summary.records, summary.unreadable);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::flags::{Command, CommandLine};
+    use clap::Parser;
+
+    fn summary_of(format: &str, text: &str) -> (Summary, Found) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("log");
+        std::fs::write(&file, text).expect("written");
+        let arguments = ["postanalytics", "replay", "--keys", "1024", "--format", format, file.to_str().expect("a text")];
+        let Some(Command::Replay(flags)) = CommandLine::parse_from(arguments).command else { panic!("no replay") };
+        find(&flags, &DetectionConfig::default()).expect("it runs")
+    }
+
+    #[test]
+    fn keys_that_have_no_room_are_refused() {
+        check_keys(1 << 20, 1 << 30, "the machine").expect("200 MB");
+        let error = check_keys(1 << 28, 8 << 30, "MemTotal").expect_err("50 GB").to_string();
+        assert!(
+            error.contains("--keys 268435456") && error.contains("47.5 GB") && error.contains("8.0 GB of MemTotal"),
+            "{error}"
+        );
+        let most: usize = error.rsplit(' ').next().and_then(|most| most.parse().ok()).expect("a number");
+        check_keys(most, 8 << 30, "").expect("the most that is said");
+        assert!(check_keys(most + 8, 8 << 30, "").is_err());
+        for keys in ["0", "1023", "268435457", "99999999999", "18446744073709551615"] {
+            for command in ["replay", "audit"] {
+                assert!(CommandLine::try_parse_from(["postanalytics", command, "--keys", keys, "log"]).is_err(), "{keys}");
+            }
+        }
+    }
+
+    /// Forty who fail once each are forty, whatever the names of their fields are.
+    #[test]
+    fn sources_of_json_are_told_apart_and_a_line_without_one_is_none() {
+        let line = |names: &str, number: u32| {
+            format!("{{{names},\"path\":\"/login\",\"method\":\"POST\",\"status\":401,\"event_us\":{number}}}\n")
+        };
+        let text: String = (1..=40).map(|number| line(&format!("\"client_ip\":\"192.0.2.{number}\""), number)).collect();
+        let (summary, found) = summary_of("jsonl", &text);
+        assert_eq!((summary.records, found.sorted.len()), (40, 0), "{:?}", found.sorted);
+        let text: String = (1..=40).map(|number| line("\"x\":\"y\"", number)).collect();
+        let (summary, found) = summary_of("jsonl", &text);
+        assert_eq!((summary.records, summary.unreadable, found.sorted.len()), (0, 40, 0));
+        assert!(summary.first_unreadable.starts_with("line 1: it has no address"), "{}", summary.first_unreadable);
+    }
+
+    #[test]
+    fn the_first_line_that_cannot_be_read_is_shown_masked_with_the_cause() {
+        let good = "192.0.2.7 - - [17/May/2015:10:05:03 +0000] \"GET / HTTP/1.1\" 200 5 \"-\" \"-\"\n";
+        let long = format!("{}\n", "x".repeat(2 * lines::LINE_BYTES_MAX));
+        for (line, cause) in [
+            (
+                "{\"remote_addr\":\"1.2.3.4\",\"request\":\"GET /?password=hunter22 HTTP/1.1\"}\n",
+                "line 2: it is JSON: give --format jsonl: {",
+            ),
+            (
+                "no /?password=hunter22\u{1b} line\n",
+                "line 2: it is no line of an access log in the combined or common format: no",
+            ),
+            (&long, "line 2: it is longer than 1048576 bytes"),
+        ] {
+            let (summary, _) = summary_of("combined", &format!("{good}{line}nor this\n"));
+            assert_eq!((summary.records, summary.unreadable), (1, 2));
+            let said = summary.first_unreadable;
+            assert!(said.starts_with(cause) && said.len() < 300, "{said}");
+            assert!(!said.contains("hunter22") && !said.contains('\u{1b}'), "{said}");
         }
     }
 }

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use std::borrow::Cow;
 
 /// What a line says, if it is one. `id` is its request's unless the line has one; `now_us` stands in for a time.
-pub(super) fn read_json<T>(line: &[u8], id: [u8; 16], now_us: u64, take: impl FnOnce(Said<'_>) -> T) -> Option<T> {
+pub(crate) fn read_json<T>(line: &[u8], id: [u8; 16], now_us: u64, take: impl FnOnce(Said<'_>) -> T) -> Option<T> {
     // NGINX leaves bytes that are no UTF-8 as they are.
     let fields = Fields { all: serde_json::from_str(&String::from_utf8_lossy(line)).ok()? };
     let (text, number) = (|names: &[&str]| fields.text(names), |names: &[&str]| fields.number(names));
