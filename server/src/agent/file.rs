@@ -60,6 +60,9 @@ pub(crate) struct Found {
     pub(crate) end: u64,
 }
 
+/// How compressed files begin: gzip, zstd, xz, bzip2.
+const COMPRESSED: [&[u8]; 4] = [b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ\0", b"BZh"];
+
 /// A file that is read.
 #[derive(Debug)]
 pub(crate) struct LogFile {
@@ -145,6 +148,13 @@ impl LogFile {
         let metadata = file.metadata()?;
         if !metadata.is_file() {
             return Err(io::Error::other("it is no regular file; give one that a server writes its log to"));
+        }
+        let mut first = [0; 6];
+        let read = file.read_at(&mut first, 0)?;
+        if COMPRESSED.iter().any(|magic| first[..read].starts_with(magic)) {
+            return Err(io::Error::other(
+                "it is compressed: unpack it and give that file, or use `postanalytics replay` or `audit`, which read gzip",
+            ));
         }
         let head = Head::of(&file, offset)?;
         Ok(Self {

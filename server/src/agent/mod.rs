@@ -391,7 +391,12 @@ fn open_log(path: &Path, followed: &[PathBuf], state: &StateFile, begin: Begin, 
     } else {
         "its end"
     };
-    let log = Log::open(path.to_path_buf(), followed, known, begin).with_context(|| cannot_read(path))?;
+    let log = Log::open(path.to_path_buf(), followed, known, begin).map_err(|error| {
+        // What is wrong with the file itself has its own remedy.
+        let is_own = error.kind() == std::io::ErrorKind::Other;
+        let what = if is_own { format!("cannot follow the log {}", path.display()) } else { cannot_read(path) };
+        anyhow::Error::new(error).context(what)
+    })?;
     tracing::info!(log = %log.path().display(), from, "following");
     Ok(log)
 }

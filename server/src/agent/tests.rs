@@ -490,6 +490,25 @@ fn once_fails_if_a_log_cannot_be_read_to_its_end() {
     follow(false).expect("nothing is wrong with it now");
 }
 
+/// Packed lines are none: they would all be malformed, and a cursor would pass them.
+#[test]
+fn a_compressed_log_is_refused() {
+    let folder = Folder::new();
+    for magic in [&b"\x1f\x8b\x08\0"[..], b"\x28\xb5\x2f\xfd", b"\xfd7zXZ\0", b"BZh9"] {
+        std::fs::write(&folder.log, [magic, b"packed\nmore\n"].concat()).expect("written");
+        for begin in [Begin::Start, Begin::End] {
+            let error = Log::open(folder.log.clone(), &[], None, begin).expect_err("it is compressed").to_string();
+            assert!(error.contains("is compressed: unpack it"), "{error}");
+        }
+        let text = |path: PathBuf| path.to_str().expect("a text").to_owned();
+        let (log, state) = (text(folder.log.clone()), text(folder.path("agent.json")));
+        let arguments = ["postanalytics", "agent", "--once", "--tail", &log, "--state", &state, "--server", "127.0.0.1:1"];
+        let Some(Command::Agent(flags)) = CommandLine::parse_from(arguments).command else { panic!("not the agent") };
+        let error = format!("{:#}", Agent::new(&flags).err().expect("it is compressed"));
+        assert!(error.contains(&log) && error.contains("is compressed") && !error.contains("check the name"), "{error}");
+    }
+}
+
 /// Of a client that has ended nothing is left either: its records are lost, and a cursor must not pass them.
 #[test]
 fn what_a_client_left_when_it_ended_is_not_settled() {
