@@ -23,6 +23,12 @@ struct Metric {
     of: fn(&Report) -> f64,
 }
 
+impl Metric {
+    fn is_of_attacks(&self) -> bool {
+        self.name.starts_with("verdict_") || matches!(self.name, "attackers_not_listed" | "benign_listed")
+    }
+}
+
 impl PartialEq for Metric {
     fn eq(&self, other: &Self) -> bool {
         self.name == other.name
@@ -116,9 +122,13 @@ impl Assertion {
         Ok(Self { text: text.to_owned(), metric, comparison, value })
     }
 
-    /// What was found, if the condition is broken. One on a latency is broken too if no latency was measured.
+    /// What was found, if the condition is broken. One on a latency is broken too if no latency was measured, one on attacks if
+    /// there was none.
     pub fn broken(&self, report: &Report) -> Option<String> {
         let found = (self.metric.of)(report);
+        if self.metric.is_of_attacks() && report.attacks.is_none() {
+            return Some("no attack was run: give --attack".to_owned());
+        }
         // No latency counts as less than 1 µs, so this is the value of an empty histogram.
         if self.metric.is_time && found < 1.0 {
             return Some("no latency: not one record was measured".to_owned());
@@ -130,7 +140,7 @@ impl Assertion {
             Comparison::GreaterOrEqual => found >= self.value,
             Comparison::Greater => found > self.value,
         };
-        (!holds).then(|| found.to_string())
+        (!holds).then(|| if self.metric.is_time { format!("{:.3} ms", found / 1e3) } else { found.to_string() })
     }
 }
 
@@ -207,11 +217,22 @@ mod tests {
         ] {
             assert_eq!(broken(good), None, "{good}");
         }
-        assert_eq!(broken("p99<4ms").as_deref(), Some("4999"));
+        assert_eq!(broken("p99<4ms").as_deref(), Some("4.999 ms"));
         assert_eq!(broken("tnt_errors=0").as_deref(), Some("2"));
         for bad in ["", "p99", "p99<", "p99<fast", "p98<1", "p99!5", "p99<5k", "p99<5M", "p99<true", "tnt_errors<5ms"] {
             assert!(Assertion::parse(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn who_did_not_attack_was_not_missed() {
+        let mut report = Report::default();
+        let broken = |report: &Report, text: &str| Assertion::parse(text).expect("a condition").broken(report);
+        for text in ["attackers_not_listed=0", "benign_listed=0", "verdict_p99<2ms"] {
+            assert!(broken(&report, text).is_some_and(|found| found.contains("no attack was run")), "{text}");
+        }
+        report.attacks = Some(AttackSummary::default());
+        assert_eq!((broken(&report, "attackers_not_listed=0"), broken(&report, "benign_listed=0")), (None, None));
     }
 
     #[test]

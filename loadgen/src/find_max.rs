@@ -4,6 +4,9 @@
 //! It doubles (or halves) until one rate holds and one does not, bisects the gap down to [`PRECISION`], then wants the highest
 //! rate that held to hold three times in a row, and goes down a little whenever it does not.
 //!
+//! A low rate may miss a latency that a higher one keeps: where records come slowly, they wait for others of their batch. So
+//! below [`LOW_RATE`] higher rates are tried before lower ones.
+//!
 //! A rate holds if every objective does, nothing was refused, lost or in doubt, the sums are right, and this generator kept to
 //! its schedule. If it did not, the latencies are not the server's, and nothing is known of the rate: it is tried once more,
 //! for a moment in which something else had the CPU would send the whole search down. If it does not keep to it again, the
@@ -22,6 +25,8 @@ pub const CONFIRMATIONS: usize = 3;
 const RETREAT: f64 = 0.95;
 /// How often that is done.
 const RETREATS_MAX: usize = 8;
+/// From this rate on batches fill before their linger ends: what is late is not waiting for company.
+const LOW_RATE: u64 = 10_000;
 /// Lowest and highest rate tried.
 const RATES: std::ops::RangeInclusive<u64> = 10..=1_000_000_000;
 
@@ -146,7 +151,12 @@ impl Search<'_> {
     /// A rate that holds, and one above it that does not (or the highest of all).
     fn bracket(&mut self, first: u64) -> Result<Option<(u64, u64)>, End> {
         let (mut low, mut high) = (first, first);
-        if self.holds(first, Purpose::Bracket)? {
+        let mut holds = self.holds(first, Purpose::Bracket)?;
+        while !holds && low < LOW_RATE && self.is_late() {
+            low = (low * 2).min(LOW_RATE);
+            holds = self.holds(low, Purpose::Bracket)?;
+        }
+        if holds {
             while low < *RATES.end() {
                 high = (low * 2).min(*RATES.end());
                 if !self.holds(high, Purpose::Bracket)? {
@@ -164,6 +174,11 @@ impl Search<'_> {
             high = low;
         }
         Ok(None)
+    }
+
+    /// Whether the last rate missed an objective, and nothing else is wrong with it.
+    fn is_late(&self) -> bool {
+        self.steps.last().is_some_and(|step| step.cause == Some(Cause::Slo))
     }
 
     fn confirm(&mut self, found: u64) -> Result<Option<u64>, End> {
@@ -262,6 +277,10 @@ impl FindMax {
             None if self.bound_by == Some(Cause::Generator) => {
                 format!("find-max: no rate with {slo} could be confirmed; this generator is the bound, not the server")
             }
+            None if self.steps.first().is_some_and(|step| step.cause == Some(Cause::Slo) && step.rate < LOW_RATE) => format!(
+                "find-max: no rate with {slo} could be confirmed; where records come slowly they wait for others of their batch, up to \
+                 the client's linger of 200 ms: give a higher --rate, or fewer --connections"
+            ),
             None => format!("find-max: no rate with {slo} could be confirmed"),
         }
     }
@@ -355,6 +374,25 @@ mod tests {
         assert!(interrupted.interrupted && interrupted.confirmed_rate.is_none() && interrupted.steps.len() == 2);
         assert!(interrupted.summary().contains("interrupted"));
         assert!(search(1, &mut |_, _| Err(End::Failed(anyhow::anyhow!("no server")))).is_err());
+    }
+
+    #[test]
+    fn a_low_rate_that_waits_for_its_batches_does_not_send_the_search_down() {
+        let slow_or_full = |rate: u64, _| (!(1_500..=50_000).contains(&rate)).then_some(Cause::Slo);
+        let found = found(100, slow_or_full);
+        assert!(found.confirmed_rate.is_some_and(|rate| (47_500..=50_000).contains(&rate)), "{found:?}");
+        assert_eq!(found.bound_by, Some(Cause::Slo));
+    }
+
+    #[test]
+    fn a_search_that_only_saw_low_rates_says_what_they_wait_for() {
+        let late = found(100, |_, _| Some(Cause::Slo));
+        assert!(late.summary().contains("give a higher --rate"), "{}", late.summary());
+        let rates = late.steps.iter().map(|step| step.rate).collect::<Vec<_>>();
+        assert!(rates.starts_with(&[100, 200]) && rates.contains(&LOW_RATE) && rates.ends_with(&[10]), "{rates:?}");
+        // Other troubles are not for want of company.
+        let lost = found(100, |_, _| Some(Cause::TntErrors));
+        assert!(lost.steps.iter().all(|step| step.rate <= 100) && !lost.summary().contains("linger"), "{lost:?}");
     }
 
     #[test]

@@ -109,7 +109,8 @@ pub struct RunArguments {
     #[arg(long, requires = "slo", conflicts_with_all = ["saturate", "replay", "hgrm"])]
     pub find_max: bool,
     /// Comma-separated latency objectives of --find-max, each an upper bound: p99=5ms,p999=20ms
-    #[arg(long, value_name = "OBJECTIVES", value_delimiter = ',', value_parser = Slo::parse, requires = "find_max")]
+    #[arg(long, value_name = "OBJECTIVES", value_delimiter = ',', value_parser = Slo::parse, requires = "find_max",
+          conflicts_with_all = ["saturate", "replay", "hgrm"])]
     pub slo: Vec<Slo>,
     /// Send pre-built frames past the client library, to saturate the server at little cost here; the same frames are sent
     /// lap after lap, so request ids and event times repeat
@@ -120,7 +121,8 @@ pub struct RunArguments {
     #[arg(long, value_name = "FILE")]
     pub replay: Vec<PathBuf>,
     /// Times faster than the log was written, or `max`; a gap of more than a day in the log counts as a day
-    #[arg(long, value_name = "X|max", default_value = "max", value_parser = parse_speed, requires = "replay")]
+    #[arg(long, value_name = "X|max", default_value = "max", value_parser = parse_speed, requires = "replay",
+          conflicts_with_all = ["rate", "saturate", "raw", "find_max", "attack"])]
     pub replay_speed: Speed,
     /// Measured time; a replay ends with its last line unless this is given [default: 10s]
     #[arg(long, value_parser = parse_duration)]
@@ -156,7 +158,7 @@ pub struct RunArguments {
           conflicts_with_all = ["saturate", "replay", "raw", "find_max"])]
     pub attack: Vec<AttackSpec>,
     /// Write who attacked, one JSON object a line: attack, source, first_us, deciding_record, deciding_us, records_sent
-    #[arg(long, value_name = "FILE", requires = "attack")]
+    #[arg(long, value_name = "FILE", requires = "attack", conflicts_with_all = ["saturate", "replay", "raw", "find_max"])]
     pub truth: Option<PathBuf>,
     /// Seed of the traffic: the same seed gives the same records
     #[arg(long, default_value_t = 1)]
@@ -437,6 +439,11 @@ mod tests {
             (&["--attack", "bola:sources=60k", "--attack", "bola:sources=60k"][..], "120000 attackers"),
             (&["--attack", "bola", "--raw"][..], "cannot be used"),
             (&["--truth", "t.jsonl"][..], "--attack"),
+            (&["--rate", "100/s", "--replay-speed", "2"][..], "--replay-speed"),
+            (&["--saturate", "--replay-speed", "2"][..], "--replay-speed"),
+            (&["--saturate", "--slo", "p99=5ms"][..], "--slo"),
+            (&["--hgrm", "h", "--slo", "p99=5ms"][..], "--slo"),
+            (&["--raw", "--truth", "t.jsonl"][..], "--truth"),
             (&["--raw", "--sources", "5"][..], "--sources (with --raw) is 5"),
             (&["--raw", "--target", "a:1", "--target", "b:1"][..], "leave --raw out"),
         ] {
