@@ -8,10 +8,14 @@ use anyhow::{Context, ensure};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use comfy_table::{CellAlignment, Table};
+use flate2::read::ZlibDecoder;
 use hdrhistogram::Histogram;
 use hdrhistogram::serialization::{Deserializer, Serializer, V2DeflateSerializer};
 use serde::{Deserialize, Serialize};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
+
+/// Far more than a histogram of loadgen has unpacked, nine bytes for each of its some 17,000 counts at the most.
+const HISTOGRAM_BYTES_MAX: u64 = 1 << 20;
 
 /// What `--json` writes. Scripts rely on these names.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -123,15 +127,32 @@ pub fn encode_histogram(histogram: &Histogram<u64>) -> String {
     BASE64_STANDARD.encode(bytes)
 }
 
-/// A histogram from JSON. One of other bounds is refused: adding it would not be exact.
+/// A histogram from JSON. One of other bounds is refused: adding it would not be exact. So is one that is not packed as ours are: the
+/// bounds are looked at before memory is taken for what lies between them.
 pub fn decode_histogram(text: &str) -> anyhow::Result<Histogram<u64>> {
-    let bytes = BASE64_STANDARD.decode(text).context("it is no base64")?;
-    let histogram: Histogram<u64> =
-        Deserializer::new().deserialize(&mut bytes.as_slice()).map_err(|error| anyhow::anyhow!("it cannot be read: {error}"))?;
-    let bounds = |of: &Histogram<u64>| (of.low(), of.high(), of.sigfig());
-    let (found, wanted) = (bounds(&histogram), bounds(&latency_histogram()));
-    ensure!(found == wanted, "its bounds and digits are {found:?}, those of loadgen are {wanted:?}");
-    Ok(histogram)
+    /// Cookie and length stand before what is packed; in that, before digits and bounds, there is a third number.
+    const PACKED_FROM: usize = 8;
+    const BOUNDS: std::ops::Range<usize> = 12..32;
+    let packed = BASE64_STANDARD.decode(text).context("it is no base64")?;
+    let own = BASE64_STANDARD.decode(encode_histogram(&latency_histogram()))?;
+    let is_packed = packed.get(..4) == own.get(..4);
+    let stream = packed.get(PACKED_FROM..).filter(|_| is_packed).context("it is no packed histogram of version 2")?;
+    let unpacked = |stream| -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        ZlibDecoder::new(stream).take(HISTOGRAM_BYTES_MAX).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    let bytes = unpacked(stream).context("it cannot be unpacked")?;
+    let (found, wanted) = (bounds_in(bytes.get(BOUNDS)), bounds_in(unpacked(&own[PACKED_FROM..])?.get(BOUNDS)));
+    ensure!(found == wanted, "its digits and bounds are {found:?}, those of loadgen are {wanted:?}");
+    Deserializer::new().deserialize(&mut bytes.as_slice()).map_err(|error| anyhow::anyhow!("it cannot be read: {error}"))
+}
+
+/// Digits, lowest and highest value, as they stand in a histogram of version 2; none if it ends before them.
+fn bounds_in(bytes: Option<&[u8]>) -> Option<(u32, u64, u64)> {
+    let (digits, bounds) = bytes?.split_first_chunk()?;
+    let (low, high) = bounds.split_first_chunk()?;
+    Some((u32::from_be_bytes(*digits), u64::from_be_bytes(*low), u64::from_be_bytes(*high.first_chunk()?)))
 }
 
 impl Quantiles {
@@ -440,6 +461,28 @@ mod tests {
         let other = Histogram::new_with_bounds(1, 1_000, 2).expect("good bounds");
         assert!(decode_histogram(&encode_histogram(&other)).expect_err("other bounds").to_string().contains("1000"));
         assert!(decode_histogram("?").is_err() && decode_histogram("").is_err() && decode_histogram("AAAA").is_err());
+    }
+
+    /// 92 bytes of text may ask for gigabytes.
+    #[test]
+    fn a_histogram_takes_no_memory_for_bounds_that_are_not_ours() {
+        let huge = "HISTEwAAABwAAAAAAAAAAwAAAAAAAAABAAAAAAOThwA/8AAAAAAAAACAgICAgCChAAAIgICAgICAgICAgGCgAISTAAA=";
+        assert!(decode_histogram(huge).expect_err("not packed").to_string().contains("no packed histogram"));
+        let own = BASE64_STANDARD.decode(encode_histogram(&latency_histogram())).expect("ours");
+        let mut bytes = Vec::new();
+        ZlibDecoder::new(&own[8..]).read_to_end(&mut bytes).expect("ours");
+        let packed = |bytes: &[u8]| {
+            let mut packed = own[..8].to_vec();
+            let mut encoder = flate2::write::ZlibEncoder::new(&mut packed, flate2::Compression::default());
+            encoder.write_all(bytes).and_then(|()| encoder.try_finish()).expect("into memory");
+            drop(encoder);
+            BASE64_STANDARD.encode(packed)
+        };
+        assert_eq!(decode_histogram(&packed(&bytes)).expect("as it was"), latency_histogram());
+        bytes[12..16].copy_from_slice(&5u32.to_be_bytes());
+        bytes[24..32].copy_from_slice(&(u64::MAX / 2).to_be_bytes());
+        assert!(decode_histogram(&packed(&bytes)).expect_err("other bounds").to_string().contains("its digits and bounds"));
+        assert!(decode_histogram(&packed(&bytes[..20])).is_err() && decode_histogram(&packed(&vec![0; 8 << 20])).is_err());
     }
 
     #[test]
