@@ -1,7 +1,8 @@
 //! `denylist list|add|del`.
 
 use super::client::Client;
-use super::table::{Column, table};
+use super::table::Column::{self, Kept};
+use super::table::table;
 use super::{rows, shown};
 use crate::config::ask_flags::{Action, DenylistCommand, WhomFlags};
 use crate::config::values;
@@ -9,12 +10,12 @@ use anyhow::{Result, bail};
 use serde_json::{Value, json};
 
 const VERDICTS: [Column; 6] = [
-    ("SOURCE", "/source"),
-    ("SESSION", "/session"),
-    ("APPLICATION", "/application"),
-    ("ACTION", "/action"),
-    ("UNTIL", "/until"),
-    ("DETECTOR", "/detector"),
+    Kept("SOURCE", "/source"),
+    Kept("SESSION", "/session"),
+    Kept("APPLICATION", "/application"),
+    Kept("ACTION", "/action"),
+    Kept("UNTIL", "/until"),
+    Kept("DETECTOR", "/detector"),
 ];
 
 /// Runs the command.

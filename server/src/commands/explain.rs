@@ -1,22 +1,23 @@
 //! `explain`: what is known of a source or a request.
 
 use super::client::Client;
-use super::table::{Column, cell, facts, table};
+use super::table::Column::{self, Kept, Text};
+use super::table::{cell, facts, table};
 use super::{DETECTORS_OFF, rows, shown};
 use crate::config::ask_flags::ExplainFlags;
 use anyhow::Result;
 use serde_json::Value;
 
 const DETECTORS: [Column; 9] = [
-    ("DETECTOR", "/detector"),
-    ("APPLICATION", "/application"),
-    ("HOST", "/scope/host"),
-    ("ENDPOINT", "/scope/endpoint"),
-    ("LEVEL, %", "/level_percent"),
-    ("ON HOLD UNTIL", "/hold_until"),
-    ("REQUESTS", "/requests"),
-    ("COUNTED", "/counted"),
-    ("NOT COUNTED", "/not_counted"),
+    Kept("DETECTOR", "/detector"),
+    Kept("APPLICATION", "/application"),
+    Text("HOST", "/scope/host"),
+    Text("ENDPOINT", "/scope/endpoint"),
+    Kept("LEVEL, %", "/level_percent"),
+    Kept("ON HOLD UNTIL", "/hold_until"),
+    Kept("REQUESTS", "/requests"),
+    Kept("COUNTED", "/counted"),
+    Kept("NOT COUNTED", "/not_counted"),
 ];
 
 /// Runs the command.

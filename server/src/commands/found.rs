@@ -1,75 +1,76 @@
 //! `alerts`, `attacks`, `requests`, `top`, `timeline`: what was found, as tables.
 
 use super::client::{Client, encoded};
-use super::table::{Column, cell, facts, table};
+use super::table::Column::{self, Kept, Text};
+use super::table::{cell, facts, plain, table};
 use super::{none_of, rows, shown};
 use crate::config::ask_flags::{AlertsFlags, AttacksFlags, RequestsFlags, RowFlags, TimelineFlags, TopFlags, TopOf};
 use anyhow::Result;
 use serde_json::Value;
 
 const ALERTS: [Column; 10] = [
-    ("FIRED", "/fired"),
-    ("LEVEL", "/level"),
-    ("DETECTOR", "/detector"),
-    ("KEY", "/key/value"),
-    ("APPLICATION", "/application"),
-    ("HOST", "/scope/host"),
-    ("ENDPOINT", "/scope/endpoint"),
-    ("COUNT", "/count"),
-    ("DISTINCT", "/distinct"),
-    ("FINAL", "/final"),
+    Kept("FIRED", "/fired"),
+    Kept("LEVEL", "/level"),
+    Kept("DETECTOR", "/detector"),
+    Kept("KEY", "/key/value"),
+    Kept("APPLICATION", "/application"),
+    Text("HOST", "/scope/host"),
+    Text("ENDPOINT", "/scope/endpoint"),
+    Kept("COUNT", "/count"),
+    Kept("DISTINCT", "/distinct"),
+    Kept("FINAL", "/final"),
 ];
 
 const ATTACKS: [Column; 11] = [
-    ("ID", "/id"),
-    ("LAST", "/last"),
-    ("TYPE", "/type"),
-    ("APPLICATION", "/application"),
-    ("HOST", "/host"),
-    ("TEMPLATE", "/template"),
-    ("POINT", "/point"),
-    ("KEY", "/key"),
-    ("COUNT", "/count"),
-    ("BLOCKED", "/blocked"),
-    ("SOURCES", "/distinct_sources"),
+    Kept("ID", "/id"),
+    Kept("LAST", "/last"),
+    Kept("TYPE", "/type"),
+    Kept("APPLICATION", "/application"),
+    Text("HOST", "/host"),
+    Text("TEMPLATE", "/template"),
+    Text("POINT", "/point"),
+    Kept("KEY", "/key"),
+    Kept("COUNT", "/count"),
+    Kept("BLOCKED", "/blocked"),
+    Kept("SOURCES", "/distinct_sources"),
 ];
 
 const SAMPLES: [Column; 7] = [
-    ("TIME", "/time"),
-    ("SOURCE", "/source"),
-    ("METHOD", "/method"),
-    ("STATUS", "/status"),
-    ("BLOCKED", "/blocked"),
-    ("PAYLOAD", "/payload"),
-    ("REQUEST", "/request_id"),
+    Kept("TIME", "/time"),
+    Kept("SOURCE", "/source"),
+    Text("METHOD", "/method"),
+    Kept("STATUS", "/status"),
+    Kept("BLOCKED", "/blocked"),
+    Text("PAYLOAD", "/payload"),
+    Kept("REQUEST", "/request_id"),
 ];
 
-const SOURCES: [Column; 3] = [("SOURCE", "/source"), ("COUNT", "/count"), ("LESS BY AT MOST", "/error")];
+const SOURCES: [Column; 3] = [Kept("SOURCE", "/source"), Kept("COUNT", "/count"), Kept("LESS BY AT MOST", "/error")];
 
 const REQUESTS: [Column; 9] = [
-    ("ARRIVED", "/arrival"),
-    ("SOURCE", "/client_ip"),
-    ("METHOD", "/method"),
-    ("STATUS", "/status"),
-    ("HOST", "/host"),
-    ("PATH", "/path"),
-    ("HITS", "/hits"),
-    ("SHARD", "/shard"),
-    ("ID", "/request_id"),
+    Kept("ARRIVED", "/arrival"),
+    Kept("SOURCE", "/client_ip"),
+    Text("METHOD", "/method"),
+    Kept("STATUS", "/status"),
+    Text("HOST", "/host"),
+    Text("PATH", "/path"),
+    Text("HITS", "/hits"),
+    Kept("SHARD", "/shard"),
+    Kept("ID", "/request_id"),
 ];
 
-const TOP: [Column; 3] = [("COUNT", "/count"), ("LESS BY AT MOST", "/error"), ("VALUE", "/value")];
+const TOP: [Column; 3] = [Kept("COUNT", "/count"), Kept("LESS BY AT MOST", "/error"), Text("VALUE", "/value")];
 
 const MINUTES: [Column; 9] = [
-    ("MINUTE", "/time"),
-    ("REQUESTS", "/requests"),
-    ("WITH HITS", "/attacks"),
-    ("BLOCKED", "/blocked"),
-    ("STATUSES", "/statuses"),
-    ("HITS", "/hits"),
-    ("P50, ms", "/response_p50_ms"),
-    ("P90, ms", "/response_p90_ms"),
-    ("P99, ms", "/response_p99_ms"),
+    Kept("MINUTE", "/time"),
+    Kept("REQUESTS", "/requests"),
+    Kept("WITH HITS", "/attacks"),
+    Kept("BLOCKED", "/blocked"),
+    Kept("STATUSES", "/statuses"),
+    Kept("HITS", "/hits"),
+    Kept("P50, ms", "/response_p50_ms"),
+    Kept("P90, ms", "/response_p90_ms"),
+    Kept("P99, ms", "/response_p99_ms"),
 ];
 
 type Query = Vec<(&'static str, String)>;
@@ -198,10 +199,16 @@ pub(crate) fn top(flags: &TopFlags) -> Result<String> {
     let mut query = vec![("of", of.to_owned()), ("limit", flags.limit.to_string())];
     put(&mut query, "application", flags.application.as_ref());
     let answer = Client::new(&flags.ask)?.get("/top", &query)?;
-    Ok(shown(&flags.ask, &answer, |answer| {
-        let table = table(rows(answer, "rows"), &TOP, none_of(answer, "nothing was counted yet"));
-        format!("{} of {} since {}\n\n{table}", cell(&answer["total"]), of, cell(&answer["since"]))
-    }))
+    Ok(shown(&flags.ask, &answer, |answer| top_table(answer, of)))
+}
+
+/// The list, with since when it was counted: nothing is since never.
+fn top_table(answer: &Value, of: &str) -> String {
+    let table = table(rows(answer, "rows"), &TOP, none_of(answer, "nothing was counted yet"));
+    match answer["since"].as_str() {
+        None | Some("") => table,
+        Some(since) => format!("{} of {of} since {}\n\n{table}", cell(&answer["total"]), plain(since)),
+    }
 }
 
 /// `postanalytics timeline`
@@ -217,6 +224,15 @@ pub(crate) fn timeline(flags: &TimelineFlags) -> Result<String> {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn a_list_of_nothing_has_no_beginning() {
+        let answer = json!({ "since": "", "total": 0, "rows": [], "detectors_run": true });
+        assert_eq!(top_table(&answer, "sources"), "nothing was counted yet\n");
+        let row = json!({ "value": "a", "count": 3, "error": 0 });
+        let answer = json!({ "since": "2023-11-14T22:14:00.000000Z", "total": 3, "rows": [row] });
+        assert!(top_table(&answer, "paths").starts_with("3 of paths since 2023-11-14T22:14:00.000000Z\n\nCOUNT"));
+    }
 
     #[test]
     fn a_list_of_a_source_says_what_it_may_leave_out() {

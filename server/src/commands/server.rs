@@ -1,33 +1,34 @@
 //! `status` and `nodes`: the server at one instant.
 
 use super::client::Client;
-use super::table::{Column, cell, facts, table};
+use super::table::Column::{self, Kept, Text};
+use super::table::{cell, facts, table};
 use super::{rows, shown};
 use crate::config::ask_flags::StatusFlags;
 use anyhow::Result;
 use serde_json::Value;
 
 const SHARDS: [Column; 9] = [
-    ("SHARD", "/id"),
-    ("CPU", "/cpu"),
-    ("CONNECTIONS", "/connections"),
-    ("RECEIVED", "/records_received"),
-    ("STORED", "/records_stored"),
-    ("LIVE", "/live_records"),
-    ("REJECTED", "/records_rejected"),
-    ("DUPLICATE", "/records_duplicate"),
-    ("TIMEFRAME, s", "/timeframe_seconds"),
+    Kept("SHARD", "/id"),
+    Kept("CPU", "/cpu"),
+    Kept("CONNECTIONS", "/connections"),
+    Kept("RECEIVED", "/records_received"),
+    Kept("STORED", "/records_stored"),
+    Kept("LIVE", "/live_records"),
+    Kept("REJECTED", "/records_rejected"),
+    Kept("DUPLICATE", "/records_duplicate"),
+    Kept("TIMEFRAME, s", "/timeframe_seconds"),
 ];
 
 const NODES: [Column; 8] = [
-    ("NODE", "/node"),
-    ("NAME", "/name"),
-    ("PEER", "/peer"),
-    ("CONNECTIONS", "/connections"),
-    ("CLOCK BEHIND, ms", "/clock_offset_ms"),
-    ("VERSION", "/version"),
-    ("NEWER THAN SERVER", "/outdated_server"),
-    ("SESSION", "/session"),
+    Kept("NODE", "/node"),
+    Text("NAME", "/name"),
+    Kept("PEER", "/peer"),
+    Kept("CONNECTIONS", "/connections"),
+    Kept("CLOCK BEHIND, ms", "/clock_offset_ms"),
+    Text("VERSION", "/version"),
+    Kept("NEWER THAN SERVER", "/outdated_server"),
+    Kept("SESSION", "/session"),
 ];
 
 /// `postanalytics status`
