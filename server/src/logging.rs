@@ -21,7 +21,7 @@ use std::panic::PanicHookInfo;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use tracing::{Event, Level, Subscriber};
-use tracing_subscriber::filter::EnvFilter;
+use tracing_subscriber::filter::{EnvFilter, LevelFilter};
 use tracing_subscriber::fmt::format::{Format, Full, Writer};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter};
 use tracing_subscriber::layer::SubscriberExt;
@@ -80,7 +80,7 @@ pub fn start(config: &Config) -> anyhow::Result<Option<LogFile>> {
 
 /// The same, to a file if one is given.
 pub(crate) fn start_with(format: LogFormat, file: Option<&Path>) -> anyhow::Result<Option<LogFile>> {
-    let filter = filter_of(&std::env::var(FILTER_VARIABLE).unwrap_or_else(|_| "info".to_owned()))?;
+    let filter = filter()?;
     let (layer, file): (Box<dyn Layer<Registry> + Send + Sync>, _) = match file {
         Some(path) => {
             let file = LogFile::open(path).map_err(|error| {
@@ -102,11 +102,32 @@ pub(crate) fn start_with(format: LogFormat, file: Option<&Path>) -> anyhow::Resu
     Ok(file)
 }
 
-/// The filter of this text, but for panics, which none hides.
+/// Whether [`FILTER_VARIABLE`] holds a filter, or nothing.
+pub(crate) fn check_filter() -> anyhow::Result<()> {
+    filter().map(drop)
+}
+
+fn filter() -> anyhow::Result<EnvFilter> {
+    filter_of(&std::env::var_os(FILTER_VARIABLE).unwrap_or_default().to_string_lossy())
+}
+
+/// The filter of this text, empty for `info`, but for panics, which none hides.
+///
+/// A bare word is a level: [`EnvFilter`] would take `warning` for the name of a module, and log nothing but that module.
 fn filter_of(text: &str) -> anyhow::Result<EnvFilter> {
-    let filter = EnvFilter::try_new(text).map_err(|error| {
-        anyhow::anyhow!("{FILTER_VARIABLE} is '{text}', which is no filter: {error}; give one such as warn, info or debug")
-    })?;
+    let wrong = |cause: &str| {
+        anyhow::anyhow!(
+            "{FILTER_VARIABLE} is '{text}', which is no filter: {cause}; give one of off, error, warn, info, debug and trace, or \
+             MODULE=LEVEL, several with commas between"
+        )
+    };
+    let parts: Vec<&str> = text.split(',').map(str::trim).filter(|part| !part.is_empty()).collect();
+    let is_level = |part: &str| part.contains(['=', '[']) || part.parse::<LevelFilter>().is_ok();
+    if let Some(part) = parts.iter().find(|part| !is_level(part)) {
+        return Err(wrong(&format!("'{part}' is no level")));
+    }
+    let parts = if parts.is_empty() { "info".to_owned() } else { parts.join(",") };
+    let filter = EnvFilter::try_new(parts).map_err(|error| wrong(&error.to_string()))?;
     Ok(filter.add_directive(format!("{PANICS_TARGET}=error").parse().context("the filter of panics")?))
 }
 
@@ -262,9 +283,15 @@ mod tests {
 
     #[test]
     fn a_filter_hides_no_panic_and_what_is_no_panic_as_it_says() {
-        for (text, expected) in
-            [("off", vec!["panic"]), ("info", vec!["panic", "an error", "a line"]), ("glommio=warn", vec!["panic"])]
-        {
+        for (text, expected) in [
+            ("off", vec!["panic"]),
+            ("info", vec!["panic", "an error", "a line"]),
+            ("", vec!["panic", "an error", "a line"]),
+            (" , ", vec!["panic", "an error", "a line"]),
+            ("ERROR", vec!["panic", "an error"]),
+            ("error, glommio=warn", vec!["panic", "an error"]),
+            ("glommio=warn", vec!["panic"]),
+        ] {
             let folder = tempfile::tempdir().expect("a folder");
             let path = folder.path().join("log");
             let layer = tracing_subscriber::fmt::layer().with_writer(LogFile::open(&path).expect("opens"));
@@ -278,7 +305,13 @@ mod tests {
             assert_eq!(logged.lines().count(), expected.len(), "{text}: {logged}");
             assert!(logged.lines().zip(expected).all(|(line, end)| line.ends_with(end)), "{text}: {logged}");
         }
-        assert!(filter_of("a=b=c").expect_err("no filter").to_string().contains("a=b=c"));
+        for bad in ["a=b=c", "=a=b=c", "warning", "blah", "info,postanalytics_server", "warn debug"] {
+            let error = filter_of(bad).expect_err(bad).to_string();
+            assert!(
+                error.contains(&format!("POSTANALYTICS_LOG_FILTER is '{bad}'")) && error.contains("off, error, warn"),
+                "{error}"
+            );
+        }
     }
 
     #[test]

@@ -57,6 +57,24 @@ fn what_is_wrong_is_told_with_its_line_and_exit_code_2() {
     }
 }
 
+/// A server would not start: the check says so, and so does the doctor.
+#[test]
+fn a_filter_of_the_log_that_is_none_is_told() {
+    let filtered = |filter: &str, arguments: &[&str]| {
+        let mut command = Command::new(binary("postanalytics"));
+        command.args(arguments).args(["--env-file=/dev/null", "--node-yaml=/dev/null"]).stdin(Stdio::null());
+        command.env("POSTANALYTICS_LOG_FILTER", filter).output().unwrap()
+    };
+    for (filter, code) in [("warning", 2), ("=a=b=c", 2), ("", 0), ("warn,glommio=error", 0)] {
+        let output = filtered(filter, &["--check-config"]);
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!((output.status.code(), errors.contains("give one of off, error, warn")), (Some(code), code == 2), "{errors}");
+    }
+    let output = filtered("warning", &["doctor", "--listen=127.0.0.1:0", "--status=none"]);
+    let report = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.code() == Some(1) && report.contains("POSTANALYTICS_LOG_FILTER is 'warning'"), "{report}");
+}
+
 fn log_of(server: &Server) -> String {
     std::fs::read_to_string(&server.log).unwrap()
 }

@@ -1,14 +1,16 @@
 //! `--check-config` and `--print-config`: what a server would run with.
 
 use crate::config::{Config, ConfigError};
-use crate::serve;
+use crate::{logging, serve};
 use std::fmt::Write;
 
 /// What to say of a configuration that is right. What is wrong with another is a fault of the command line: exit code 2.
 pub(crate) fn check(read: Result<Config, ConfigError>) -> anyhow::Result<String> {
     let config = read.map_err(|error| ConfigError { is_usage: true, ..error })?;
+    let wrong = |error: anyhow::Error| ConfigError { text: format!("{error:#}"), is_usage: true };
+    logging::check_filter().map_err(wrong)?;
     if let Some(detection) = &config.detection {
-        serve::settings_of(detection).map_err(|error| ConfigError { text: format!("{error:#}"), is_usage: true })?;
+        serve::settings_of(detection).map_err(wrong)?;
     }
     Ok(match &config.detection {
         Some(detection) => format!("the configuration is right; {} overrides\n", detection.overrides.len()),

@@ -332,8 +332,8 @@ pub struct ServeFlags {
     /// still cost more than all the rest [env: POSTANALYTICS_CONFIG]
     #[arg(long, value_name = "FILE")]
     pub config: Option<String>,
-    /// Log as text or json [env: POSTANALYTICS_LOG] [default: text]. POSTANALYTICS_LOG_FILTER in the environment, such as warn
-    /// or debug, narrows or widens it [default: info]
+    /// Log as text or json [env: POSTANALYTICS_LOG] [default: text]. POSTANALYTICS_LOG_FILTER in the environment (off, error,
+    /// warn, info, debug or trace) narrows or widens it [default: info]
     #[arg(long, value_name = "FORMAT")]
     pub log: Option<String>,
     /// Log to a file, reopened on SIGHUP and SIGUSR1, instead of to standard error [env: POSTANALYTICS_LOG_FILE]

@@ -9,6 +9,7 @@ use crate::config::machine::{Machine, cgroup_folders};
 use crate::config::values::Address;
 use crate::config::{Config, ConfigError};
 use crate::control::sockets;
+use crate::logging;
 use crate::ring::{self, RingFeatures};
 use rustix::process::{Resource, getrlimit};
 use std::collections::BTreeSet;
@@ -58,6 +59,8 @@ pub struct Facts {
     pub log_file_error: Option<String>,
     /// The same of the file of events.
     pub events_error: Option<String>,
+    /// Why the filter of the log is none, with the remedy.
+    pub log_filter_error: Option<String>,
 }
 
 /// One address that the server would listen to.
@@ -100,6 +103,7 @@ impl Facts {
             ports: config.map(ports).unwrap_or_default(),
             log_file_error: error_of(|config| config.log_file.as_deref()),
             events_error: error_of(|config| config.events.as_deref()),
+            log_filter_error: logging::check_filter().err().map(|error| error.to_string()),
         }
     }
 

@@ -29,6 +29,7 @@ pub fn findings(config: Result<&Config, &ConfigError>, facts: &Facts) -> Vec<Fin
         }
         Err(error) => all.push(not_fine("configuration", error.text.clone(), "")),
     }
+    all.extend(facts.log_filter_error.as_ref().map(|error| not_fine("log filter", error.clone(), "")));
     all.extend([kernel(facts), io_uring(facts)]);
     all.extend(io_uring_disabled(facts));
     all.extend(seccomp(facts));

@@ -29,6 +29,7 @@ fn facts() -> Facts {
         ports: vec![free("127.0.0.1:3313")],
         log_file_error: None,
         events_error: None,
+        log_filter_error: None,
     }
 }
 
