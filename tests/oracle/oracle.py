@@ -329,9 +329,15 @@ def fits(override, record):
     path = override.get("path")
     return (
         override.get("application", record.application) == record.application
-        and override.get("host", record.host) == record.host
+        and same_host(override.get("host", record.host), record.host)
         and (path is None or record.path == path or (path.endswith("/") and record.path.startswith(path)))
     )
+
+
+def same_host(one, other):
+    """True if two hosts are the same but for the case of ASCII letters."""
+    # Only bytes are lowered without regard to letters beyond ASCII.
+    return one.encode("utf-8", "surrogateescape").lower() == other.encode("utf-8", "surrogateescape").lower()
 
 
 def time_text(time_us):

@@ -116,7 +116,7 @@ impl Settings {
         let fits = |scope: &Scope| {
             scope.detectors & 1 << detector as u16 != 0
                 && scope.application.is_none_or(|wanted| wanted == application)
-                && scope.host.as_ref().is_none_or(|wanted| wanted == host)
+                && scope.host.as_ref().is_none_or(|wanted| wanted.eq_ignore_ascii_case(host))
                 && scope.path.as_ref().is_none_or(|wanted| is_path_or_below(path, wanted))
         };
         self.scopes.iter().position(fits).map_or(0, |position| position as u16 + 1)
@@ -170,12 +170,13 @@ mod tests {
 
     #[test]
     fn the_first_override_that_fits_and_names_the_detector_holds() {
-        let text = "[[overrides]]\nhost='b'\ndetectors.crawl.events=1\n[[overrides]]\npath='/o/'\ndetectors.scanner.events=1\n\
+        let text = "[[overrides]]\nhost='B'\ndetectors.crawl.events=1\n[[overrides]]\npath='/o/'\ndetectors.scanner.events=1\n\
                     detectors.crawl.events=2\n[[overrides]]\napplication=3\ndetectors.crawl.events=3\n";
         let settings = Settings::new(&DetectionConfig::parse(text).expect("it is right")).expect("built");
         let rank =
             |application, host: &str, path: &str| settings.rank(Detector::Crawl, application, host.as_bytes(), path.as_bytes());
         assert_eq!([rank(0, "b", "/o/x"), rank(3, "c", "/o/x"), rank(3, "c", "/o"), rank(0, "", "/")], [1, 2, 3, 0]);
+        assert_eq!([rank(0, "B", "/"), rank(0, "[::1]", "/")], [1, 0]);
         assert_eq!(settings.rank(Detector::Scanner, 3, b"b", b"/o/x"), 2);
         assert_eq!(settings.numbers(Detector::Crawl.plan(3)).crawl.events, 3);
     }

@@ -35,7 +35,7 @@ pub const WINDOW_EVENTS_MAX: i64 = 500;
 pub struct Override {
     /// Only this application.
     pub application: Option<i32>,
-    /// Only this host.
+    /// Only this host, in small letters: whatever case the nodes send.
     pub host: Option<String>,
     /// Only this path, or what is below it if it ends in `/`.
     pub path: Option<String>,
@@ -241,18 +241,10 @@ impl DetectionConfig {
             let found = given.detectors.span_of(contradiction.detector, contradiction.names);
             (found.unwrap_or_else(|| span.clone()), contradiction.text)
         })?;
-        let text = |name: &str, given: &Option<Spanned<String>>, is_path: bool| match given {
-            None => Ok(None),
-            Some(given) if is_path => path(name, given).map(Some),
-            Some(given) if given.get_ref().is_empty() => {
-                Err((given.span(), format!("{name} is empty: give one, or leave it out")))
-            }
-            Some(given) => Ok(Some(given.get_ref().clone())),
-        };
         let read = Override {
             application: given.application,
-            host: text("host", &given.host, false)?,
-            path: text("path", &given.path, true)?,
+            host: given.host.as_ref().map(host).transpose()?,
+            path: given.path.as_ref().map(|given| path("path", given)).transpose()?,
             detectors: given.detectors.named(),
             numbers,
         };
@@ -374,6 +366,29 @@ fn paths(name: &str, given: &[Spanned<String>]) -> Result<Vec<String>, Wrong> {
 
 fn path(name: &str, given: &Spanned<String>) -> Result<String, Wrong> {
     paths(name, std::slice::from_ref(given)).map(|mut one| one.pop().unwrap_or_default())
+}
+
+/// The host of an override, in small letters. What no node sends would never hold, and nobody would notice.
+fn host(given: &Spanned<String>) -> Result<String, Wrong> {
+    let text = given.get_ref();
+    let has_port = || {
+        let (name, port) = text.rsplit_once(':')?;
+        // Other colons are those of an IPv6 address without brackets.
+        let is_port = port.bytes().all(|byte| byte.is_ascii_digit()) && (!name.contains(':') || name.ends_with(']'));
+        is_port.then_some(name)
+    };
+    let wrong = if text.is_empty() {
+        "host is empty: give one, or leave it out".to_owned()
+    } else if text.contains('*') {
+        format!("host {text:?} would never hold, hosts are compared whole: write an override for each host")
+    } else if text.contains('/') || text.contains(|letter: char| letter.is_whitespace() || letter.is_control()) {
+        format!("host {text:?} is no host: give its name alone, such as shop.example.com")
+    } else if let Some(name) = has_port() {
+        format!("host {text:?} would never hold, nodes send hosts without their port: give {name:?}")
+    } else {
+        return Ok(text.to_ascii_lowercase());
+    };
+    Err((given.span(), wrong))
 }
 
 fn in_range(name: &str, given: &Spanned<i64>, range: RangeInclusive<i64>) -> Result<i64, Wrong> {
@@ -514,6 +529,24 @@ mod tests {
             ("login_endpoints = ['']", "line 1, column 20: login_endpoints: \"\" is no path"),
             ("attack_tools = [' ']", "line 1, column 17: attack_tools: an empty name"),
             ("[[overrides]]\nhost = ''\ndetectors.crawl.events = 1", "line 2, column 8: host is empty"),
+            (
+                "[[overrides]]\nhost = '*.example.com'\ndetectors.crawl.events = 1",
+                "line 2, column 8: host \"*.example.com\" would never hold, hosts are compared whole",
+            ),
+            (
+                "[[overrides]]\nhost = 'shop.example.com:443'\ndetectors.crawl.events = 1",
+                "line 2, column 8: host \"shop.example.com:443\" would never hold, nodes send hosts without their port: give \"shop.example.com\"",
+            ),
+            (
+                "[[overrides]]\nhost = '[::1]:443'\ndetectors.crawl.events = 1",
+                "line 2, column 8: host \"[::1]:443\" would never hold",
+            ),
+            ("[[overrides]]\nhost = 'https://a'\ndetectors.crawl.events = 1", "line 2, column 8: host \"https://a\" is no host"),
+            ("[[overrides]]\nhost = 'a '\ndetectors.crawl.events = 1", "line 2, column 8: host \"a \" is no host"),
+            (
+                "[[overrides]]\nhost='b'\ndetectors.crawl.events=1\n\n[[overrides]]\nhost='B'\ndetectors.crawl.events=2",
+                "line 5, column 1: this override never holds for crawl: the one of line 1",
+            ),
             ("[[overrides]]\npath = 'a'\ndetectors.crawl.events = 1", "line 2, column 8: path: \"a\" is no path"),
             ("[[overrides]]\nhost = 'b'\n", "line 1, column 1: an override that names no detector"),
             (
