@@ -121,7 +121,7 @@ fn alerts_are_listed_filtered_and_shown_as_a_table() {
     for none in ["source=192.0.2.2", "until=2020-01-01T00:00:00Z", "application=5", "host=other", "detector=crawl"] {
         assert_eq!(json_of(&server, &format!("/alerts?{none}"))["alerts"], json!([]), "{none}");
     }
-    for wrong in ["since=soon", "limit=0", "detectors=crawl", "source=x", "application=x"] {
+    for wrong in ["since=soon", "limit=0", "detectors=crawl", "detector=brut_force", "source=x", "application=x"] {
         assert_eq!(server.get(&format!("/alerts?{wrong}")).0, 400, "{wrong}");
     }
     let table = text(&command(&server, None, &["alerts", "--detector", "brute_force"]));
@@ -180,7 +180,9 @@ fn attacks_have_samples_whose_payloads_need_the_token() {
     for of in ["sources", "paths", "user_agents", "types"] {
         assert_eq!(json_of(&server, &format!("/top?of={of}"))["rows"][0]["count"], 1, "{of}");
     }
-    assert_eq!(server.get("/top?of=cookies").0, 400);
+    for wrong in ["/top?of=cookies", "/attacks?type=sqly", "/attacks?type=SQLI"] {
+        assert_eq!(server.get(wrong).0, 400, "{wrong}");
+    }
 }
 
 /// Without --config nothing is found or counted: an empty answer says so, rather than that nothing happened.

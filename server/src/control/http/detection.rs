@@ -4,17 +4,20 @@ use super::answer::Response;
 use super::pages::not_ready;
 use super::parameters::Parameters;
 use super::record::{REDACTED, Show, shown_path};
+use crate::analytics::alerts::REAL_IP_SUSPECT;
+use crate::analytics::detectors::Detector;
 use crate::analytics::summary::view::{TimelineFilter, TopFilter, TopOf};
 use crate::control::ask;
 use crate::control::state::State;
 use crate::correlator::messages::{AlertFilter, Ask, AttackFilter, Reply};
+use postanalytics_protocol::schema::v1::AttackType;
 use serde::Serialize;
 use serde_json::{Value, json};
 
 /// Alerts, newest first.
 pub(super) async fn alerts(state: &State, parameters: &Parameters<'_>, show: Show) -> Result<Response<'static>, String> {
     let filter = AlertFilter {
-        detector: parameters.text("detector").map(str::to_owned),
+        detector: detector_of(parameters.text("detector"))?,
         source: parameters.source()?.map(|source| source.key()),
         application: parameters.application()?,
         host: parameters.text("host").map(|host| host.as_bytes().to_vec()),
@@ -35,7 +38,7 @@ pub(super) async fn alerts(state: &State, parameters: &Parameters<'_>, show: Sho
 /// Attacks, newest first.
 pub(super) async fn attacks(state: &State, parameters: &Parameters<'_>, show: Show) -> Result<Response<'static>, String> {
     let filter = AttackFilter {
-        attack_type: parameters.text("type").map(str::to_owned),
+        attack_type: attack_type_of(parameters.text("type"))?,
         source: parameters.source()?.map(|source| source.key()),
         application: parameters.application()?,
         host: parameters.text("host").map(|host| host.as_bytes().to_vec()),
@@ -93,6 +96,39 @@ pub(super) async fn timeline(state: &State, parameters: &Parameters<'_>) -> Resu
     })
 }
 
+/// Names of alerts: a misspelt one would answer that nothing was found.
+fn alert_names() -> impl Iterator<Item = &'static str> {
+    Detector::ALL.into_iter().map(Detector::name).chain([REAL_IP_SUSPECT])
+}
+
+/// Names of attacks: types of hits, and detectors, some of which are called alike.
+fn attack_names() -> impl Iterator<Item = &'static str> {
+    let detectors = Detector::ALL.into_iter().map(Detector::name).filter(|name| AttackType::from_name(name).is_none());
+    AttackType::ALL.iter().map(|known| known.name()).chain(detectors)
+}
+
+fn detector_of(text: Option<&str>) -> Result<Option<String>, String> {
+    named("detector", text, alert_names())
+}
+
+fn attack_type_of(text: Option<&str>) -> Result<Option<String>, String> {
+    // A type that nodes newer than this server send is shown as its number.
+    let is_number = |text: &str| text.parse().is_ok_and(|number| AttackType::from_wire(number).is_none());
+    match text.filter(|text| is_number(text)) {
+        Some(number) => Ok(Some(number.to_owned())),
+        None => named("type", text, attack_names()),
+    }
+}
+
+fn named(parameter: &str, text: Option<&str>, names: impl Iterator<Item = &'static str>) -> Result<Option<String>, String> {
+    let Some(text) = text else { return Ok(None) };
+    let names: Vec<&str> = names.collect();
+    if names.contains(&text) {
+        return Ok(Some(text.to_owned()));
+    }
+    Err(format!("{parameter} {text:?} must be one of {}", names.join(", ")))
+}
+
 /// An answer that is empty where no detector runs says so.
 fn with_detectors_run(state: &State, answer: &impl Serialize) -> Value {
     let mut answer = serde_json::to_value(answer).unwrap_or_default();
@@ -105,4 +141,40 @@ pub(super) fn no_answer(state: &State) -> Response<'static> {
         return not_ready();
     }
     Response::error(503, "no answer came in time, the server is busy: ask again")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_no_answer_contains_are_told_with_those_that_there_are() {
+        for known in ["brute_force", "real_ip_suspect"] {
+            assert_eq!(detector_of(Some(known)), Ok(Some(known.to_owned())));
+        }
+        for known in ["sqli", "brute_force", "4711"] {
+            assert_eq!(attack_type_of(Some(known)), Ok(Some(known.to_owned())));
+        }
+        assert_eq!((detector_of(None), attack_type_of(None)), (Ok(None), Ok(None)));
+        let error = detector_of(Some("brut_force")).expect_err("unknown");
+        assert!(
+            error.starts_with("detector \"brut_force\" must be one of brute_force, ") && error.ends_with("real_ip_suspect"),
+            "{error}"
+        );
+        for unknown in ["sqly", "SQLI", "real_ip_suspect", "65536", "1", ""] {
+            let error = attack_type_of(Some(unknown)).expect_err(unknown);
+            assert!(error.starts_with(&format!("type {unknown:?} must be one of ")) && error.contains("sqli"), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_description_names_them_all() {
+        let description: Value = serde_json::from_str(include_str!("../../../../docs/openapi.json")).expect("JSON");
+        let names = |page: &str, of: &str| {
+            let names = description["paths"][page]["get"]["parameters"][0]["schema"].pointer(of).and_then(Value::as_array);
+            names.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!(names("/alerts", "/enum"), alert_names().collect::<Vec<_>>());
+        assert_eq!(names("/attacks", "/anyOf/0/enum"), attack_names().collect::<Vec<_>>());
+    }
 }
