@@ -120,6 +120,13 @@ fn a_signal_reloads_all_but_what_only_a_restart_changes() {
     assert!(log_of(&server).contains("line 3, column 1: unknown field `event`"), "{}", log_of(&server));
     scan(&server, [192, 0, 2, 2]);
     eventually("the old threshold still holds", LONG, || server.metric("postanalytics_alerts_raised_total") == 2.0);
+
+    // From here on it blocks: whoever reads the log is to see that.
+    rules(folder.path(), "[detectors.scanner]\nevents = 2\naction = 'denylist'\n[detectors.crawl]\nenabled = false\n");
+    server.signal(Signal::HUP);
+    let changed =
+        |line: &str| ["changed", "detectors.scanner.action", "monitor", "denylist"].iter().all(|word| line.contains(word));
+    eventually("the action is told", LONG, || log_of(&server).lines().any(changed));
     server.stop();
 }
 

@@ -28,11 +28,14 @@ const FIXED: [&str; 18] = [
     "labels",
 ];
 
+/// The flag of the file for the detectors.
+const CONFIG_KEY: &str = "config";
+
 /// A value that is other now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
-    /// Name of the flag.
-    pub key: &'static str,
+    /// Name of the flag, or of the value in the file for `--config`.
+    pub key: String,
     /// What holds until now.
     pub old: String,
     /// What was read.
@@ -55,8 +58,12 @@ pub struct Reload {
 impl Reload {
     /// Puts the running configuration and the one just read together.
     pub fn of(running: &Config, read: Config) -> Self {
-        let changes = changes(&running.settings, &read.settings);
-        let (mut kept, changed): (Vec<Change>, Vec<Change>) = changes.into_iter().partition(|change| FIXED.contains(&change.key));
+        // Then the file is not read anew but kept, or left: a line of its own says so.
+        let starts_or_stops = running.detection.is_some() != read.detection.is_some();
+        let is_fixed = |key: &str| FIXED.contains(&key) || starts_or_stops && key == CONFIG_KEY;
+        let mut changes = changes(&running.settings, &read.settings);
+        changes.retain(|change| !starts_or_stops || change.key != CONFIG_KEY);
+        let (mut kept, mut changed): (Vec<Change>, Vec<Change>) = changes.into_iter().partition(|change| is_fixed(&change.key));
         let mut config = Config {
             listen: running.listen.clone(),
             status: running.status.clone(),
@@ -75,17 +82,19 @@ impl Reload {
             ..read
         };
         // What was kept keeps its old text, so that the next reload names it again.
-        let is_fixed = |setting: &&Setting| FIXED.contains(&setting.key);
-        config.settings.retain(|setting| !FIXED.contains(&setting.key));
-        config.settings.extend(running.settings.iter().filter(is_fixed).cloned());
-        if running.detection.is_some() != config.detection.is_some() {
+        config.settings.retain(|setting| !is_fixed(setting.key));
+        config.settings.extend(running.settings.iter().filter(|setting| is_fixed(setting.key)).cloned());
+        if starts_or_stops {
             let word = |is_on| if is_on { "on" } else { "off" }.to_owned();
             let (old, new) = (word(running.detection.is_some()), word(config.detection.is_some()));
-            kept.push(Change { key: "detectors (--config)", old, new });
+            kept.push(Change { key: "detectors (--config)".to_owned(), old, new });
             config.detection.clone_from(&running.detection);
         }
         let detectors = match (&running.detection, &config.detection) {
-            (Some(old), Some(new)) => new.changed_detectors(old),
+            (Some(old), Some(new)) => {
+                changed.extend(new.changed_values(old).into_iter().map(|(key, old, new)| Change { key, old, new }));
+                new.changed_detectors(old)
+            }
             _ => Vec::new(),
         };
         Self { config, changed, kept, detectors }
@@ -98,7 +107,11 @@ fn changes(old: &[Setting], new: &[Setting]) -> Vec<Change> {
         |settings: &[Setting], key: &str| settings.iter().find(|setting| setting.key == key).map(|setting| setting.value.clone());
     let only_old = old.iter().filter(|setting| value(new, setting.key).is_none());
     let keys = new.iter().chain(only_old).map(|setting| setting.key);
-    let change = |key| Change { key, old: value(old, key).unwrap_or_default(), new: value(new, key).unwrap_or_default() };
+    let change = |key: &str| Change {
+        key: key.to_owned(),
+        old: value(old, key).unwrap_or_default(),
+        new: value(new, key).unwrap_or_default(),
+    };
     keys.map(change).filter(|change| change.old != change.new).collect()
 }
 
@@ -126,12 +139,14 @@ mod tests {
         let reload = Reload::of(&running, read.clone());
         assert_eq!((reload.config.arena_bytes, reload.config.listen.port), (2 << 30, 1));
         assert_eq!((reload.config.access.clone(), reload.config.frame_deadline), (read.access.clone(), read.frame_deadline));
-        let names = |changes: &[Change]| changes.iter().map(|change| change.key).collect::<Vec<_>>();
-        assert_eq!((names(&reload.kept), names(&reload.changed)), (vec!["port", "arena"], vec!["allow", "frame-deadline"]));
-        assert_eq!(reload.kept[1], Change { key: "arena", old: "2".to_owned(), new: "3".to_owned() });
+        let names = |changes: &[Change]| changes.iter().map(|change| change.key.clone()).collect::<Vec<_>>();
+        let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        let expected = (owned(&["port", "arena"]), owned(&["allow", "frame-deadline"]));
+        assert_eq!((names(&reload.kept), names(&reload.changed)), expected);
+        assert_eq!(reload.kept[1], Change { key: "arena".to_owned(), old: "2".to_owned(), new: "3".to_owned() });
         // The next one says it again, and nothing else.
         let again = Reload::of(&reload.config, read);
-        assert_eq!((names(&again.kept), names(&again.changed)), (vec!["port", "arena"], vec![]));
+        assert_eq!((names(&again.kept), names(&again.changed)), (owned(&["port", "arena"]), owned(&[])));
     }
 
     #[test]
@@ -153,5 +168,9 @@ mod tests {
         );
         let off = Reload::of(&running, config(&[]));
         assert!(off.config.detection == running.detection && off.kept[0].key == "detectors (--config)");
+        // It is told once, and again by the next reload: not that the file changed, too, for it does not.
+        assert_eq!((off.kept.len(), off.changed.len()), (1, 0), "{off:?}");
+        let again = Reload::of(&off.config, config(&[]));
+        assert_eq!((again.kept, again.changed), (off.kept, off.changed));
     }
 }

@@ -16,6 +16,7 @@ use ipnet::{IpNet, Ipv6Net};
 use numbers::{GivenNumbers, TIME};
 use postanalytics_protocol::Source;
 use serde::Deserialize;
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::ops::{Range, RangeInclusive};
 use toml::Spanned;
@@ -155,6 +156,43 @@ impl DetectionConfig {
         Numbers::DETECTORS.iter().copied().filter(|name| differ(name)).collect()
     }
 
+    /// Values that no detector counts by, or all do, and that are other than in `old`: name, old value, new value. Of lists
+    /// the new value says what came and what went.
+    pub fn changed_values(&self, old: &Self) -> Vec<(String, String, String)> {
+        let mut all = Vec::new();
+        for (name, old, new) in [
+            ("late_us", old.late_us, self.late_us),
+            ("ahead_us", old.ahead_us, self.ahead_us),
+            ("refusal_us", old.refusal_us, self.refusal_us),
+        ] {
+            if old != new {
+                all.push((name.to_owned(), old.to_string(), new.to_string()));
+            }
+        }
+        let texts = |networks: &[IpNet]| networks.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let lists = [
+            ("allowlist", texts(&old.allowlist), texts(&self.allowlist)),
+            ("trusted_proxies", texts(&old.trusted_proxies), texts(&self.trusted_proxies)),
+            ("login_endpoints", old.login_endpoints.clone(), self.login_endpoints.clone()),
+            ("weightless_paths", old.weightless_paths.clone(), self.weightless_paths.clone()),
+            ("attack_tools", old.attack_tools.clone(), self.attack_tools.clone()),
+        ];
+        for (name, old, new) in lists {
+            all.extend(list_change(&old, &new).map(|(old, new)| (name.to_owned(), old, new)));
+        }
+        for detector in Numbers::DETECTORS {
+            let (old, new) = (old.numbers.reaction_lines(detector), self.numbers.reaction_lines(detector));
+            all.extend(reaction_changes(&format!("detectors.{detector}"), old, new));
+        }
+        for (index, (one, old)) in self.overrides.iter().zip(&old.overrides).enumerate() {
+            for detector in one.detectors.iter().filter(|name| old.detectors.contains(name)) {
+                let (old, new) = (old.numbers.reaction_lines(detector), one.numbers.reaction_lines(detector));
+                all.extend(reaction_changes(&format!("overrides[{index}].detectors.{detector}"), old, new));
+            }
+        }
+        all
+    }
+
     fn of(file: &File, text: &str) -> Result<Self, Wrong> {
         let mut config = Self {
             allowlist: networks("allowlist", &file.allowlist)?,
@@ -267,6 +305,34 @@ impl DetectionConfig {
         }
         Ok(read)
     }
+}
+
+/// Most entries of a list that a line of the log names.
+const ENTRIES_TOLD_MAX: usize = 20;
+
+/// How many entries a list had, and how many it has, with what came and what went; `None`: the same entries.
+fn list_change(old: &[String], new: &[String]) -> Option<(String, String)> {
+    let told = |word: &str, entries: &[String], others: &[String]| {
+        let others: HashSet<&String> = others.iter().collect();
+        let only: Vec<&str> = entries.iter().filter(|entry| !others.contains(entry)).map(String::as_str).collect();
+        let more = only.len().saturating_sub(ENTRIES_TOLD_MAX);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        let named = only.iter().take(ENTRIES_TOLD_MAX).copied().collect::<Vec<_>>().join(" ");
+        if only.is_empty() { String::new() } else { format!("; {word}: {named}{more}") }
+    };
+    let (came, went) = (told("new", new, old), told("gone", old, new));
+    let count = |entries: &[String]| format!("{} entries", entries.len());
+    (!came.is_empty() || !went.is_empty()).then(|| (count(old), format!("{}{came}{went}", count(new))))
+}
+
+/// Lines of a detector's reaction that differ.
+fn reaction_changes(
+    table: &str,
+    old: Vec<(String, String)>,
+    new: Vec<(String, String)>,
+) -> impl Iterator<Item = (String, String, String)> {
+    let differ = old.into_iter().zip(new).filter(|(old, new)| old != new);
+    differ.map(move |((name, old), (_, new))| (format!("{table}.{name}"), old, new))
 }
 
 /// Whether one of these networks holds a source or, smaller than an IPv6 /64, lies in it.
@@ -475,6 +541,33 @@ mod tests {
              detectors.scanner = { events = 3, action = 'graylist' }\n",
         );
         assert_eq!(new.changed_detectors(&old), [""; 0]);
+        let told = |new: &DetectionConfig, old: &DetectionConfig| {
+            new.changed_values(old).into_iter().map(|(name, old, new)| format!("{name}: {old} -> {new}")).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            told(&new, &old),
+            [
+                "detectors.scanner.action: monitor -> denylist",
+                "detectors.scanner.action_s: 3600 -> 600",
+                "overrides[0].detectors.scanner.action: monitor -> graylist",
+                "overrides[0].detectors.scanner.action_s: 3600 -> 600",
+            ]
+        );
+        assert_eq!(told(&old, &old), [""; 0]);
+        let (old, new) = (
+            parse("late_us = 1\nallowlist = ['10.0.0.1', '10.0.0.2']\nlogin_endpoints = ['/a', '/b']"),
+            parse(
+                "late_us = 2\nallowlist = ['10.0.0.2', '10.0.0.3']\nlogin_endpoints = ['/b', '/a']\ntrusted_proxies = ['10.0.0.4']",
+            ),
+        );
+        assert_eq!(
+            told(&new, &old),
+            [
+                "late_us: 1 -> 2",
+                "allowlist: 2 entries -> 2 entries; new: 10.0.0.3/32; gone: 10.0.0.1/32",
+                "trusted_proxies: 0 entries -> 1 entries; new: 10.0.0.4/32",
+            ]
+        );
         assert_eq!(parse("[detectors.scanner]\nevents = 3").changed_detectors(&parse("")), ["scanner"]);
         assert_eq!(parse("[detectors.scanner]\nenabled = false").changed_detectors(&parse("")), ["scanner"]);
     }

@@ -4,6 +4,7 @@
 
 use super::{Wrong, in_range};
 use serde::Deserialize;
+use std::fmt;
 use std::ops::{Range, RangeInclusive};
 
 /// A second, in µs.
@@ -74,6 +75,16 @@ pub(super) enum Shown {
     Number(i64),
     Switch(bool),
     Word(&'static str),
+}
+
+impl fmt::Display for Shown {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Number(number) => number.fmt(out),
+            Self::Switch(is_on) => is_on.fmt(out),
+            Self::Word(word) => word.fmt(out),
+        }
+    }
 }
 
 /// Declares the numbers of each detector: a struct of values with the defaults, and one of what a file may give.
@@ -206,6 +217,17 @@ macro_rules! numbers {
                     })*
                     _ => None,
                 }
+            }
+
+            /// What follows the alerts of the detector of this name, as names and values of its table.
+            pub(super) fn reaction_lines(&self, detector: &str) -> Vec<(String, String)> {
+                let mut lines = Vec::new();
+                self.each(detector, |name, value, _| {
+                    if name.starts_with("action") {
+                        lines.push((name.to_owned(), value.to_string()));
+                    }
+                });
+                lines
             }
 
             /// Whether the detector of this name runs, and what follows its alerts.
