@@ -24,6 +24,7 @@ use layers::{Key, Layers, bad_value};
 use node_yaml::NodeYaml;
 use std::ffi::OsString;
 use std::io::Read;
+use std::os::linux::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use values::Address;
@@ -223,7 +224,11 @@ impl Config {
         let (labels, _) = layers.text(&LABELS, None)?;
         let (detection_file, _) = layers.text(&CONFIG, flags.config.as_deref())?;
         let (log_file, _) = layers.text(&LOG_FILE, flags.log_file.as_deref())?;
-        let (events, _) = layers.text(&EVENTS, flags.events.as_deref())?;
+        let (events, source) = layers.text(&EVENTS, flags.events.as_deref())?;
+        if !events.is_empty() && !log_file.is_empty() && is_same_file(Path::new(&events), Path::new(&log_file)) {
+            let text = "the log is written to that file, and the lines of both would be mixed: give another file";
+            return Err(bad_value(EVENTS.flag, &events, &source, text));
+        }
         let config = Self {
             listen,
             status: layers.parse(&STATUS, flags.status.as_deref(), values::address_or_none)?,
@@ -266,6 +271,15 @@ impl Config {
             settings: Vec::new(),
         };
         Ok(Self { settings: layers.settings, ..config })
+    }
+}
+
+/// Whether two paths are those of one file, which need not be there yet.
+fn is_same_file(one: &Path, other: &Path) -> bool {
+    match (std::fs::metadata(one), std::fs::metadata(other)) {
+        // Of a device, such as /dev/null, nothing is read again.
+        (Ok(one), Ok(other)) => one.is_file() && (one.st_dev(), one.st_ino()) == (other.st_dev(), other.st_ino()),
+        _ => std::path::absolute(one).is_ok_and(|one| std::path::absolute(other).is_ok_and(|other| one == other)),
     }
 }
 

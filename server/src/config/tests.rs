@@ -198,3 +198,34 @@ fn an_empty_variable_is_not_given() {
     let left = variables(&flags::without_empty_variables(command, &|name| name == url));
     assert_eq!(left, all.into_iter().filter(|name| name != url).collect::<Vec<_>>());
 }
+
+#[test]
+fn the_events_and_the_log_have_files_of_their_own() {
+    let files = Files::new();
+    let log = files.folder.path().join("a.log").display().to_string();
+    let with_events = |events: &str| {
+        let mut flags = files.flags("", "");
+        (flags.log_file, flags.events) = (Some(log.clone()), Some(events.to_owned()));
+        resolve(&flags, &[])
+    };
+    let beside = files.folder.path().join("./b.log").display().to_string();
+    let same = files.folder.path().join("./a.log").display().to_string();
+    // Whether it is there or not.
+    for _ in 0..2 {
+        let error = with_events(&same).expect_err("one file");
+        assert!(
+            error.is_usage && error.text.contains("bad --events") && error.text.contains("give another file"),
+            "{}",
+            error.text
+        );
+        assert!(with_events(&beside).is_ok());
+        files.put("a.log", "");
+        files.put("b.log", "");
+    }
+    let link = files.folder.path().join("link");
+    std::os::unix::fs::symlink(&log, &link).expect("linked");
+    assert!(with_events(&link.display().to_string()).is_err());
+    let mut flags = files.flags("", "");
+    (flags.log_file, flags.events) = (Some("/dev/null".to_owned()), Some("/dev/null".to_owned()));
+    assert!(resolve(&flags, &[]).is_ok());
+}

@@ -282,6 +282,7 @@ fn subject_of(source: Option<&str>, session: Option<&str>) -> Result<Option<Subj
         (Some(_), Some(_)) => Err("give source or session, not both".to_owned()),
         (Some(source), None) => Ok(Some(subject_of_source(parse_source(source)?))),
         (None, Some(session)) => match parse_u64(session) {
+            Some(0) => Err(format!("session {session:?} is how a request without a session is shown: give its source")),
             Some(hash) => Ok(Some(Subject::Session(hash))),
             None => Err(format!("session {session:?} must be the 16 hexadecimal digits of session_hash")),
         },
@@ -311,6 +312,7 @@ mod tests {
             (r#"{"source": "192.0.2.7", "session": "00000000000000ff"}"#, "not both"),
             (r#"{"source": "shop"}"#, "no IP address"),
             (r#"{"session": "ff"}"#, "16 hexadecimal"),
+            (r#"{"session": "0000000000000000"}"#, "without a session"),
             (r#"{"source": "192.0.2.7", "duration_s": 59}"#, "out of range"),
             (r#"{"source": "192.0.2.7", "duration_s": -1}"#, "the body must be JSON"),
             (r#"{"source": "192.0.2.7", "action": "allow"}"#, "must be denylist or graylist"),
