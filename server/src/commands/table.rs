@@ -8,11 +8,12 @@ use comfy_table::{CellAlignment, Table};
 use serde_json::Value;
 use std::fmt::Write;
 use std::io::IsTerminal;
+use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 /// Narrowest terminal for which texts are cut.
 const WIDTH_MIN: usize = 60;
-/// Longest text where there is no terminal, and longest word of any column: every row of a table is as wide as its widest.
-const TEXT_MAX: usize = 80;
+/// Longest text, however wide the terminal, and where there is none: every row of a table is as wide as its widest.
+const TEXT_MAX: usize = 256;
 /// What is left of a text however narrow the terminal is.
 const TEXT_MIN: usize = 8;
 /// Between two columns.
@@ -92,12 +93,15 @@ fn whole_seconds(text: &str) -> Option<String> {
 /// Cuts texts to what the other columns leave of a width; the longest first, each to the same.
 fn fit(cells: &mut [Vec<String>], columns: &[Column], width: usize) {
     let width_of = |(index, column): (usize, &Column)| {
-        let widest = cells.iter().map(|row| row[index].chars().count()).max().unwrap_or(0);
+        let widest = cells.iter().map(|row| row[index].width()).max().unwrap_or(0);
         (matches!(column, Column::Text(..)), widest.max(column.parts().0.len()))
     };
     let widths: Vec<(bool, usize)> = columns.iter().enumerate().map(width_of).collect();
     let kept: usize = widths.iter().filter(|(is_text, _)| !is_text).map(|(_, width)| width).sum();
-    let left = width.saturating_sub(kept + GAP * columns.len().saturating_sub(1));
+    let others = kept + GAP * columns.len().saturating_sub(1);
+    // What is wider than the terminal takes another of its lines: then the texts have the rest of that.
+    let least = others + TEXT_MIN * widths.iter().filter(|(is_text, _)| *is_text).count();
+    let left = width * least.div_ceil(width).max(1) - others;
     let fits =
         |length: &usize| widths.iter().filter(|(is_text, _)| *is_text).map(|(_, width)| width.min(length)).sum::<usize>() <= left;
     let length = (TEXT_MIN..=TEXT_MAX).rev().find(fits).unwrap_or(TEXT_MIN);
@@ -110,12 +114,19 @@ fn fit(cells: &mut [Vec<String>], columns: &[Column], width: usize) {
     }
 }
 
-/// A text of so many characters at most, the last of them `…` if something was cut off.
+/// A text that takes so many columns of a terminal at most, `…` the last of them if something was cut off.
 fn cut(text: &str, length: usize) -> String {
-    match text.char_indices().nth(length) {
-        None => text.to_owned(),
-        Some(_) => text.chars().take(length.saturating_sub(1)).chain(['…']).collect(),
+    if text.width() <= length {
+        return text.to_owned();
     }
+    let mut left = length.saturating_sub(1);
+    let fits = |letter: &char| {
+        let width = letter.width().unwrap_or(0);
+        let fits = width <= left;
+        left = left.saturating_sub(width);
+        fits
+    };
+    text.chars().take_while(fits).chain(['…']).collect()
 }
 
 /// Names and values, one a line.
@@ -197,16 +208,28 @@ mod tests {
                 assert!(line.starts_with(start) && line.ends_with(id), "{width:?}: {line}");
             }
             let widest = lines.iter().map(|line| line.chars().count()).max();
-            // 20 for the time, 23 for the source, 32 for the id, four gaps; what is too narrow gets 8 of each text.
+            // 20 for the time, 23 for the source, 32 for the id, four gaps; what is too narrow takes another line of the terminal.
             let expected = match width {
-                Some(1..=80) => 83 + 8 + 8,
-                Some(width @ 81..200) => width,
-                _ => 83 + 16 + 80,
+                Some(1) => 2 * 60,
+                Some(80) => 2 * 80,
+                Some(width @ 81..300) => width,
+                _ => 83 + 16 + 256,
             };
             assert_eq!(widest, Some(expected), "{width:?}:\n{text}");
         }
         let text = table_of_width(&rows, &COLUMNS, "nothing", Some(120));
         assert!(text.contains("  shop.example.com  /päth/päth/päth/päth…  0001"), "{text}");
+    }
+
+    /// A letter may take two columns.
+    #[test]
+    fn wide_letters_count_as_wide_as_they_are() {
+        assert_eq!(
+            (cut("日本語日本語", 12), cut("日本語日本語", 11), cut("日本", 1)),
+            ("日本語日本語".into(), "日本語日本…".into(), "…".into())
+        );
+        let text = table_of_width(&[request(&"日本".repeat(60))], &COLUMNS, "nothing", Some(120));
+        assert!(text.lines().all(|line| line.width() <= 120), "{text}");
     }
 
     #[test]

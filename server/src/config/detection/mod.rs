@@ -47,6 +47,14 @@ pub struct Override {
 }
 
 impl Override {
+    /// What it is for, as the log names it.
+    fn scope(&self) -> String {
+        let application = self.application.map(|application| format!("application {application}"));
+        let host = self.host.as_ref().map(|host| format!("host {host}"));
+        let path = self.path.as_ref().map(|path| format!("path {path}"));
+        [application, host, path].into_iter().flatten().collect::<Vec<_>>().join(", ")
+    }
+
     /// Whether all that `other` fits is fitted by this one as well.
     fn covers(&self, other: &Self) -> bool {
         let is_below =
@@ -184,10 +192,17 @@ impl DetectionConfig {
             let (old, new) = (old.numbers.reaction_lines(detector), self.numbers.reaction_lines(detector));
             all.extend(reaction_changes(&format!("detectors.{detector}"), old, new));
         }
-        for (index, (one, old)) in self.overrides.iter().zip(&old.overrides).enumerate() {
-            for detector in one.detectors.iter().filter(|name| old.detectors.contains(name)) {
-                let (old, new) = (old.numbers.reaction_lines(detector), one.numbers.reaction_lines(detector));
-                all.extend(reaction_changes(&format!("overrides[{index}].detectors.{detector}"), old, new));
+        // Of one that came or went, what holds in its place else: the numbers for all.
+        let known = |one: &Override| old.overrides.iter().find(|known| known.scope() == one.scope());
+        let stayed_or_came =
+            self.overrides.iter().map(|one| (one, known(one).map_or(&old.numbers, |known| &known.numbers), &one.numbers));
+        let is_gone = |one: &&Override| !self.overrides.iter().any(|new| new.scope() == one.scope());
+        let went = old.overrides.iter().filter(is_gone).map(|one| (one, &one.numbers, &self.numbers));
+        for (one, was, is) in stayed_or_came.chain(went) {
+            let also = known(one).map_or(&[][..], |known| &known.detectors[..]);
+            for detector in Numbers::DETECTORS.iter().filter(|name| one.detectors.contains(name) || also.contains(name)) {
+                let (was, is) = (was.reaction_lines(detector), is.reaction_lines(detector));
+                all.extend(reaction_changes(&format!("override of {}: detectors.{detector}", one.scope()), was, is));
             }
         }
         all
@@ -434,23 +449,16 @@ fn path(name: &str, given: &Spanned<String>) -> Result<String, Wrong> {
     paths(name, std::slice::from_ref(given)).map(|mut one| one.pop().unwrap_or_default())
 }
 
-/// The host of an override, in small letters. What no node sends would never hold, and nobody would notice.
+/// The host of an override, in small letters. What no node sends would never hold, and nobody would notice. A port may be what it wants:
+/// NGINX and the agent of a combined log send none, a client that passes the Host header on does.
 fn host(given: &Spanned<String>) -> Result<String, Wrong> {
     let text = given.get_ref();
-    let has_port = || {
-        let (name, port) = text.rsplit_once(':')?;
-        // Other colons are those of an IPv6 address without brackets.
-        let is_port = port.bytes().all(|byte| byte.is_ascii_digit()) && (!name.contains(':') || name.ends_with(']'));
-        is_port.then_some(name)
-    };
     let wrong = if text.is_empty() {
         "host is empty: give one, or leave it out".to_owned()
     } else if text.contains('*') {
         format!("host {text:?} would never hold, hosts are compared whole: write an override for each host")
     } else if text.contains('/') || text.contains(|letter: char| letter.is_whitespace() || letter.is_control()) {
         format!("host {text:?} is no host: give its name alone, such as shop.example.com")
-    } else if let Some(name) = has_port() {
-        format!("host {text:?} would never hold, nodes send hosts without their port: give {name:?}")
     } else {
         return Ok(text.to_ascii_lowercase());
     };
@@ -549,11 +557,20 @@ mod tests {
             [
                 "detectors.scanner.action: monitor -> denylist",
                 "detectors.scanner.action_s: 3600 -> 600",
-                "overrides[0].detectors.scanner.action: monitor -> graylist",
-                "overrides[0].detectors.scanner.action_s: 3600 -> 600",
+                "override of host b: detectors.scanner.action: monitor -> graylist",
+                "override of host b: detectors.scanner.action_s: 3600 -> 600",
             ]
         );
         assert_eq!(told(&old, &old), [""; 0]);
+        // By what they are for, not by their place; where one came or went, what holds for all is the other side.
+        let [a, b] = ["a", "b"].map(|host| {
+            let action = if host == "a" { "monitor" } else { "denylist" };
+            format!("[[overrides]]\nhost = '{host}'\ndetectors.scanner.action = '{action}'\n")
+        });
+        let [alone, both, turned] = [a.clone(), format!("{a}{b}"), format!("{b}{a}")].map(|text| parse(&text));
+        assert_eq!(told(&turned, &both), [""; 0]);
+        assert_eq!(told(&turned, &alone), ["override of host b: detectors.scanner.action: monitor -> denylist"]);
+        assert_eq!(told(&alone, &turned), ["override of host b: detectors.scanner.action: denylist -> monitor"]);
         let (old, new) = (
             parse("late_us = 1\nallowlist = ['10.0.0.1', '10.0.0.2']\nlogin_endpoints = ['/a', '/b']"),
             parse(
@@ -625,14 +642,6 @@ mod tests {
             (
                 "[[overrides]]\nhost = '*.example.com'\ndetectors.crawl.events = 1",
                 "line 2, column 8: host \"*.example.com\" would never hold, hosts are compared whole",
-            ),
-            (
-                "[[overrides]]\nhost = 'shop.example.com:443'\ndetectors.crawl.events = 1",
-                "line 2, column 8: host \"shop.example.com:443\" would never hold, nodes send hosts without their port: give \"shop.example.com\"",
-            ),
-            (
-                "[[overrides]]\nhost = '[::1]:443'\ndetectors.crawl.events = 1",
-                "line 2, column 8: host \"[::1]:443\" would never hold",
             ),
             ("[[overrides]]\nhost = 'https://a'\ndetectors.crawl.events = 1", "line 2, column 8: host \"https://a\" is no host"),
             ("[[overrides]]\nhost = 'a '\ndetectors.crawl.events = 1", "line 2, column 8: host \"a \" is no host"),

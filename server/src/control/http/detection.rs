@@ -113,9 +113,9 @@ fn detector_of(text: Option<&str>) -> Result<Option<String>, String> {
 
 fn attack_type_of(text: Option<&str>) -> Result<Option<String>, String> {
     // A type that nodes newer than this server send is shown as its number.
-    let is_number = |text: &str| text.parse().is_ok_and(|number| AttackType::from_wire(number).is_none());
-    match text.filter(|text| is_number(text)) {
-        Some(number) => Ok(Some(number.to_owned())),
+    let number = text.and_then(|text| text.parse::<u16>().ok()).filter(|number| AttackType::from_wire(*number).is_none());
+    match number {
+        Some(number) => Ok(Some(number.to_string())),
         None => named("type", text, attack_names()),
     }
 }
