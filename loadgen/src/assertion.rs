@@ -129,6 +129,10 @@ impl Assertion {
         if self.metric.is_of_attacks() && report.attacks.is_none() {
             return Some("no attack was run: give --attack".to_owned());
         }
+        let nobody_decided = |attacks: AttackSummary| attacks.listed + attacks.not_listed == 0;
+        if self.metric.name == "attackers_not_listed" && report.attacks.is_some_and(nobody_decided) {
+            return Some("no attacker sent what decides: give a longer --duration or a higher rate".to_owned());
+        }
         // No latency counts as less than 1 µs, so this is the value of an empty histogram.
         if self.metric.is_time && found < 1.0 {
             return Some("no latency: not one record was measured".to_owned());
@@ -232,7 +236,10 @@ mod tests {
             assert!(broken(&report, text).is_some_and(|found| found.contains("no attack was run")), "{text}");
         }
         report.attacks = Some(AttackSummary::default());
-        assert_eq!((broken(&report, "attackers_not_listed=0"), broken(&report, "benign_listed=0")), (None, None));
+        assert!(broken(&report, "attackers_not_listed=0").is_some_and(|found| found.contains("no attacker sent what decides")));
+        assert_eq!(broken(&report, "benign_listed=0"), None);
+        report.attacks = Some(AttackSummary { listed: 1, ..AttackSummary::default() });
+        assert_eq!(broken(&report, "attackers_not_listed=0"), None);
     }
 
     #[test]

@@ -145,6 +145,9 @@ pub fn decode_histogram(text: &str) -> anyhow::Result<Histogram<u64>> {
     let bytes = unpacked(stream).context("it cannot be unpacked")?;
     let (found, wanted) = (bounds_in(bytes.get(BOUNDS)), bounds_in(unpacked(&own[PACKED_FROM..])?.get(BOUNDS)));
     ensure!(found == wanted, "its digits and bounds are {found:?}, those of loadgen are {wanted:?}");
+    // The length of the counts, for which memory is taken before they are read.
+    let length = bytes.get(4..8).and_then(|length| length.try_into().ok()).map_or(u32::MAX, u32::from_be_bytes);
+    ensure!(u64::from(length) <= bytes.len() as u64, "it says to be longer than it is");
     Deserializer::new().deserialize(&mut bytes.as_slice()).map_err(|error| anyhow::anyhow!("it cannot be read: {error}"))
 }
 
@@ -479,6 +482,10 @@ mod tests {
             BASE64_STANDARD.encode(packed)
         };
         assert_eq!(decode_histogram(&packed(&bytes)).expect("as it was"), latency_histogram());
+        let length = std::mem::replace(&mut bytes[7], 0xff);
+        bytes[4] = 0xff;
+        assert!(decode_histogram(&packed(&bytes)).expect_err("too long").to_string().contains("longer than it is"));
+        (bytes[4], bytes[7]) = (0, length);
         bytes[12..16].copy_from_slice(&5u32.to_be_bytes());
         bytes[24..32].copy_from_slice(&(u64::MAX / 2).to_be_bytes());
         assert!(decode_histogram(&packed(&bytes)).expect_err("other bounds").to_string().contains("its digits and bounds"));

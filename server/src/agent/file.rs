@@ -60,8 +60,18 @@ pub(crate) struct Found {
     pub(crate) end: u64,
 }
 
-/// How compressed files begin: gzip, zstd, xz, bzip2.
-const COMPRESSED: [&[u8]; 4] = [b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ\0", b"BZh"];
+/// How compressed files begin: gzip, compress, zstd, xz.
+const COMPRESSED: [&[u8]; 4] = [b"\x1f\x8b", b"\x1f\x9d", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ\0"];
+
+/// Whether a file begins as no log does.
+pub(crate) fn is_compressed(file: &File) -> io::Result<bool> {
+    let mut first = [0; 10];
+    // A folder has no bytes to read; what it is, is told elsewhere.
+    let read = if file.metadata()?.is_file() { file.read_at(&mut first, 0)? } else { 0 };
+    // A line of a log may begin with the host that a visitor named, so not with the three letters of bzip2 alone.
+    let is_bzip2 = first.starts_with(b"BZh") && &first[4..] == b"1AY&SY";
+    Ok(is_bzip2 || COMPRESSED.iter().any(|magic| first[..read].starts_with(magic)))
+}
 
 /// A file that is read.
 #[derive(Debug)]
@@ -138,9 +148,15 @@ impl Head {
 }
 
 impl LogFile {
-    /// Opens a file that is to be read from `offset` on.
+    /// Opens a file that is to be read from `offset` on. One that is compressed is refused.
     pub(crate) fn open(path: &Path, offset: u64, serial: u64) -> io::Result<Self> {
-        Self::of(open(path)?, offset, serial)
+        let file = open(path)?;
+        if is_compressed(&file)? {
+            return Err(io::Error::other(
+                "it is compressed: unpack it and give that file, or use `postanalytics replay` or `audit`, which read gzip",
+            ));
+        }
+        Self::of(file, offset, serial)
     }
 
     /// The same for one that is open.
@@ -148,13 +164,6 @@ impl LogFile {
         let metadata = file.metadata()?;
         if !metadata.is_file() {
             return Err(io::Error::other("it is no regular file; give one that a server writes its log to"));
-        }
-        let mut first = [0; 6];
-        let read = file.read_at(&mut first, 0)?;
-        if COMPRESSED.iter().any(|magic| first[..read].starts_with(magic)) {
-            return Err(io::Error::other(
-                "it is compressed: unpack it and give that file, or use `postanalytics replay` or `audit`, which read gzip",
-            ));
         }
         let head = Head::of(&file, offset)?;
         Ok(Self {

@@ -108,7 +108,7 @@ fn visitor(trusted_proxies: &[IpNet], address: IpAddr, forwarded_for: &[u8]) -> 
 }
 
 /// An address, with or without port.
-fn address_of_hop(hop: &[u8]) -> Option<IpAddr> {
+pub(crate) fn address_of_hop(hop: &[u8]) -> Option<IpAddr> {
     let text = std::str::from_utf8(hop).ok()?;
     let bare = text.strip_prefix('[').and_then(|rest| rest.split_once(']')).map_or(text, |(address, _)| address);
     bare.parse().ok().or_else(|| text.parse::<std::net::SocketAddr>().ok().map(|address| address.ip()))

@@ -4,7 +4,7 @@
 //! what was truncated, and stay until they are read to the end and all their lines are settled. So nothing is lost while the
 //! server is away, however often the log is rotated meanwhile: an open file outlives its name.
 
-use super::file::{Cursor, FileId, Found, LogFile, SILENCE, made_us, open};
+use super::file::{Cursor, FileId, Found, LogFile, SILENCE, is_compressed, made_us, open};
 use super::name::Name;
 use super::unix_us;
 use serde::{Deserialize, Serialize};
@@ -207,6 +207,14 @@ impl Log {
             match open(name) {
                 // A copy of what we have, or a second name.
                 Ok(file) if self.has(&file)? || found.iter().any(|other| other.id == FileId::of(metadata)) => {}
+                Ok(file) if is_compressed(&file)? => {
+                    lost += 1;
+                    tracing::warn!(
+                        log = %self.name.path.display(), file = %name.display(),
+                        "the log was rotated more than once while nobody looked, and this file of it is compressed: it is lost; let the \
+                         rotation keep the newest file as it is (delaycompress)"
+                    );
+                }
                 Ok(file) => {
                     let mut file = LogFile::of(file, 0, 0)?;
                     file.is_left = true;

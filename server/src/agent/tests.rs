@@ -494,7 +494,7 @@ fn once_fails_if_a_log_cannot_be_read_to_its_end() {
 #[test]
 fn a_compressed_log_is_refused() {
     let folder = Folder::new();
-    for magic in [&b"\x1f\x8b\x08\0"[..], b"\x28\xb5\x2f\xfd", b"\xfd7zXZ\0", b"BZh9"] {
+    for magic in [&b"\x1f\x8b\x08\0"[..], b"\x28\xb5\x2f\xfd", b"\xfd7zXZ\0", b"BZh91AY&SY"] {
         std::fs::write(&folder.log, [magic, b"packed\nmore\n"].concat()).expect("written");
         for begin in [Begin::Start, Begin::End] {
             let error = Log::open(folder.log.clone(), &[], None, begin).expect_err("it is compressed").to_string();
@@ -507,6 +507,24 @@ fn a_compressed_log_is_refused() {
         let error = format!("{:#}", Agent::new(&flags).err().expect("it is compressed"));
         assert!(error.contains(&log) && error.contains("is compressed") && !error.contains("check the name"), "{error}");
     }
+}
+
+/// A visitor may name a host that looks like three letters of a compressed file; and a file that was packed under the name of a
+/// rotated one keeps nobody from reading the others.
+#[test]
+fn what_only_looks_compressed_is_read_and_a_packed_rotated_file_is_a_gap() {
+    let folder = Folder::new();
+    append(&folder.log, "BZh first\n");
+    let mut log = folder.open(None);
+    assert_eq!(read(&mut log), ["BZh first"]);
+    let state = log.state();
+    drop(log);
+    std::fs::remove_file(&folder.log).expect("removed");
+    std::fs::write(folder.path("access.log.2"), b"\x1f\x8b\x08packed\n").expect("written");
+    append(&folder.path("access.log.1"), "two\n");
+    append(&folder.log, "three\n");
+    let mut log = folder.open(Some(&state));
+    assert_eq!((read(&mut log), log.gaps), (vec!["two".to_owned(), "three".to_owned()], 2));
 }
 
 /// Of a client that has ended nothing is left either: its records are lost, and a cursor must not pass them.

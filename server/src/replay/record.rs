@@ -3,7 +3,7 @@
 //! Of JSON there are records with what a log does not tell, hits and outcomes; rows of `/requests`, whose texts are escaped; and
 //! all that the agent reads.
 
-use crate::agent::line::{Said, read_json as read_said};
+use crate::agent::line::{Said, address_of_hop, read_json as read_said};
 use crate::analytics::observation::TAG_SOURCE_TEXT;
 use crate::config::flags::LineFormat;
 use crate::escape::unescape;
@@ -76,7 +76,14 @@ fn read_json<T>(
     take: impl FnOnce(&RecordFields<'_>) -> T,
 ) -> Result<T, &'static str> {
     let record = match JsonRecord::of(line) {
-        Some(record) if record.path.is_some() => return Ok(record.read(false, take)),
+        Some(record) if record.path.is_some() || record.hits.is_some() || record.outcome.is_some() => {
+            return Ok(record.read(false, take));
+        }
+        None if says_more(line) => {
+            return Err(
+                "it has hits or an outcome as a record has, but another field that is none: status a number, time RFC 3339, an address",
+            );
+        }
         record => record,
     };
     let mut take = Some(take);
@@ -94,7 +101,16 @@ fn read_json<T>(
 }
 
 fn is_object(line: &[u8]) -> bool {
-    serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(&String::from_utf8_lossy(line)).is_ok()
+    object(line).is_some()
+}
+
+/// Whether a line says what only records say, and what would be lost if it were read as that of a web server.
+fn says_more(line: &[u8]) -> bool {
+    object(line).is_some_and(|object| object.contains_key("hits") || object.contains_key("outcome"))
+}
+
+fn object(line: &[u8]) -> Option<serde_json::Map<String, serde_json::Value>> {
+    serde_json::from_str(&String::from_utf8_lossy(line)).ok()
 }
 
 /// A line as a web server writes it: with the hits that `filter` finds.
@@ -319,7 +335,8 @@ fn set_method<'a>(fields: &mut RecordFields<'a>, method: &'a [u8]) {
 }
 
 fn set_source<'a>(fields: &mut RecordFields<'a>, address: &'a [u8]) {
-    let parsed = parse_ip(address);
+    // Of a load balancer's log it may have a port, another for each connection.
+    let parsed = parse_ip(address).or_else(|| address_of_hop(address));
     if parsed.is_none() {
         fields.extensions.push(Extension { tag: TAG_SOURCE_TEXT, value: address });
     }
@@ -379,7 +396,14 @@ mod tests {
             assert_eq!((fields.hits[0].attack_type, fields.hits[0].payload), (AttackType::Sqli as u16, &b"x"[..]));
         });
         assert!(seen.is_ok());
+        // Hits and outcome are never dropped for another field's sake.
+        let line = br#"{"event_us": 5, "ip": "192.0.2.7:50001", "uri": "/p", "outcome": "failed", "hits": [{"type": "sqli"}]}"#;
+        let seen = read_json(line, None, |fields| (fields.client_ip, fields.hits.len(), fields.extensions.len(), fields.flags));
+        let address = address_bytes(std::net::Ipv4Addr::new(192, 0, 2, 7).into());
+        assert_eq!(seen, Ok((address, 1, 0, FLAG_AUTH_FAILED)));
+        let of_text = r#"{"event_us": 5, "ip": "192.0.2.7", "path": "/p", "status": "401", "outcome": "failed"}"#;
         for (none, cause) in [
+            (of_text, "another field that is none"),
             ("", "no JSON object"),
             ("[1]", "no JSON object"),
             ("{}", "no address"),
