@@ -9,7 +9,7 @@ use ipnet::IpNet;
 pub(crate) use json::read_json;
 use postanalytics_client::access_log::{parse_line, unescaped_quotes};
 use postanalytics_client::{Client, Request, SendError};
-use postanalytics_filter::{Engine, PROCESS_TIME_LIMIT, RawRequest, Scratch};
+use postanalytics_filter::{Engine, MaskConfig, Masker, PROCESS_TIME_LIMIT, RawRequest, Scratch};
 use postanalytics_protocol::schema::v1::FLAG_OVERLIMIT;
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -105,6 +105,15 @@ fn visitor(trusted_proxies: &[IpNet], address: IpAddr, forwarded_for: &[u8]) -> 
         visitor = hop;
     }
     visitor
+}
+
+/// A line of a log as it may be shown: without secrets, nor the cookies that a log in JSON may have. Before it is cut, for half a secret
+/// is not known as one.
+pub(crate) fn masked_line(line: &[u8]) -> Vec<u8> {
+    let mut config = MaskConfig::default();
+    config.parameters.push("cookie".to_owned());
+    // The names are ours; should they ever be no pattern, nothing is shown.
+    Masker::new(&config).map_or_else(|_| b"(not shown)".to_vec(), |masker| masker.text(line).into_owned())
 }
 
 /// An address, with or without port.
@@ -230,6 +239,17 @@ fn hex(digit: u8) -> Option<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_line_is_shown_without_cookies_too() {
+        for line in [
+            r#"{"http_cookie":"abc=hunter22; remember_me=hunter23","status":200}"#,
+            r#"{"headers":{"Cookie":["abc=hunter22"],"Authorization":["Basic hunter23"]},"uri":"/?token=hunter24"}"#,
+        ] {
+            let shown = String::from_utf8(masked_line(line.as_bytes())).expect("a text");
+            assert!(!shown.contains("hunter"), "{shown}");
+        }
+    }
 
     #[test]
     fn combined_with_more_fields() {

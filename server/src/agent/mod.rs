@@ -283,8 +283,7 @@ impl Agent {
                 }
             }
             if record_bytes.is_none() && is_due(&mut self.told.line) {
-                // Masked before it is cut: half a secret is not known as one.
-                let masked = self.reader.engine.masker().text(text);
+                let masked = line::masked_line(text);
                 let shown = masked[..masked.len().min(200)].to_vec();
                 tracing::warn!(
                     log = %log.path().display(), malformed = self.numbers.malformed, refused = self.numbers.refused,

@@ -18,6 +18,7 @@ pub mod fuzzing;
 pub(crate) mod lines;
 pub(crate) mod record;
 
+use crate::agent::line::masked_line;
 use crate::analytics::alerts::{Alert, Alerts};
 use crate::analytics::odd::Odd;
 use crate::analytics::settings::Settings;
@@ -33,7 +34,7 @@ use crate::queue::{Receiver, Sender, queue};
 use anyhow::{Context, Result};
 use bumpalo::Bump;
 use lines::Lines;
-use postanalytics_filter::{Engine, LineFilter};
+use postanalytics_filter::LineFilter;
 use postanalytics_protocol::schema::v1::SCHEMA;
 use postanalytics_protocol::{BatchBuilder, Source, ValidBatch, shard_of};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -382,8 +383,7 @@ fn first_unreadable(number: u64, cause: &str, line: &[u8]) -> String {
     if line.is_empty() {
         return format!("line {number}: it is longer than {} bytes", lines::LINE_BYTES_MAX);
     }
-    // Masked before it is cut: half a secret is not known as one.
-    let masked = Engine::builtin().masker().text(line).into_owned();
+    let masked = masked_line(line);
     let shown = String::from_utf8_lossy(&masked[..masked.len().min(SHOWN_BYTES)]).escape_debug().to_string();
     format!("line {number}: {cause}: {shown}")
 }
