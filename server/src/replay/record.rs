@@ -311,7 +311,12 @@ impl<'a> JsonRecord<'a> {
             ..RecordFields::default()
         };
         set_method(&mut fields, &method);
-        set_source(&mut fields, self.source().unwrap_or_default().as_bytes());
+        let source = self.source().unwrap_or_default().as_bytes();
+        // What writes `client_ip` may be a load balancer, with a port that is another for each connection.
+        match address_of_hop(source).filter(|_| self.ip.is_none()) {
+            Some(address) => fields.client_ip = address_bytes(address),
+            None => set_source(&mut fields, source),
+        }
         take(&fields)
     }
 }
@@ -335,8 +340,7 @@ fn set_method<'a>(fields: &mut RecordFields<'a>, method: &'a [u8]) {
 }
 
 fn set_source<'a>(fields: &mut RecordFields<'a>, address: &'a [u8]) {
-    // Of a load balancer's log it may have a port, another for each connection.
-    let parsed = parse_ip(address).or_else(|| address_of_hop(address));
+    let parsed = parse_ip(address);
     if parsed.is_none() {
         fields.extensions.push(Extension { tag: TAG_SOURCE_TEXT, value: address });
     }
@@ -397,7 +401,8 @@ mod tests {
         });
         assert!(seen.is_ok());
         // Hits and outcome are never dropped for another field's sake.
-        let line = br#"{"event_us": 5, "ip": "192.0.2.7:50001", "uri": "/p", "outcome": "failed", "hits": [{"type": "sqli"}]}"#;
+        let line =
+            br#"{"event_us": 5, "client_ip": "192.0.2.7:50001", "uri": "/p", "outcome": "failed", "hits": [{"type": "sqli"}]}"#;
         let seen = read_json(line, None, |fields| (fields.client_ip, fields.hits.len(), fields.extensions.len(), fields.flags));
         let address = address_bytes(std::net::Ipv4Addr::new(192, 0, 2, 7).into());
         assert_eq!(seen, Ok((address, 1, 0, FLAG_AUTH_FAILED)));
