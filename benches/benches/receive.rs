@@ -189,7 +189,7 @@ fn ours(buffers: u16, buffer_bytes: u32, address: SocketAddr, targets: Receiver<
 fn end_turn(shard: &mut Shard, began: Now) {
     let acks = shard.end_turn(Usage::default(), began);
     if acks > 0 {
-        shard.acked(acks, (now().monotonic_us - began.monotonic_us) * 1000);
+        shard.acked(acks, began.monotonic_us, now().monotonic_us);
     }
 }
 

@@ -63,6 +63,10 @@ const VERDICTS_PATIENCE_US: u64 = 250_000;
 /// By so much more than the time that passed wall time has gone on at a turn: the clock was set, and all verdicts hold for another time.
 const CLOCK_STEP_US: u64 = 1_000_000;
 
+/// Most that Acks wait for the next records of their connections while the shard is busy.
+pub const ACKS_WAIT_US: u64 = 2_000;
+/// The Ack of a batch of so many bytes waits for none: it is cheap beside the batch, and the peer's window is worth more.
+pub const ACK_AT_ONCE_BYTES: u32 = 16 << 10;
 /// Between two publications of the ack latencies.
 const INTERVAL_US: u64 = 1_000_000;
 /// Lines about closed connections in an interval; more would let a peer flood the log.
@@ -125,6 +129,14 @@ pub struct Shard {
     verdicts_wait_until_us: u64,
     /// Links that owe an Ack or a Stats frame.
     replies: Vec<u32>,
+    /// Monotonic time of the turn in which the first of them was owed.
+    replies_since_us: u64,
+    /// One of them owes a Stats frame.
+    stats_owed: bool,
+    /// One of them answers a large batch.
+    large_owed: bool,
+    /// The shard is busy: Acks may wait for the next records of their connections.
+    merges_acks: bool,
     /// Links with bytes in their outbox.
     dirty: Vec<u32>,
     /// Links that get the verdict snapshot.
@@ -186,6 +198,10 @@ impl Shard {
             listings_left: 0,
             verdicts_wait_until_us: 0,
             replies: Vec::with_capacity(1024),
+            replies_since_us: 0,
+            stats_owed: false,
+            large_owed: false,
+            merges_acks: false,
             dirty: Vec::with_capacity(1024),
             snapshots: Vec::new(),
             commands: VecDeque::with_capacity(64),
@@ -444,13 +460,30 @@ impl Shard {
     }
 
     /// Whether a Stats frame is owed, for which [`Self::end_turn`] needs the usage.
-    pub fn wants_usage(&self) -> bool {
-        self.replies.iter().any(|link| self.connections[*link as usize].as_ref().is_some_and(|of| of.stats_due.is_some()))
+    pub const fn wants_usage(&self) -> bool {
+        self.stats_owed
     }
 
-    /// Ends a turn: one Ack per connection, verdicts to all. Returns how many Acks are going out.
+    /// Whether Acks of small batches may wait up to [`ACKS_WAIT_US`] for the next records of their connections. To send one costs the
+    /// kernel more than to take in a record, so a busy shard gets more done with fewer of them; one that is not busy would win nothing.
+    pub const fn merge_acks(&mut self, merges: bool) {
+        self.merges_acks = merges;
+    }
+
+    /// How long the replies that are owed may still wait, µs; `None`: none are owed.
+    pub fn replies_wait_us(&self, now: Now) -> Option<u64> {
+        if self.replies.is_empty() {
+            return None;
+        }
+        // What goes out anyway takes the Acks along.
+        let hurries = self.stats_owed || self.large_owed || self.draining || !self.verdict_inbox.is_empty();
+        let wait_us = (self.replies_since_us + ACKS_WAIT_US).saturating_sub(now.monotonic_us);
+        Some(if self.merges_acks && !hurries { wait_us } else { 0 })
+    }
+
+    /// Ends a turn: at most one Ack per connection, verdicts to all. Returns how many Acks are going out.
     pub fn end_turn(&mut self, usage: Usage, now: Now) -> u64 {
-        let acks = self.write_replies(usage, now);
+        let acks = if self.replies_wait_us(now) == Some(0) { self.write_replies(usage, now) } else { 0 };
         self.verdicts_written = 0;
         self.write_verdicts(now);
         self.follow_clock(now);
@@ -482,11 +515,13 @@ impl Shard {
         self.scratch.reset();
     }
 
-    /// Notes how long the Acks of a turn took, from the bytes to here, and with them the verdicts that those bytes decided.
-    pub fn acked(&mut self, acks: u64, latency_ns: u64) {
-        self.ack_latency.saturating_record_n(latency_ns, acks);
-        self.totals.ack_latency.record(latency_ns / 1000, acks);
-        self.totals.verdict_latency.record(latency_ns / 1000, std::mem::take(&mut self.verdicts_written));
+    /// Notes how long the Acks that go out in this turn took, from the first of the bytes that they answer to here, and the verdicts that
+    /// the bytes of this turn decided.
+    pub fn acked(&mut self, acks: u64, turn_us: u64, now_us: u64) {
+        let ack_us = now_us.saturating_sub(self.replies_since_us);
+        self.ack_latency.saturating_record_n(ack_us * 1000, acks);
+        self.totals.ack_latency.record(ack_us, acks);
+        self.totals.verdict_latency.record(now_us.saturating_sub(turn_us), std::mem::take(&mut self.verdicts_written));
     }
 
     /// What is to be published, once an interval.
@@ -675,7 +710,8 @@ impl Shard {
             Incoming::Nothing => Ok(()),
             Incoming::Batch(header, place) => {
                 self.store(connection, &header, place, whole, now)?;
-                self.owe_ack(link, connection);
+                self.large_owed |= header.body_bytes >= ACK_AT_ONCE_BYTES;
+                self.owe_ack(link, connection, now);
                 Ok(())
             }
             Incoming::Duplicate(header) => {
@@ -683,7 +719,7 @@ impl Shard {
                 self.stats.records_received += records;
                 self.stats.records_duplicate += records;
                 self.sessions.at(connection.session).records_duplicate += records;
-                self.owe_ack(link, connection);
+                self.owe_ack(link, connection, now);
                 Ok(())
             }
             Incoming::Control(header) => {
@@ -711,8 +747,9 @@ impl Shard {
                 self.check_unsent(connection)
             }
             ControlFrame::StatsRequest(request) => {
+                self.stats_owed = true;
                 if connection.stats_due.replace(request.token).is_none() {
-                    self.replies.push(link);
+                    self.owe_reply(link, now);
                 }
                 Ok(())
             }
@@ -746,11 +783,18 @@ impl Shard {
         may
     }
 
-    fn owe_ack(&mut self, link: u32, connection: &mut Connection) {
+    fn owe_ack(&mut self, link: u32, connection: &mut Connection, now: Now) {
         if !connection.ack_due {
             connection.ack_due = true;
-            self.replies.push(link);
+            self.owe_reply(link, now);
         }
+    }
+
+    fn owe_reply(&mut self, link: u32, now: Now) {
+        if self.replies.is_empty() {
+            self.replies_since_us = now.monotonic_us;
+        }
+        self.replies.push(link);
     }
 
     fn write_replies(&mut self, usage: Usage, now: Now) -> u64 {
@@ -778,6 +822,7 @@ impl Shard {
             self.put(link, connection);
         }
         self.replies.clear();
+        (self.stats_owed, self.large_owed) = (false, false);
         acks
     }
 

@@ -34,8 +34,9 @@ impl Shard {
             Ok(place) => {
                 if seeded::is(Bug::AckBeforeCommit) {
                     self.sessions.at(connection.session).highest = header.sequence;
-                    connection.ack_due = true;
-                    self.replies.extend(self.sessions.at(connection.session).link);
+                    if let Some(link) = self.sessions.at(connection.session).link {
+                        self.owe_ack(link, connection, now);
+                    }
                 }
                 connection.incoming = Incoming::Batch(header, place);
                 Ok(())

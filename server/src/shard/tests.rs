@@ -7,7 +7,7 @@ use crate::arena::Log;
 use postanalytics_protocol::frames::{ANY_SHARD, Action, PackageVersion, Ping, StatsRequest, Subject};
 use postanalytics_protocol::{Assembler, Hit, RecordFields, Source};
 
-const SESSION: u64 = 77;
+pub(super) const SESSION: u64 = 77;
 
 /// A shard and the client's ends of its connections.
 pub(super) struct World {
@@ -137,7 +137,7 @@ fn batch_of(paths: &[&str], hits: bool) -> BatchBuilder {
     batch
 }
 
-fn frame(sequence: u64, paths: &[&str]) -> Vec<u8> {
+pub(super) fn frame(sequence: u64, paths: &[&str]) -> Vec<u8> {
     let mut out = Vec::new();
     batch_of(paths, false).encode_frame(SESSION, sequence, 9, &mut out);
     out
@@ -614,6 +614,100 @@ fn after_goodbye_nothing_is_read_and_nothing_can_block_the_log() {
         world.send(1, &frame(sequence, &[&path]));
         assert_eq!(acks_of(&world.turn(1)), [sequence]);
     }
+}
+
+#[test]
+fn acks_of_a_busy_shard_wait_for_others() {
+    let mut world = World::new(1);
+    world.connect(0, 1, SESSION);
+    world.turn(0);
+    world.shard.merge_acks(true);
+    assert_eq!(world.shard.replies_wait_us(world.now), None, "nothing is owed");
+    // Each turn of these tests takes 100 µs.
+    let turns = ACKS_WAIT_US / 100;
+    for sequence in 1..turns {
+        world.send(0, &frame(sequence, &["/a"]));
+        assert_eq!(world.turn(0), [], "{sequence}");
+        assert_eq!(world.shard.replies_wait_us(world.now), Some(ACKS_WAIT_US - sequence * 100));
+    }
+    assert_eq!(acks_of(&world.turn(0)), [turns - 1], "one for all, after its time");
+    assert_eq!(world.shard.stats().records_stored, turns - 1);
+    // The next one waits as long as the first, and no longer than the shard is busy.
+    world.send(0, &frame(turns, &["/a"]));
+    assert_eq!(world.turn(0), []);
+    assert_eq!(world.shard.replies_wait_us(world.now), Some(ACKS_WAIT_US - 100));
+    world.shard.merge_acks(false);
+    assert_eq!(world.shard.replies_wait_us(world.now), Some(0));
+    assert_eq!(acks_of(&world.turn(0)), [turns]);
+}
+
+#[test]
+fn acks_of_a_busy_shard_go_with_what_goes_out_anyway() {
+    type Step = fn(&mut World);
+    fn other(path: &str) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        batch_of(&[path], false).encode_frame(SESSION + 1, 1, 9, &mut bytes);
+        bytes
+    }
+    let small: Step = |world| world.send(1, &other("/small"));
+    let large: Step = |world| world.send(1, &other(&"x".repeat(ACK_AT_ONCE_BYTES as usize)));
+    let stats: Step = |world| {
+        let mut bytes = Vec::new();
+        StatsRequest { token: 9 }.encode(SESSION + 1, 0, &mut bytes);
+        world.send(1, &bytes);
+    };
+    let verdict: Step = |world| {
+        let subject = Subject::Session(1);
+        world.list(Verdict { subject, application: None, action: Some(Action::Denylist), until_us: 0, detector: 0 });
+    };
+    let drain: Step = |world| world.shard.drain(world.now);
+    let broken: Step = |world| world.send(0, &[0; 64]);
+    for (name, other, goes) in [
+        ("small", small, false),
+        ("large", large, true),
+        ("stats", stats, true),
+        ("verdict", verdict, true),
+        ("drain", drain, true),
+        ("broken", broken, true),
+    ] {
+        let mut world = World::new(1);
+        world.connect(0, 1, SESSION);
+        world.turn(0);
+        world.connect(1, 2, SESSION + 1);
+        world.turn(1);
+        world.shard.merge_acks(true);
+        world.send(0, &frame(1, &["/a"]));
+        assert_eq!(world.turn(0), [], "{name}");
+        other(&mut world);
+        assert_eq!(acks_of(&world.turn(0)).len(), usize::from(goes), "{name}");
+        // What made them hurry is over.
+        if !["drain", "broken"].contains(&name) {
+            world.send(0, &frame(2, &["/b"]));
+            assert_eq!(world.turn(0), [], "{name}");
+        }
+    }
+}
+
+#[test]
+fn a_peer_that_closed_its_half_gets_the_ack_of_a_busy_shard() {
+    let mut world = World::new(1);
+    world.connect(0, 1, SESSION);
+    world.turn(0);
+    world.shard.merge_acks(true);
+    world.send(0, &frame(1, &["/last"]));
+    world.shard.peer_closed(0);
+    for _ in 1..ACKS_WAIT_US / 100 {
+        assert_eq!(world.turn(0), []);
+        assert!(world.finished.is_empty());
+    }
+    assert_eq!(acks_of(&world.turn(0)), [1]);
+    world.turn(0);
+    assert_eq!(world.finished, [0]);
+    // Who comes to the same place next is owed nothing of that.
+    world.send(0, &frame(2, &["/after"]));
+    world.shard.link_gone(0, world.now);
+    world.connect(0, 2, SESSION + 1);
+    assert!(acks_of(&world.turn(0)).is_empty());
 }
 
 #[test]

@@ -26,6 +26,10 @@ use std::time::{Duration, Instant};
 const TICK_BUSY_US: u64 = 50_000;
 /// Between ticks otherwise.
 const TICK_IDLE_US: u64 = 1_000_000;
+/// Between two looks at how busy the shard is.
+const LOAD_US: u64 = 100_000;
+/// From this part of its processor on a shard is busy.
+const BUSY_PERCENT: u64 = 75;
 /// A link that is told why it ends has this long to read it.
 const FINISH_US: u64 = 1_000_000;
 
@@ -168,6 +172,8 @@ pub struct Driver<K> {
     tick_at_us: u64,
     drain_until_us: Option<u64>,
     thread_cpu_us: u64,
+    /// When the shard last looked how busy it is, and the CPU time that it had used by then.
+    load: (u64, u64),
     memory: ResidentMemory,
     /// There may be more messages than were heard.
     hears_on: bool,
@@ -204,6 +210,7 @@ impl<K: Kernel> Driver<K> {
             tick_at_us: 0,
             drain_until_us: None,
             thread_cpu_us: 0,
+            load: (0, 0),
             memory: ResidentMemory::new(),
             hears_on: false,
             kernel,
@@ -301,6 +308,9 @@ impl<K: Kernel> Driver<K> {
         if now.monotonic_us >= self.tick_at_us {
             self.tick(now);
         }
+        if now.monotonic_us >= self.load.0 + LOAD_US {
+            self.look_at_load(now);
+        }
         let usage = if self.shard.wants_usage() { self.usage(now) } else { Usage::default() };
         let acks = self.shard.end_turn(usage, now);
         self.carry_out(now);
@@ -310,8 +320,8 @@ impl<K: Kernel> Driver<K> {
         }
         self.publish();
         if acks > 0 {
-            let took_us = self.clock.now(&self.kernel).monotonic_us - now.monotonic_us;
-            self.shard.acked(acks, took_us * 1000);
+            let ended_us = self.clock.now(&self.kernel).monotonic_us;
+            self.shard.acked(acks, now.monotonic_us, ended_us);
         }
         Ok(())
     }
@@ -433,6 +443,14 @@ impl<K: Kernel> Driver<K> {
         self.tick_at_us = now.monotonic_us + TICK_IDLE_US;
     }
 
+    /// Tells the shard whether it is busy.
+    fn look_at_load(&mut self, now: Now) {
+        self.thread_cpu_us = self.kernel.clock_us(ClockId::ThreadCPUTime);
+        let (since_us, used_us) = std::mem::replace(&mut self.load, (now.monotonic_us, self.thread_cpu_us));
+        let used_us = self.thread_cpu_us.saturating_sub(used_us);
+        self.shard.merge_acks(used_us * 100 >= (now.monotonic_us - since_us) * BUSY_PERCENT);
+    }
+
     /// How long the next turn may wait.
     fn wait(&mut self, now: Now) -> Duration {
         // Starved links are armed again a few at a time; some of them may have nothing to say, so no completion is sure
@@ -444,7 +462,8 @@ impl<K: Kernel> Driver<K> {
         if self.shard.has_deadlines() || self.links.has_deadlines() {
             self.tick_at_us = self.tick_at_us.min(now.monotonic_us + TICK_BUSY_US);
         }
-        Duration::from_micros(self.tick_at_us.saturating_sub(now.monotonic_us).min(verdicts_us))
+        let replies_us = self.shard.replies_wait_us(now).unwrap_or(u64::MAX);
+        Duration::from_micros(self.tick_at_us.saturating_sub(now.monotonic_us).min(verdicts_us).min(replies_us))
     }
 
     fn usage(&mut self, now: Now) -> Usage {
@@ -526,8 +545,9 @@ mod tests {
     use crate::analytics::summary::page::{SummaryAsk, SummaryPage};
     use crate::analytics::summary::view::TimelineFilter;
     use crate::ring::links::WAKE_USER_DATA;
+    use crate::shard::ACKS_WAIT_US;
     use crate::shard::derived::derived_queue;
-    use crate::shard::tests::{World, reload_with_allowlist, topology, world_with_verdicts};
+    use crate::shard::tests::{SESSION, World, frame, reload_with_allowlist, topology, world_with_verdicts};
     use postanalytics_protocol::frames::{Subject, Verdict};
     use std::io;
     use std::os::unix::net::UnixStream;
@@ -537,6 +557,7 @@ mod tests {
     struct LoneKernel {
         waits: Option<u32>,
         completions: Vec<Completion>,
+        thread_cpu_us: u64,
     }
 
     impl Kernel for LoneKernel {
@@ -575,8 +596,8 @@ mod tests {
             0
         }
 
-        fn clock_us(&self, _: ClockId) -> u64 {
-            1_000_000
+        fn clock_us(&self, clock: ClockId) -> u64 {
+            if clock == ClockId::ThreadCPUTime { self.thread_cpu_us } else { 1_000_000 }
         }
     }
 
@@ -630,6 +651,31 @@ mod tests {
             driver.kernel.completions.push(Completion { user_data: WAKE_USER_DATA, result: 1, flags: 2 });
             driver.wake().expect("a turn");
             assert_eq!(answered(), expected);
+        }
+    }
+
+    #[test]
+    fn a_busy_shard_is_one_that_uses_most_of_its_processor() {
+        let (mut driver, _messages, _answers) = driver(LoneKernel::default());
+        let mut world = World::with_slabs(1, 2);
+        world.connect(0, 1, SESSION);
+        world.turn(0);
+        let mut now = world.now;
+        driver.links.open(UnixStream::pair().expect("a socket pair").0.into());
+        (driver.shard, driver.load) = (world.shard, (now.monotonic_us, driver.kernel.thread_cpu_us));
+        let mut sequence = 0;
+        // The share of the time since the last look counts; a look comes 100 ms after the last one.
+        for (after_us, used_us, waits) in
+            [(100_000, 74_999, false), (100_000, 75_000, true), (99_999, 0, true), (1, 0, false), (1_000_000, 75_000, false)]
+        {
+            now.monotonic_us += after_us;
+            driver.kernel.thread_cpu_us += used_us;
+            driver.turn(now).expect("a turn");
+            sequence += 1;
+            driver.shard.received(0, &frame(sequence, &["/"]), now);
+            let wait_us = if waits { ACKS_WAIT_US } else { 0 };
+            assert_eq!(driver.shard.replies_wait_us(now), Some(wait_us), "{after_us} {used_us}");
+            assert_eq!(driver.wait(now).as_micros().min(u128::from(ACKS_WAIT_US)), u128::from(wait_us));
         }
     }
 

@@ -57,6 +57,7 @@ faults! {
     SentTwice = "batch sent again although it was acknowledged",
     Partition = "one of two servers cut off from a node",
     Failover = "records of a server went to the other",
+    BusyShard = "shard used all of its processor for a while",
 }
 
 /// Number of kinds.
@@ -99,6 +100,7 @@ impl SharedFate {
             };
         }
         weights[Fault::Partition as usize] = [0, 0, 300, 1_500][seed as usize / 4 % 4];
+        weights[Fault::BusyShard as usize] = [0, 0, 40_000, 62_000][seed as usize / 16 % 4];
         let fate = Fate {
             random,
             now_us: 1_000_000_000,

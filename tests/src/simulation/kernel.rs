@@ -12,7 +12,7 @@ use postanalytics_server::ring::links::{Completion, Operation, WAKE_USER_DATA};
 use postanalytics_server::ring::{Kernel, Links, UringConfig, tolerate};
 use rustix::io::Errno;
 use rustix::time::ClockId;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -91,6 +91,8 @@ pub struct SimulatedKernel {
     watching: bool,
     woken: bool,
     retries: u64,
+    /// When the shard last asked for its CPU time, and what it was.
+    processor: Cell<(u64, u64)>,
     asleep_until_us: u64,
     /// Whether to let time pass in [`Kernel::enter`]: nobody else does.
     pub alone: bool,
@@ -128,6 +130,7 @@ impl SimulatedKernel {
             watching: false,
             woken: false,
             retries: 0,
+            processor: Cell::default(),
             asleep_until_us: 0,
             alone: false,
         }
@@ -470,6 +473,14 @@ impl Kernel for SimulatedKernel {
         match clock {
             ClockId::Realtime => self.fate.wall_us(),
             ClockId::Boottime => self.fate.now_us(),
+            ClockId::ThreadCPUTime => {
+                let (now_us, (asked_us, mut used_us)) = (self.fate.now_us(), self.processor.get());
+                if self.fate.strikes(Fault::BusyShard) {
+                    used_us += now_us - asked_us;
+                }
+                self.processor.set((now_us, used_us));
+                used_us
+            }
             _ => 0,
         }
     }
