@@ -49,8 +49,10 @@ pub struct Connection {
     pub outbox: Vec<u8>,
     /// Bytes handed to the kernel that it has not confirmed.
     pub in_flight_bytes: usize,
-    /// An Ack is owed.
-    pub ack_due: bool,
+    /// Monotonic time at which the first batch came for which an Ack is owed; 0: none is.
+    pub ack_since_us: u64,
+    /// That Ack may wait.
+    pub ack_waits: bool,
     /// A Stats frame with this token is owed.
     pub stats_due: Option<u64>,
     /// Where the verdict snapshot goes on; `None` when it is complete.
@@ -78,7 +80,8 @@ impl Connection {
             clock_offset_us: None,
             outbox: Vec::with_capacity(4096),
             in_flight_bytes: 0,
-            ack_due: false,
+            ack_since_us: 0,
+            ack_waits: false,
             stats_due: None,
             snapshot_from: Some(0),
             snapshot_begins: true,

@@ -11,6 +11,7 @@ mod alarms;
 pub mod connection;
 pub mod derived;
 pub mod histogram;
+pub mod merging;
 pub mod messages;
 pub mod page;
 mod query;
@@ -34,6 +35,7 @@ use bumpalo::collections::Vec as BumpVec;
 use connection::{CONTROL_BODY_BYTES_MAX, Connection, Incoming, Refusal, UNSENT_BYTES_MAX};
 use derived::{ClockReport, DerivedSender};
 use hdrhistogram::Histogram;
+use merging::{ACK_AT_ONCE_BYTES, ACK_WAIT_US, Merging};
 use messages::{ConnectionTicket, Query, ShardReload, Topology, VerdictPage};
 use page::{ShardStats, ShardTotals};
 use postanalytics_protocol::frames::{
@@ -63,10 +65,6 @@ const VERDICTS_PATIENCE_US: u64 = 250_000;
 /// By so much more than the time that passed wall time has gone on at a turn: the clock was set, and all verdicts hold for another time.
 const CLOCK_STEP_US: u64 = 1_000_000;
 
-/// Most that Acks wait for the next records of their connections while the shard is busy.
-pub const ACKS_WAIT_US: u64 = 2_000;
-/// The Ack of a batch of so many bytes waits for none: it is cheap beside the batch, and the peer's window is worth more.
-pub const ACK_AT_ONCE_BYTES: u32 = 16 << 10;
 /// Between two publications of the ack latencies.
 const INTERVAL_US: u64 = 1_000_000;
 /// Lines about closed connections in an interval; more would let a peer flood the log.
@@ -127,16 +125,18 @@ pub struct Shard {
     listings_left: usize,
     /// Monotonic time until which changes that were left over wait for peers that are still reading; 0 if none were.
     verdicts_wait_until_us: u64,
-    /// Links that owe an Ack or a Stats frame.
+    /// Links that owe an Ack or a Stats frame at the end of this turn.
     replies: Vec<u32>,
-    /// Monotonic time of the turn in which the first of them was owed.
-    replies_since_us: u64,
     /// One of them owes a Stats frame.
     stats_owed: bool,
-    /// One of them answers a large batch.
-    large_owed: bool,
-    /// The shard is busy: Acks may wait for the next records of their connections.
-    merges_acks: bool,
+    /// Whether Acks wait.
+    pub merging: Merging,
+    /// Links that owe an Ack that waits, or did when they came here.
+    waiting: Vec<u32>,
+    /// Monotonic time at which the first of them came.
+    waiting_since_us: u64,
+    /// Since when the Acks that this turn sends were owed, of those that had waited.
+    waited_since_us: Vec<u64>,
     /// Links with bytes in their outbox.
     dirty: Vec<u32>,
     /// Links that get the verdict snapshot.
@@ -198,10 +198,11 @@ impl Shard {
             listings_left: 0,
             verdicts_wait_until_us: 0,
             replies: Vec::with_capacity(1024),
-            replies_since_us: 0,
             stats_owed: false,
-            large_owed: false,
-            merges_acks: false,
+            merging: Merging::default(),
+            waiting: Vec::with_capacity(1024),
+            waiting_since_us: 0,
+            waited_since_us: Vec::with_capacity(1024),
             dirty: Vec::with_capacity(1024),
             snapshots: Vec::new(),
             commands: VecDeque::with_capacity(64),
@@ -464,26 +465,22 @@ impl Shard {
         self.stats_owed
     }
 
-    /// Whether Acks of small batches may wait up to [`ACKS_WAIT_US`] for the next records of their connections. To send one costs the
-    /// kernel more than to take in a record, so a busy shard gets more done with fewer of them; one that is not busy would win nothing.
-    pub const fn merge_acks(&mut self, merges: bool) {
-        self.merges_acks = merges;
-    }
-
-    /// How long the replies that are owed may still wait, µs; `None`: none are owed.
-    pub fn replies_wait_us(&self, now: Now) -> Option<u64> {
-        if self.replies.is_empty() {
+    /// How long the Acks that wait may still do so, µs; `None`: none wait.
+    pub fn acks_wait_us(&self, now: Now) -> Option<u64> {
+        if self.waiting.is_empty() {
             return None;
         }
-        // What goes out anyway takes the Acks along.
-        let hurries = self.stats_owed || self.large_owed || self.draining || !self.verdict_inbox.is_empty();
-        let wait_us = (self.replies_since_us + ACKS_WAIT_US).saturating_sub(now.monotonic_us);
-        Some(if self.merges_acks && !hurries { wait_us } else { 0 })
+        // Verdicts go to everybody, with the Ack.
+        let go = self.draining || !self.merging.is_on() || self.verdicts_wait_us(now) == Some(0);
+        Some(if go { 0 } else { (self.waiting_since_us + ACK_WAIT_US).saturating_sub(now.monotonic_us) })
     }
 
-    /// Ends a turn: at most one Ack per connection, verdicts to all. Returns how many Acks are going out.
+    /// Ends a turn: at most one Ack per connection, verdicts to all. Returns how many Acks are going out for what came in this turn.
     pub fn end_turn(&mut self, usage: Usage, now: Now) -> u64 {
-        let acks = if self.replies_wait_us(now) == Some(0) { self.write_replies(usage, now) } else { 0 };
+        if self.acks_wait_us(now) == Some(0) {
+            self.replies.append(&mut self.waiting);
+        }
+        let acks = self.write_replies(usage, now);
         self.verdicts_written = 0;
         self.write_verdicts(now);
         self.follow_clock(now);
@@ -515,13 +512,26 @@ impl Shard {
         self.scratch.reset();
     }
 
-    /// Notes how long the Acks that go out in this turn took, from the first of the bytes that they answer to here, and the verdicts that
-    /// the bytes of this turn decided.
+    /// Whether this turn sends Acks, or verdicts that its bytes decided: then [`Self::acked`] is to be called.
+    pub fn has_answered(&self, acks: u64) -> bool {
+        acks > 0 || !self.waited_since_us.is_empty()
+    }
+
+    /// Notes how long the Acks of a turn took, from the bytes that they answer first to here, and with them the verdicts that the bytes of
+    /// this turn decided. `acks` of them answer what came since `turn_us`, the others had waited.
     pub fn acked(&mut self, acks: u64, turn_us: u64, now_us: u64) {
-        let ack_us = now_us.saturating_sub(self.replies_since_us);
-        self.ack_latency.saturating_record_n(ack_us * 1000, acks);
-        self.totals.ack_latency.record(ack_us, acks);
-        self.totals.verdict_latency.record(now_us.saturating_sub(turn_us), std::mem::take(&mut self.verdicts_written));
+        let took_us = now_us.saturating_sub(turn_us);
+        if acks > 0 {
+            // None would still move the smallest and the largest.
+            self.ack_latency.saturating_record_n(took_us * 1000, acks);
+        }
+        self.totals.ack_latency.record(took_us, acks);
+        for since_us in self.waited_since_us.drain(..) {
+            let took_us = now_us.saturating_sub(since_us);
+            self.ack_latency.saturating_record(took_us * 1000);
+            self.totals.ack_latency.record(took_us, 1);
+        }
+        self.totals.verdict_latency.record(took_us, std::mem::take(&mut self.verdicts_written));
     }
 
     /// What is to be published, once an interval.
@@ -540,7 +550,7 @@ impl Shard {
     pub fn outbox(&mut self, link: u32) -> Option<&mut Vec<u8>> {
         let connection = self.connections.get_mut(link as usize)?.as_mut().filter(|connection| !connection.over)?;
         if connection.outbox.is_empty() {
-            let owes = connection.ack_due || connection.stats_due.is_some() || connection.in_flight_bytes > 0;
+            let owes = connection.ack_since_us > 0 || connection.stats_due.is_some() || connection.in_flight_bytes > 0;
             if connection.leaving && !owes {
                 connection.over = true;
                 self.commands.push_back(Command::Finish(link));
@@ -710,8 +720,7 @@ impl Shard {
             Incoming::Nothing => Ok(()),
             Incoming::Batch(header, place) => {
                 self.store(connection, &header, place, whole, now)?;
-                self.large_owed |= header.body_bytes >= ACK_AT_ONCE_BYTES;
-                self.owe_ack(link, connection, now);
+                self.owe_ack(link, connection, header.body_bytes, now);
                 Ok(())
             }
             Incoming::Duplicate(header) => {
@@ -719,7 +728,7 @@ impl Shard {
                 self.stats.records_received += records;
                 self.stats.records_duplicate += records;
                 self.sessions.at(connection.session).records_duplicate += records;
-                self.owe_ack(link, connection, now);
+                self.owe_ack(link, connection, header.body_bytes, now);
                 Ok(())
             }
             Incoming::Control(header) => {
@@ -747,9 +756,9 @@ impl Shard {
                 self.check_unsent(connection)
             }
             ControlFrame::StatsRequest(request) => {
-                self.stats_owed = true;
                 if connection.stats_due.replace(request.token).is_none() {
-                    self.owe_reply(link, now);
+                    self.stats_owed = true;
+                    self.replies.push(link);
                 }
                 Ok(())
             }
@@ -783,18 +792,27 @@ impl Shard {
         may
     }
 
-    fn owe_ack(&mut self, link: u32, connection: &mut Connection, now: Now) {
-        if !connection.ack_due {
-            connection.ack_due = true;
-            self.owe_reply(link, now);
+    /// A batch of so many bytes is to be acknowledged.
+    fn owe_ack(&mut self, link: u32, connection: &mut Connection, body_bytes: u32, now: Now) {
+        let may_wait = self.merging.is_on() && body_bytes < ACK_AT_ONCE_BYTES;
+        self.merging.batches += u64::from(may_wait);
+        let is_first = connection.ack_since_us == 0;
+        if is_first {
+            connection.ack_since_us = now.monotonic_us.max(1);
         }
-    }
-
-    fn owe_reply(&mut self, link: u32, now: Now) {
-        if self.replies.is_empty() {
-            self.replies_since_us = now.monotonic_us;
+        if is_first && may_wait {
+            connection.ack_waits = true;
+            if self.waiting.is_empty() {
+                self.waiting_since_us = now.monotonic_us;
+            }
+            self.waiting.push(link);
+        } else if !may_wait {
+            let waited = std::mem::take(&mut connection.ack_waits);
+            self.merging.acks += u64::from(waited);
+            if is_first || waited {
+                self.replies.push(link);
+            }
         }
-        self.replies.push(link);
     }
 
     fn write_replies(&mut self, usage: Usage, now: Now) -> u64 {
@@ -807,10 +825,21 @@ impl Shard {
                 continue;
             }
             let session = connection.ticket.session;
-            if std::mem::take(&mut connection.ack_due) {
+            let since_us = std::mem::take(&mut connection.ack_since_us);
+            if since_us == 0 && connection.stats_due.is_none() {
+                // It waited, and went out with something else.
+                self.put(link, connection);
+                continue;
+            }
+            if since_us > 0 {
                 let sequence = self.sessions.at(connection.session).highest;
                 Ack { sequence }.encode(session, now.wall_us, &mut connection.outbox);
-                acks += 1;
+                if since_us < now.monotonic_us {
+                    self.waited_since_us.push(since_us);
+                } else {
+                    acks += 1;
+                }
+                self.merging.acks += u64::from(std::mem::take(&mut connection.ack_waits));
             }
             if let Some(token) = connection.stats_due.take() {
                 self.stats_frame(token, connection.session, usage).encode(session, now.wall_us, &mut connection.outbox);
@@ -822,7 +851,7 @@ impl Shard {
             self.put(link, connection);
         }
         self.replies.clear();
-        (self.stats_owed, self.large_owed) = (false, false);
+        self.stats_owed = false;
         acks
     }
 
@@ -1003,7 +1032,7 @@ impl Shard {
         connection.over = true;
         self.give_up_frame(connection);
         let session = connection.ticket.session;
-        if std::mem::take(&mut connection.ack_due) {
+        if std::mem::take(&mut connection.ack_since_us) > 0 {
             let sequence = self.sessions.at(connection.session).highest;
             Ack { sequence }.encode(session, now.wall_us, &mut connection.outbox);
         }

@@ -1,6 +1,7 @@
 //! What becomes of a batch: refused by its header, a duplicate, or placed, checked, analysed, committed.
 
 use super::connection::{Connection, Incoming, Refusal};
+use super::merging::ACK_AT_ONCE_BYTES;
 use super::{Now, Shard};
 use crate::analytics::Timing;
 use crate::arena::place::{FLAG_QUARANTINED, FLAG_REPLAY};
@@ -35,7 +36,7 @@ impl Shard {
                 if seeded::is(Bug::AckBeforeCommit) {
                     self.sessions.at(connection.session).highest = header.sequence;
                     if let Some(link) = self.sessions.at(connection.session).link {
-                        self.owe_ack(link, connection, now);
+                        self.owe_ack(link, connection, ACK_AT_ONCE_BYTES, now);
                     }
                 }
                 connection.incoming = Incoming::Batch(header, place);

@@ -617,97 +617,155 @@ fn after_goodbye_nothing_is_read_and_nothing_can_block_the_log() {
 }
 
 #[test]
-fn acks_of_a_busy_shard_wait_for_others() {
+fn acks_of_small_batches_wait_for_others() {
     let mut world = World::new(1);
     world.connect(0, 1, SESSION);
     world.turn(0);
-    world.shard.merge_acks(true);
-    assert_eq!(world.shard.replies_wait_us(world.now), None, "nothing is owed");
+    world.shard.merging.look(1, 1, 0);
+    assert_eq!(world.shard.acks_wait_us(world.now), None, "nothing is owed");
     // Each turn of these tests takes 100 µs.
-    let turns = ACKS_WAIT_US / 100;
+    let turns = ACK_WAIT_US / 100;
     for sequence in 1..turns {
         world.send(0, &frame(sequence, &["/a"]));
         assert_eq!(world.turn(0), [], "{sequence}");
-        assert_eq!(world.shard.replies_wait_us(world.now), Some(ACKS_WAIT_US - sequence * 100));
+        assert_eq!(world.shard.acks_wait_us(world.now), Some(ACK_WAIT_US - sequence * 100));
     }
     assert_eq!(acks_of(&world.turn(0)), [turns - 1], "one for all, after its time");
     assert_eq!(world.shard.stats().records_stored, turns - 1);
     // The next one waits as long as the first, and no longer than the shard is busy.
     world.send(0, &frame(turns, &["/a"]));
     assert_eq!(world.turn(0), []);
-    assert_eq!(world.shard.replies_wait_us(world.now), Some(ACKS_WAIT_US - 100));
-    world.shard.merge_acks(false);
-    assert_eq!(world.shard.replies_wait_us(world.now), Some(0));
+    assert_eq!(world.shard.acks_wait_us(world.now), Some(ACK_WAIT_US - 100));
+    world.shard.merging.look(0, 1, 0);
+    assert_eq!(world.shard.acks_wait_us(world.now), Some(0));
     assert_eq!(acks_of(&world.turn(0)), [turns]);
 }
 
 #[test]
-fn acks_of_a_busy_shard_go_with_what_goes_out_anyway() {
-    type Step = fn(&mut World);
-    fn other(path: &str) -> Vec<u8> {
+fn what_waits_goes_with_verdicts_and_at_the_end_and_one_ack_alone_where_something_is_large() {
+    type Step = fn(&mut World, u32);
+    fn batch(link: u32, sequence: u64, path: &str) -> Vec<u8> {
         let mut bytes = Vec::new();
-        batch_of(&[path], false).encode_frame(SESSION + 1, 1, 9, &mut bytes);
+        batch_of(&[path], false).encode_frame(SESSION + u64::from(link), sequence, 9, &mut bytes);
         bytes
     }
-    let small: Step = |world| world.send(1, &other("/small"));
-    let large: Step = |world| world.send(1, &other(&"x".repeat(ACK_AT_ONCE_BYTES as usize)));
-    let stats: Step = |world| {
+    let small: Step = |world, link| world.send(link, &batch(link, 2, "/small"));
+    let large: Step = |world, link| world.send(link, &batch(link, 2, &"x".repeat(ACK_AT_ONCE_BYTES as usize)));
+    let stats: Step = |world, link| {
         let mut bytes = Vec::new();
-        StatsRequest { token: 9 }.encode(SESSION + 1, 0, &mut bytes);
-        world.send(1, &bytes);
+        StatsRequest { token: 9 }.encode(SESSION + u64::from(link), 0, &mut bytes);
+        world.send(link, &bytes);
     };
-    let verdict: Step = |world| {
+    let broken: Step = |world, link| world.send(link, &[0; 64]);
+    let verdict: Step = |world, _| {
         let subject = Subject::Session(1);
         world.list(Verdict { subject, application: None, action: Some(Action::Denylist), until_us: 0, detector: 0 });
     };
-    let drain: Step = |world| world.shard.drain(world.now);
-    let broken: Step = |world| world.send(0, &[0; 64]);
-    for (name, other, goes) in [
-        ("small", small, false),
-        ("large", large, true),
-        ("stats", stats, true),
-        ("verdict", verdict, true),
-        ("drain", drain, true),
-        ("broken", broken, true),
+    let drain: Step = |world, _| world.shard.drain(world.now);
+    // Whether the Ack of the connection that it happens to goes out, and that of the other.
+    for (name, step, own, others) in [
+        ("small", small, false, false),
+        ("large", large, true, false),
+        ("stats", stats, true, false),
+        ("broken", broken, true, false),
+        ("verdict", verdict, true, true),
+        ("drain", drain, true, true),
     ] {
-        let mut world = World::new(1);
-        world.connect(0, 1, SESSION);
-        world.turn(0);
-        world.connect(1, 2, SESSION + 1);
-        world.turn(1);
-        world.shard.merge_acks(true);
-        world.send(0, &frame(1, &["/a"]));
-        assert_eq!(world.turn(0), [], "{name}");
-        other(&mut world);
-        assert_eq!(acks_of(&world.turn(0)).len(), usize::from(goes), "{name}");
-        // What made them hurry is over.
-        if !["drain", "broken"].contains(&name) {
-            world.send(0, &frame(2, &["/b"]));
-            assert_eq!(world.turn(0), [], "{name}");
+        for (of, goes) in [(0, own), (1, others)] {
+            let mut world = World::new(1);
+            for link in [0, 1] {
+                world.connect(link, 1 + link as u8, SESSION + u64::from(link));
+                world.turn(link);
+            }
+            world.shard.merging.look(1, 1, 0);
+            (0..2).for_each(|link| world.send(link, &batch(link, 1, "/")));
+            assert_eq!(world.turn(of), [], "{name}");
+            step(&mut world, 0);
+            let frames = world.turn(of);
+            assert_eq!(
+                acks_of(&frames),
+                if goes { vec![1 + u64::from(of == 0 && name == "large")] } else { vec![] },
+                "{name} {of}"
+            );
+            // Whatever went, the others follow in their time, and nothing is said twice.
+            (2..ACK_WAIT_US / 100 - 1).for_each(|_| assert!(acks_of(&world.turn(of)).is_empty(), "{name} {of}"));
+            let left = if goes { vec![] } else { vec![1 + u64::from(of == 0 && name == "small")] };
+            assert_eq!(acks_of(&world.turn(of)), left, "{name} {of}");
         }
     }
 }
 
 #[test]
-fn a_peer_that_closed_its_half_gets_the_ack_of_a_busy_shard() {
+fn a_large_duplicate_is_acknowledged_at_once() {
     let mut world = World::new(1);
     world.connect(0, 1, SESSION);
     world.turn(0);
-    world.shard.merge_acks(true);
+    let bytes = frame(1, &[&"x".repeat(ACK_AT_ONCE_BYTES as usize)]);
+    world.send(0, &bytes);
+    world.turn(0);
+    world.shard.merging.look(1, 1, 0);
+    world.send(0, &bytes);
+    assert_eq!(acks_of(&world.turn(0)), [1]);
+}
+
+#[test]
+fn a_peer_that_closed_its_half_gets_the_ack_that_waits() {
+    let mut world = World::new(1);
+    world.connect(0, 1, SESSION);
+    world.turn(0);
+    world.shard.merging.look(1, 1, 0);
     world.send(0, &frame(1, &["/last"]));
     world.shard.peer_closed(0);
-    for _ in 1..ACKS_WAIT_US / 100 {
+    for _ in 1..ACK_WAIT_US / 100 {
         assert_eq!(world.turn(0), []);
         assert!(world.finished.is_empty());
     }
     assert_eq!(acks_of(&world.turn(0)), [1]);
     world.turn(0);
     assert_eq!(world.finished, [0]);
-    // Who comes to the same place next is owed nothing of that.
-    world.send(0, &frame(2, &["/after"]));
+}
+
+#[test]
+fn an_ack_that_waits_is_not_told_to_who_comes_next() {
+    let mut world = World::new(1);
+    world.connect(0, 1, SESSION);
+    world.turn(0);
+    world.shard.merging.look(1, 1, 0);
+    world.send(0, &frame(1, &["/gone"]));
+    assert_eq!(world.turn(0), []);
+    assert!(world.shard.acks_wait_us(world.now).is_some(), "one waits");
+    world.shard.broken(0);
     world.shard.link_gone(0, world.now);
     world.connect(0, 2, SESSION + 1);
-    assert!(acks_of(&world.turn(0)).is_empty());
+    for _ in 0..2 * ACK_WAIT_US / 100 {
+        assert!(acks_of(&world.turn(0)).is_empty());
+    }
+}
+
+#[test]
+fn each_ack_counts_with_the_time_since_its_own_first_bytes() {
+    let mut world = World::new(1);
+    for link in [0, 1] {
+        world.connect(link, 1 + link as u8, SESSION + u64::from(link));
+        world.turn(link);
+    }
+    world.shard.merging.look(1, 1, 0);
+    let mut other = Vec::new();
+    batch_of(&["/"], false).encode_frame(SESSION + 1, 1, 9, &mut other);
+    let start_us = world.now.monotonic_us;
+    world.send(0, &frame(1, &["/"]));
+    world.now.monotonic_us += 1500;
+    world.send(1, &other);
+    world.now.monotonic_us += 500;
+    let acks = world.shard.end_turn(Usage::default(), world.now);
+    assert!(acks == 0 && world.shard.has_answered(acks), "both had waited");
+    world.shard.acked(acks, world.now.monotonic_us, start_us + 2100);
+    let latency = &world.shard.ack_latency;
+    assert_eq!(latency.len(), 2);
+    for (is, expected) in [(latency.min(), 600_000_u64), (latency.max(), 2_100_000)] {
+        assert!(is.abs_diff(expected) < expected / 500, "{is} ns");
+    }
+    assert!(!world.shard.has_answered(0));
 }
 
 #[test]

@@ -28,8 +28,6 @@ const TICK_BUSY_US: u64 = 50_000;
 const TICK_IDLE_US: u64 = 1_000_000;
 /// Between two looks at how busy the shard is.
 const LOAD_US: u64 = 100_000;
-/// From this part of its processor on a shard is busy.
-const BUSY_PERCENT: u64 = 75;
 /// A link that is told why it ends has this long to read it.
 const FINISH_US: u64 = 1_000_000;
 
@@ -172,7 +170,7 @@ pub struct Driver<K> {
     tick_at_us: u64,
     drain_until_us: Option<u64>,
     thread_cpu_us: u64,
-    /// When the shard last looked how busy it is, and the CPU time that it had used by then.
+    /// When it was last looked how busy the shard is, and the CPU time that it had used by then, µs.
     load: (u64, u64),
     memory: ResidentMemory,
     /// There may be more messages than were heard.
@@ -286,6 +284,11 @@ impl<K: Kernel> Driver<K> {
         Ok(over)
     }
 
+    /// Whether Acks wait for others, for simulation.
+    pub fn acks_wait(&self) -> bool {
+        self.shard.acks_wait_us(self.now).is_some()
+    }
+
     /// What it drives, for tests and simulation.
     pub const fn parts(&mut self) -> (&mut K, &Links, &mut Shard) {
         (&mut self.kernel, &self.links, &mut self.shard)
@@ -319,7 +322,7 @@ impl<K: Kernel> Driver<K> {
             self.links.rearm_starved(self.kernel.buffers_free());
         }
         self.publish();
-        if acks > 0 {
+        if self.shard.has_answered(acks) {
             let ended_us = self.clock.now(&self.kernel).monotonic_us;
             self.shard.acked(acks, now.monotonic_us, ended_us);
         }
@@ -443,12 +446,12 @@ impl<K: Kernel> Driver<K> {
         self.tick_at_us = now.monotonic_us + TICK_IDLE_US;
     }
 
-    /// Tells the shard whether it is busy.
+    /// Lets the shard decide whether Acks wait, by how busy it was.
     fn look_at_load(&mut self, now: Now) {
         self.thread_cpu_us = self.kernel.clock_us(ClockId::ThreadCPUTime);
         let (since_us, used_us) = std::mem::replace(&mut self.load, (now.monotonic_us, self.thread_cpu_us));
-        let used_us = self.thread_cpu_us.saturating_sub(used_us);
-        self.shard.merge_acks(used_us * 100 >= (now.monotonic_us - since_us) * BUSY_PERCENT);
+        let (used_us, passed_us) = (self.thread_cpu_us.saturating_sub(used_us), now.monotonic_us - since_us);
+        self.shard.merging.look(used_us, passed_us, now.monotonic_us);
     }
 
     /// How long the next turn may wait.
@@ -462,8 +465,8 @@ impl<K: Kernel> Driver<K> {
         if self.shard.has_deadlines() || self.links.has_deadlines() {
             self.tick_at_us = self.tick_at_us.min(now.monotonic_us + TICK_BUSY_US);
         }
-        let replies_us = self.shard.replies_wait_us(now).unwrap_or(u64::MAX);
-        Duration::from_micros(self.tick_at_us.saturating_sub(now.monotonic_us).min(verdicts_us).min(replies_us))
+        let acks_us = self.shard.acks_wait_us(now).unwrap_or(u64::MAX);
+        Duration::from_micros(self.tick_at_us.saturating_sub(now.monotonic_us).min(verdicts_us).min(acks_us))
     }
 
     fn usage(&mut self, now: Now) -> Usage {
@@ -545,8 +548,8 @@ mod tests {
     use crate::analytics::summary::page::{SummaryAsk, SummaryPage};
     use crate::analytics::summary::view::TimelineFilter;
     use crate::ring::links::WAKE_USER_DATA;
-    use crate::shard::ACKS_WAIT_US;
     use crate::shard::derived::derived_queue;
+    use crate::shard::merging::ACK_WAIT_US;
     use crate::shard::tests::{SESSION, World, frame, reload_with_allowlist, topology, world_with_verdicts};
     use postanalytics_protocol::frames::{Subject, Verdict};
     use std::io;
@@ -655,7 +658,7 @@ mod tests {
     }
 
     #[test]
-    fn a_busy_shard_is_one_that_uses_most_of_its_processor() {
+    fn acks_wait_while_the_shard_uses_most_of_its_processor() {
         let (mut driver, _messages, _answers) = driver(LoneKernel::default());
         let mut world = World::with_slabs(1, 2);
         world.connect(0, 1, SESSION);
@@ -666,16 +669,15 @@ mod tests {
         let mut sequence = 0;
         // The share of the time since the last look counts; a look comes 100 ms after the last one.
         for (after_us, used_us, waits) in
-            [(100_000, 74_999, false), (100_000, 75_000, true), (99_999, 0, true), (1, 0, false), (1_000_000, 75_000, false)]
+            [(100_000, 74_999, false), (100_000, 75_000, true), (99_999, 0, true), (1, 0, false), (1_000_000, 499_999, false)]
         {
             now.monotonic_us += after_us;
             driver.kernel.thread_cpu_us += used_us;
             driver.turn(now).expect("a turn");
             sequence += 1;
             driver.shard.received(0, &frame(sequence, &["/"]), now);
-            let wait_us = if waits { ACKS_WAIT_US } else { 0 };
-            assert_eq!(driver.shard.replies_wait_us(now), Some(wait_us), "{after_us} {used_us}");
-            assert_eq!(driver.wait(now).as_micros().min(u128::from(ACKS_WAIT_US)), u128::from(wait_us));
+            assert_eq!(driver.shard.acks_wait_us(now), waits.then_some(ACK_WAIT_US), "{after_us} {used_us}");
+            assert_eq!(driver.wait(now) <= Duration::from_micros(ACK_WAIT_US), waits);
         }
     }
 

@@ -106,7 +106,12 @@ impl World {
                 let (verdict, duration_us) = verdict(script);
                 self.shard.set_verdict(verdict, duration_us, self.now);
             }
-            11 if script.u8() == 255 => self.shard.drain(self.now),
+            11 => match script.u8() {
+                255 => self.shard.drain(self.now),
+                220..=254 => self.shard.merging.look(1, 1, self.now.monotonic_us),
+                200..=219 => self.shard.merging.look(0, 1, self.now.monotonic_us),
+                _ => {}
+            },
             _ => {}
         }
     }

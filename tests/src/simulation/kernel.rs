@@ -475,7 +475,7 @@ impl Kernel for SimulatedKernel {
             ClockId::Boottime => self.fate.now_us(),
             ClockId::ThreadCPUTime => {
                 let (now_us, (asked_us, mut used_us)) = (self.fate.now_us(), self.processor.get());
-                if self.fate.strikes(Fault::BusyShard) {
+                if self.fate.is_busy() {
                     used_us += now_us - asked_us;
                 }
                 self.processor.set((now_us, used_us));

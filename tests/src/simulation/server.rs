@@ -390,6 +390,9 @@ impl Server {
         }
         self.fate.note(shard as u64, 1);
         unit.ended = unit.driver.wake().expect("the loop goes on");
+        if unit.driver.acks_wait() {
+            self.fate.happened(Fault::AckWaited);
+        }
         unit.check(&self.fate, self.number, &self.topology, books);
         unit.hear(self.number, &self.topology, &self.verdicts, books);
         self.close_forgotten(shard);
