@@ -51,8 +51,10 @@ pub struct Connection {
     pub in_flight_bytes: usize,
     /// Monotonic time at which the first batch came for which an Ack is owed; 0: none is.
     pub ack_since_us: u64,
-    /// That Ack may wait.
+    /// That Ack waits for others.
     pub ack_waits: bool,
+    /// Monotonic time of the last turn that brought a batch for it while it waited.
+    pub ack_turn_us: u64,
     /// A Stats frame with this token is owed.
     pub stats_due: Option<u64>,
     /// Where the verdict snapshot goes on; `None` when it is complete.
@@ -82,6 +84,7 @@ impl Connection {
             in_flight_bytes: 0,
             ack_since_us: 0,
             ack_waits: false,
+            ack_turn_us: 0,
             stats_due: None,
             snapshot_from: Some(0),
             snapshot_begins: true,

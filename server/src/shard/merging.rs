@@ -11,8 +11,8 @@ pub const ACK_AT_ONCE_BYTES: u32 = 16 << 10;
 const BUSY_PERCENT: u64 = 75;
 /// Below this part it is not any more: the same batches cost less of it while Acks wait.
 const IDLE_PERCENT: u64 = 50;
-/// Batches that four Acks have to answer, or waiting is given up.
-const BATCHES_PER_FOUR_ACKS: u64 = 5;
+/// Acks that would have been sent without waiting where four are sent with it; if there are fewer, it is given up.
+const DUE_PER_FOUR_SENT: u64 = 5;
 /// Until it is tried again, µs.
 const AGAIN_US: u64 = 2_000_000;
 
@@ -20,10 +20,10 @@ const AGAIN_US: u64 = 2_000_000;
 #[derive(Debug, Default)]
 pub struct Merging {
     on: bool,
-    /// Small batches since the last look whose Ack waited or joined one that did.
-    pub batches: u64,
-    /// Acks that had waited since then.
-    pub acks: u64,
+    /// Acks since the last look that would have been sent if none waited: one per connection and turn.
+    pub due: u64,
+    /// Those of them that were.
+    pub sent: u64,
     /// Monotonic time before which it is not tried again.
     again_us: u64,
 }
@@ -38,12 +38,12 @@ impl Merging {
     pub fn look(&mut self, used_us: u64, passed_us: u64, now_us: u64) {
         let from_percent = if self.on { IDLE_PERCENT } else { BUSY_PERCENT };
         let is_busy = used_us * 100 >= passed_us * from_percent;
-        let pays = self.batches * 4 >= self.acks * BATCHES_PER_FOUR_ACKS;
-        if self.on && !pays {
+        let pays = !self.on || self.due * 4 >= self.sent * DUE_PER_FOUR_SENT;
+        if is_busy && !pays {
             self.again_us = now_us + AGAIN_US;
         }
         self.on = is_busy && pays && now_us >= self.again_us;
-        (self.batches, self.acks) = (0, 0);
+        (self.due, self.sent) = (0, 0);
     }
 }
 
@@ -64,16 +64,19 @@ mod tests {
     #[test]
     fn what_does_not_pay_is_given_up_and_tried_again_later() {
         let mut merging = Merging::default();
-        let mut look = |batches, acks, now_us| {
-            (merging.batches, merging.acks) = (batches, acks);
-            merging.look(100, 100, now_us);
+        let mut look = |due, sent, used_us, now_us| {
+            (merging.due, merging.sent) = (due, sent);
+            merging.look(used_us, 100, now_us);
             merging.is_on()
         };
-        assert!(look(0, 0, 0), "nothing is known yet");
-        assert!(look(125, 100, 100_000));
-        assert!(!look(124, 100, 200_000));
-        assert!(!look(0, 0, 2_199_999));
-        assert!(look(0, 0, 2_200_000));
-        assert!(look(200, 100, 2_300_000), "counted anew");
+        assert!(look(0, 100, 100, 0), "nothing is known yet, what goes out had waited before");
+        assert!(look(125, 100, 100, 100_000));
+        assert!(!look(124, 100, 100, 200_000));
+        assert!(!look(0, 0, 100, 2_199_999));
+        assert!(look(0, 0, 100, 2_200_000));
+        assert!(look(200, 100, 100, 2_300_000), "counted anew");
+        // The end of a burst is no reason to do without in the next.
+        assert!(!look(0, 100, 10, 2_400_000));
+        assert!(look(0, 0, 100, 2_500_000));
     }
 }

@@ -514,7 +514,7 @@ impl Shard {
 
     /// Whether this turn sends Acks, or verdicts that its bytes decided: then [`Self::acked`] is to be called.
     pub fn has_answered(&self, acks: u64) -> bool {
-        acks > 0 || !self.waited_since_us.is_empty()
+        acks > 0 || self.verdicts_written > 0 || !self.waited_since_us.is_empty()
     }
 
     /// Notes how long the Acks of a turn took, from the bytes that they answer first to here, and with them the verdicts that the bytes of
@@ -795,7 +795,6 @@ impl Shard {
     /// A batch of so many bytes is to be acknowledged.
     fn owe_ack(&mut self, link: u32, connection: &mut Connection, body_bytes: u32, now: Now) {
         let may_wait = self.merging.is_on() && body_bytes < ACK_AT_ONCE_BYTES;
-        self.merging.batches += u64::from(may_wait);
         let is_first = connection.ack_since_us == 0;
         if is_first {
             connection.ack_since_us = now.monotonic_us.max(1);
@@ -806,9 +805,14 @@ impl Shard {
                 self.waiting_since_us = now.monotonic_us;
             }
             self.waiting.push(link);
-        } else if !may_wait {
+        }
+        if connection.ack_waits && connection.ack_turn_us != now.monotonic_us {
+            connection.ack_turn_us = now.monotonic_us;
+            self.merging.due += 1;
+        }
+        if !may_wait {
             let waited = std::mem::take(&mut connection.ack_waits);
-            self.merging.acks += u64::from(waited);
+            self.merging.sent += u64::from(waited);
             if is_first || waited {
                 self.replies.push(link);
             }
@@ -839,7 +843,7 @@ impl Shard {
                 } else {
                     acks += 1;
                 }
-                self.merging.acks += u64::from(std::mem::take(&mut connection.ack_waits));
+                self.merging.sent += u64::from(std::mem::take(&mut connection.ack_waits));
             }
             if let Some(token) = connection.stats_due.take() {
                 self.stats_frame(token, connection.session, usage).encode(session, now.wall_us, &mut connection.outbox);

@@ -57,7 +57,7 @@ faults! {
     SentTwice = "batch sent again although it was acknowledged",
     Partition = "one of two servers cut off from a node",
     Failover = "records of a server went to the other",
-    AckWaited = "Ack of a busy shard waited",
+    AckWaited = "turn of a busy shard in which an Ack waited",
 }
 
 /// Number of kinds.
