@@ -4,6 +4,9 @@
 //! `false` and the bug is not in the binary. With it (as the `tests` crate wants, and so `cargo test --workspace` for all) the
 //! switch is off on every thread but the one that called [`set`]: servers run as ever.
 
+/// Whether the switches are in this binary: it is not the one that is shipped, and nothing to measure.
+pub const IN_THIS_BINARY: bool = cfg!(feature = "simulation");
+
 /// A bug that can be switched on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Bug {

@@ -56,6 +56,11 @@ fn main() -> ExitCode {
 }
 
 fn compare(arguments: &Arguments) -> Result<ExitCode> {
+    ensure!(
+        !postanalytics_server::seeded::IN_THIS_BINARY,
+        "this program was built together with the tests (cargo build --workspace), so the server in it has their switches on the way of every \
+         frame; build it alone: cargo build --release -p postanalytics-benches --bin peers"
+    );
     let mut plan = Plan::from_arguments(arguments)?;
     let programs = Programs::find_or_fetch(plan.install && plan.needs_programs())?;
     let missing = plan.leave_out_missing(&programs);
