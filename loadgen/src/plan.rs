@@ -175,7 +175,7 @@ pub struct RunArguments {
     /// Pin each sending thread, and its clients' threads with it, to one CPU
     #[arg(long)]
     pub pin: bool,
-    /// CPUs to pin to [default: the allowed ones, the last first]
+    /// CPUs to pin to, thread after thread [default: the allowed ones, ascending: a server's shards have the last]
     #[arg(long, value_name = "N,N…", value_delimiter = ',', requires = "pin")]
     pub cpus: Vec<usize>,
     /// TCP congestion control, such as cubic; bbr with pacing throttles loopback [default: the system's]
@@ -245,7 +245,7 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Checks the options against each other. `allowed_cpus` are those this process may run on.
+    /// Checks the options against each other. `allowed_cpus` are those this process may run on, ascending.
     pub fn from_arguments(arguments: &RunArguments, allowed_cpus: &[usize]) -> Result<Self, String> {
         let mode = if !arguments.replay.is_empty() {
             Mode::Replay { files: arguments.replay.clone(), speed: arguments.replay_speed }
@@ -320,8 +320,8 @@ fn pinned_cpus(wanted: &[usize], allowed: &[usize]) -> Result<Vec<usize>, String
     if let Some(cpu) = wanted.iter().find(|cpu| !allowed.contains(cpu)) {
         return Err(format!("--cpus {cpu}: this process may run on CPUs {allowed:?} only; choose among them"));
     }
-    // The last first: a server's shards begin at the first.
-    Ok(if wanted.is_empty() { allowed.iter().rev().copied().collect() } else { wanted.to_vec() })
+    // The first ones first: a server on this machine gives the last ones to its shards.
+    Ok(if wanted.is_empty() { allowed } else { wanted }.to_vec())
 }
 
 fn check(value: usize, least: usize, most: usize, what: &str) -> Result<(), String> {

@@ -2,6 +2,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+use clap::Parser;
+use postanalytics_server::arena::{SLAB_BYTES, SLABS_MIN};
+use postanalytics_server::config::Config;
+use postanalytics_server::config::flags::ServeFlags;
+use postanalytics_server::config::machine::Machine;
 use postanalytics_tests::{Server, ServerOptions, binary, free_port, skipped};
 use serde_json::Value;
 use std::path::Path;
@@ -358,6 +363,33 @@ fn attackers_are_listed_by_another_client_and_visitors_are_not() {
     let output = loadgen(&["--target", &target, "--attack", "scanner:sources=20", "--duration", "1s", "--threads", "2"]);
     assert!(output.status.code() == Some(3) && text_of(&output).contains("another --seed"), "{}", text_of(&output));
     server.stop();
+}
+
+/// Where `--pin` says nothing of CPUs, a generator on the server's machine must not slow down what it measures.
+#[test]
+fn pinned_threads_leave_the_cpus_of_shards_alone_while_others_are_left() {
+    let cpus_of_shards = |cpus: &[usize], shards: usize| -> Vec<usize> {
+        let flags = ServeFlags {
+            shards: Some(shards.to_string()),
+            env_file: Some("/dev/null".to_owned()),
+            node_yaml: Some("/dev/null".to_owned()),
+            ..ServeFlags::default()
+        };
+        let config = Config::resolve(&flags, &|_| None).unwrap();
+        let machine = Machine { cpus: cpus.to_vec(), cpu_quota: None, memory_bytes: 64 << 30, memory_limit_bytes: None };
+        let plan = postanalytics_server::config::plan::Plan::make(&config, &machine, SLAB_BYTES, SLABS_MIN).unwrap();
+        plan.cpus.into_iter().map(|cpu| cpu.expect("shards are pinned")).collect()
+    };
+    let arguments = postanalytics_loadgen::plan::Arguments::parse_from(["loadgen", "--pin"]);
+    for cpus in [&[0, 1][..], &[0, 1, 2, 3], &[4, 5, 7, 8, 12]] {
+        let plan = postanalytics_loadgen::plan::Plan::from_arguments(&arguments.run, cpus).unwrap();
+        for shards in 1..=cpus.len() {
+            let of_shards = cpus_of_shards(cpus, shards);
+            let of_threads: Vec<usize> = (0..cpus.len() - shards).filter_map(|thread| plan.cpu_of(thread)).collect();
+            assert_eq!(of_threads.len() + of_shards.len(), cpus.len());
+            assert!(!of_threads.iter().any(|cpu| of_shards.contains(cpu)), "{of_threads:?} beside {of_shards:?}");
+        }
+    }
 }
 
 #[test]
