@@ -200,7 +200,9 @@ fn log_config(config: &Config) {
     let version = env!("CARGO_PKG_VERSION");
     tracing::info!(version, pid = std::process::id(), "starting");
     if crate::seeded::IN_THIS_BINARY {
-        tracing::info!("built together with the tests, whose switches are in this binary: measure one that was built by cargo build --release");
+        tracing::info!(
+            "built together with the tests, whose switches are in this binary: measure one that was built by cargo build --release"
+        );
     }
     for setting in &config.settings {
         tracing::info!(key = setting.key, value = %setting.value, source = %setting.source, "config");
