@@ -3,7 +3,7 @@
 //! Rooms: [`plan`] (command line to checked plan) → [`traffic`] or [`replay`] (where records come from) → [`run`] through the
 //! client library, or [`raw`] past it → [`report`]; [`attack`] mixes attacks in; [`find_max`] makes many
 //! runs, [`merge`] one report of several. Beside them [`assertion`], [`clock`],
-//! [`machine`], [`measure`].
+//! [`machine`], [`measure`], [`open_files`].
 //!
 //! What it measures: latency from the *intended* send time (corrected), so that a stalled server cannot hide the requests it
 //! kept waiting, side by side with the latency from the hand-over (uncorrected). What it proves: everything generated was
@@ -17,6 +17,7 @@ pub mod find_max;
 pub mod machine;
 pub mod measure;
 pub mod merge;
+pub mod open_files;
 pub mod plan;
 pub mod raw;
 pub mod replay;

@@ -9,7 +9,7 @@ use postanalytics_loadgen::find_max::{self, CONFIRMATIONS, End, FindMax, Purpose
 use postanalytics_loadgen::measure::Outcome;
 use postanalytics_loadgen::plan::{Arguments, Command, MergeArguments, Mode, Plan, RunArguments};
 use postanalytics_loadgen::report::{Report, write_hgrm};
-use postanalytics_loadgen::{machine, merge, raw, run};
+use postanalytics_loadgen::{machine, merge, open_files, raw, run};
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -72,6 +72,7 @@ fn load(arguments: &RunArguments) -> Result<ExitCode> {
         signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(&stop))?;
         signal_hook::flag::register(signal, Arc::clone(&stop))?;
     }
+    open_files::raise_limit();
     // Before the run: a file that cannot be written is not worth a run's time.
     let files = Files::create(arguments)?;
     if arguments.find_max {

@@ -16,11 +16,12 @@ use crate::attack::witness::Witness;
 use crate::clock::{duration_ns, monotonic_ns, process_cpu_us, unix_us_at};
 use crate::machine::pin_this_thread;
 use crate::measure::{Acked, Live, Outcome, Sent, ServerSide};
+use crate::open_files::used_up;
 use crate::plan::{Mode, Plan};
 use crate::replay::LogReader;
 use crate::traffic::Pool;
-use anyhow::{Context, Result, anyhow, bail};
-use postanalytics_client::{AckedRecord, Client, ClientBuilder, ServerStats};
+use anyhow::{Result, anyhow, bail};
+use postanalytics_client::{AckedRecord, BuildError, Client, ClientBuilder, ServerStats};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -144,8 +145,17 @@ fn connect(plan: &Plan, live: &Arc<Live>) -> Result<Vec<Session>> {
     Ok(sessions)
 }
 
-/// Why nothing can be sent, and what to look at.
+/// Why a client cannot be started.
+pub(crate) fn no_client(error: &BuildError) -> anyhow::Error {
+    let text = format!("cannot start a client: {error}");
+    anyhow!(used_up(&text).unwrap_or(text))
+}
+
+/// Why nothing can be sent, and what to look at: the server, unless it is loadgen that cannot open a connection.
 pub fn unreachable_server(target: &str, error: &str) -> String {
+    if let Some(text) = used_up(error) {
+        return text;
+    }
     let error = if error.is_empty() { "it does not answer" } else { error };
     format!(
         "cannot reach a postanalytics server at {target}: {error}\n\
@@ -177,7 +187,7 @@ impl Session {
                 .batch_records_max(batch.max(BATCH_RECORDS_MAX))
                 .batch_bytes((batch * plan.record_bytes * 5 / 4).clamp(64 << 10, 1 << 20));
         }
-        let client = builder.build().context("cannot start a client")?;
+        let client = builder.build().map_err(|error| no_client(&error))?;
         let clock_offset_us = clock_offset_us(&client);
         Ok(Self { client, clock_offset_us, acks })
     }

@@ -7,9 +7,9 @@ use super::campaign::Attacker;
 use crate::clock::monotonic_ns;
 use crate::measure::latency_histogram;
 use crate::plan::Plan;
-use crate::run::{CONNECT_TIMEOUT, unreachable_server};
+use crate::run::{CONNECT_TIMEOUT, no_client, unreachable_server};
 use crate::traffic::source_address;
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use hdrhistogram::Histogram;
 use postanalytics_client::{Action, Client, ClientBuilder, ListChange, Subject};
 use postanalytics_protocol::Source;
@@ -72,7 +72,7 @@ impl Witness {
             .congestion_control(plan.congestion.clone())
             .on_listed(move |changes| note(&for_hook, changes))
             .build()
-            .context("cannot start a client")?;
+            .map_err(|error| no_client(&error))?;
         // Opens the lanes of all shards, for verdicts come on each its own.
         if client.server_stats(CONNECT_TIMEOUT).is_err() {
             bail!(unreachable_server(&plan.target, &client.status().last_error));
