@@ -52,9 +52,8 @@ pub(crate) struct Measured {
 
 /// Makes the run. `stop` ends it early, and it is still reported.
 pub fn run(plan: &Plan, stop: &AtomicBool) -> Result<Outcome> {
-    let address = resolve(&plan.target)?;
     let batch = plan.batch.unwrap_or(BATCH_DEFAULT);
-    let mut sessions = connect(plan, address)?;
+    let mut sessions = connect(plan, &resolve(&plan.target)?)?;
     let welcome = sessions[0][0].welcome.clone();
     let pool = FramePool::build(plan, batch, &welcome)?;
     let live = Live::default();
@@ -124,26 +123,26 @@ fn add_up(outcome: &mut Outcome, driven: &[Measured], sessions: &[Vec<Connection
     outcome.server = Some(side);
 }
 
-fn resolve(target: &str) -> Result<SocketAddr> {
+fn resolve(target: &str) -> Result<Vec<SocketAddr>> {
     let addresses =
         target.to_socket_addrs().with_context(|| format!("--target {target}: write it as host:port or [IPv6]:port"))?;
-    addresses.into_iter().next().with_context(|| format!("--target {target}: the name has no address"))
+    Ok(addresses.collect())
 }
 
-/// Opens every session: any shard first, which tells the topology, then the others.
-fn connect(plan: &Plan, address: SocketAddr) -> Result<Vec<Vec<Connection>>> {
-    let open = |session, shard| {
-        Connection::open(address, session, shard, plan.congestion.as_deref())
-            .map_err(|error| anyhow!(unreachable_server(&plan.target, &format!("{error:#}"))))
-    };
+/// Opens every session: any shard first, which tells the topology, then the others. A name that has several addresses is one
+/// server: the first address that takes a connection has them all.
+fn connect(plan: &Plan, mut addresses: &[SocketAddr]) -> Result<Vec<Vec<Connection>>> {
+    let open = |address, session, shard| Connection::open(address, session, shard, plan.congestion.as_deref());
+    let unreachable = |error: anyhow::Error| anyhow!(unreachable_server(&plan.target, &format!("{error:#}")));
     let mut sessions: Vec<Vec<Connection>> = Vec::new();
     for _ in 0..plan.connections {
         let session = fastrand::u64(1..);
-        let first = open(session, ANY_SHARD)?;
+        let (at, first) = first_that_opens(addresses, |address| open(address, session, ANY_SHARD)).map_err(unreachable)?;
+        addresses = &addresses[at..=at];
         let welcome = first.welcome.clone();
         let mut connections = vec![first];
         for shard in (0..welcome.shard_count).filter(|&shard| shard != welcome.shard) {
-            connections.push(open(session, shard)?);
+            connections.push(open(addresses[0], session, shard).map_err(unreachable)?);
         }
         connections.sort_by_key(|connection| connection.welcome.shard);
         let epochs = sessions.iter().flatten().chain(&connections).map(|connection| connection.welcome.epoch);
@@ -153,6 +152,19 @@ fn connect(plan: &Plan, address: SocketAddr) -> Result<Vec<Vec<Connection>>> {
         sessions.push(connections);
     }
     Ok(sessions)
+}
+
+/// Tries the addresses in turn. The place of the one that works, and what it opens; if none does, why the last one does not.
+fn first_that_opens<T>(addresses: &[SocketAddr], open: impl Fn(SocketAddr) -> Result<T>) -> Result<(usize, T)> {
+    let mut last = anyhow!("the name has no address");
+    for (at, &address) in addresses.iter().enumerate() {
+        match open(address) {
+            Ok(opened) => return Ok((at, opened)),
+            Err(error) if addresses.len() > 1 => last = error.context(format!("{address}, the last of its addresses tried")),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
 }
 
 /// Spreads an open loop's rate evenly over all connections.

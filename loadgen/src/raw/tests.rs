@@ -63,6 +63,19 @@ fn a_server_that_is_not_there_is_named_with_a_remedy() {
 }
 
 #[test]
+fn the_addresses_of_a_name_are_tried_in_turn() {
+    let arguments = Arguments::parse_from(["loadgen", "--raw", "--target", "name.example:1", "--connections", "2"]);
+    let plan = Plan::from_arguments(&arguments.run, &[]).expect("a plan");
+    // Nobody listens on port 1.
+    let [one, other] = [2, 3].map(|host| SocketAddr::from(([127, 0, 0, host], 1)));
+    let good = serve(Fault::None).address;
+    assert_eq!(connect(&plan, &[one, good, other]).expect("the second one works").len(), 2);
+    let error = format!("{:#}", connect(&plan, &[one, other]).err().expect("neither works"));
+    assert!(error.contains("name.example") && error.contains(&other.to_string()) && error.contains("refused"), "{error}");
+    assert!(!error.contains(&one.to_string()), "{error}");
+}
+
+#[test]
 fn what_was_due_and_never_sent_is_counted() {
     let options = ["--rate", "1000M/s", "--warmup", "0", "--duration", "100ms", "--batch", "64"];
     let (outcome, report, broken) = run_against(Fault::None, &options).expect("it runs");
