@@ -1,8 +1,11 @@
-//! What this machine is, and pinning to its CPUs.
+//! What this machine is, and pinning to its CPUs, and which commit runs there.
 
 use core_affinity::CoreId;
 use serde::{Deserialize, Serialize};
-use std::process::{Command, Stdio};
+
+/// The commit that this was built from, as `build.rs` found it: 12 digits, with `-dirty` if tracked files differed from it;
+/// `unknown` without git or outside of the repository.
+pub const GIT_COMMIT: &str = env!("POSTANALYTICS_GIT");
 
 /// The machine that a run was made on.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -35,21 +38,5 @@ pub fn pin_this_thread(cpu: Option<usize>) -> Result<(), String> {
             Err(format!("cannot pin a thread to CPU {cpu}: is it still in this process's affinity mask?"))
         }
         _ => Ok(()),
-    }
-}
-
-/// The commit this was built from: what the build was told (`POSTANALYTICS_GIT`), or else the work tree that the binary lies
-/// in; empty if it lies in none.
-pub fn git_commit() -> String {
-    if let Some(commit) = option_env!("POSTANALYTICS_GIT") {
-        return commit.to_owned();
-    }
-    let folder = std::env::current_exe().ok().and_then(|file| file.parent().map(std::path::Path::to_owned));
-    let Some(folder) = folder else { return String::new() };
-    let output =
-        Command::new("git").arg("-C").arg(folder).args(["rev-parse", "--short=12", "HEAD"]).stdin(Stdio::null()).output();
-    match output {
-        Ok(output) if output.status.success() => String::from_utf8_lossy(&output.stdout).trim().to_owned(),
-        _ => String::new(),
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::attack::witness::AttackSummary;
 use crate::find_max::FindMax;
-use crate::machine::{Machine, git_commit};
+use crate::machine::{GIT_COMMIT, Machine};
 use crate::measure::{Outcome, latency_histogram};
 use anyhow::{Context, ensure};
 use base64::Engine;
@@ -194,7 +194,7 @@ impl Report {
             },
             reconciled: broken.is_empty(),
             machine: Machine::here(),
-            git: git_commit(),
+            git: GIT_COMMIT.to_owned(),
             window_unix_us: UnixWindow { from, until: from.saturating_add((outcome.window_seconds * 1e6) as u64) },
             window_seconds: outcome.window_seconds,
             records_unsent: outcome.sent.unsent,

@@ -13,7 +13,7 @@ use crate::peers::process::ServerProcess;
 use crate::peers::records::{BROWSING_SOURCES, Record, Stored, hash_of_view};
 use crate::peers::replies::Replies;
 use anyhow::{Context, Result, bail, ensure};
-use postanalytics_loadgen::machine::git_commit;
+use postanalytics_loadgen::machine::GIT_COMMIT;
 use postanalytics_loadgen::raw::shake_hands;
 use postanalytics_protocol::frames::ANY_SHARD;
 use postanalytics_protocol::{BatchBuilder, DEFAULT_MAX_BODY_BYTES, FrameHeader, HEADER_BYTES, ValidBatch};
@@ -105,7 +105,7 @@ pub(super) fn rows_min(plan: &Plan, wire_bytes: f64) -> u64 {
 }
 
 pub(super) fn version() -> String {
-    format!("{} {}", env!("CARGO_PKG_VERSION"), git_commit()).trim_end().to_owned()
+    format!("{} {GIT_COMMIT}", env!("CARGO_PKG_VERSION"))
 }
 
 pub(super) fn read_back(process: &ServerProcess, status: SocketAddr) -> Result<ReadBack> {
