@@ -212,7 +212,11 @@ fn log_config(config: &Config) {
         None => tracing::info!("no env file found"),
     }
     if !config.env_file_lines_skipped.is_empty() {
-        tracing::warn!(lines = ?config.env_file_lines_skipped, "lines of the env file without `=` are skipped: write KEY=value");
+        tracing::warn!(
+            lines = ?config.env_file_lines_skipped,
+            "lines of the env file that are no KEY=value, with the quotes closed on the line, are skipped: write them so, or leave what is \
+             meant for others"
+        );
     }
     if !config.env_file_unknown_keys.is_empty() {
         tracing::info!(keys = config.env_file_unknown_keys.join(" "), "env file keys that mean nothing here are ignored");

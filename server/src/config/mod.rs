@@ -131,7 +131,7 @@ pub struct Config {
     pub group: Option<String>,
     /// The env file that was read.
     pub env_file: Option<PathBuf>,
-    /// Numbers of its lines that were skipped, for they have no `=`.
+    /// Numbers of its lines that were skipped, for they are no `KEY=value`.
     pub env_file_lines_skipped: Vec<usize>,
     /// Keys of it that mean nothing here.
     pub env_file_unknown_keys: Vec<String>,
@@ -265,7 +265,7 @@ impl Config {
             events: (!events.is_empty()).then(|| PathBuf::from(events)),
             group: values::group_of_labels(&labels).map(str::to_owned),
             env_file: layers.file.as_ref().map(|file| file.path.clone()),
-            env_file_lines_skipped: layers.file.as_ref().map(|file| file.lines_skipped.clone()).unwrap_or_default(),
+            env_file_lines_skipped: layers.file.iter().flat_map(|file| &file.lines_skipped).map(|line| line.number).collect(),
             env_file_unknown_keys: unknown_keys(layers.file.as_ref()),
             node,
             settings: Vec::new(),
@@ -291,8 +291,8 @@ fn read_env_file(flags: &ServeFlags, layers: &Layers<'_>) -> Result<Option<EnvFi
     };
     let found = || env_file::DEFAULT_PATHS.iter().map(Path::new).find(|path| path.exists());
     let file = match named {
-        Some(path) => Some(EnvFile::read(Path::new(&path), Chosen::ByName)),
-        None => found().map(|path| EnvFile::read(path, Chosen::ByItself)),
+        Some(path) => Some(EnvFile::read(Path::new(&path), Chosen::ByName, &known_keys())),
+        None => found().map(|path| EnvFile::read(path, Chosen::ByItself, &known_keys())),
     };
     file.transpose().map_err(ConfigError::start)
 }
@@ -403,9 +403,13 @@ fn words(text: &str) -> Vec<String> {
     text.split([',', ' ']).filter(|word| !word.is_empty()).map(str::to_ascii_lowercase).collect()
 }
 
+/// What an env file may have that means something here.
+fn known_keys() -> Vec<&'static str> {
+    ALL_KEYS.iter().flat_map(|key| key.names).copied().chain(OTHER_NAMES).collect()
+}
+
 fn unknown_keys(file: Option<&EnvFile>) -> Vec<String> {
-    let known: Vec<&str> = ALL_KEYS.iter().flat_map(|key| key.names).copied().chain(OTHER_NAMES).collect();
-    file.map(|file| file.unknown_keys(&known).into_iter().map(str::to_owned).collect()).unwrap_or_default()
+    file.map(|file| file.unknown_keys(&known_keys()).into_iter().map(str::to_owned).collect()).unwrap_or_default()
 }
 
 /// Reads what the detectors count; the error names the line.

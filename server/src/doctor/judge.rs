@@ -104,7 +104,8 @@ fn env_file(config: &Config) -> Finding {
     let path = path.display();
     if !config.env_file_lines_skipped.is_empty() {
         let lines: Vec<String> = config.env_file_lines_skipped.iter().map(usize::to_string).collect();
-        return warning(CHECK, format!("{path}, lines {} have no `=` and are skipped", lines.join(", ")), "write KEY=value");
+        let text = format!("{path}, lines {} are no KEY=value and are skipped", lines.join(", "));
+        return warning(CHECK, text, "write KEY=value, with the quotes closed on the line; leave what is meant for others");
     }
     let unknown = match config.env_file_unknown_keys.as_slice() {
         [] => String::new(),
