@@ -84,10 +84,10 @@ impl std::fmt::Display for Address {
 }
 
 impl Address {
-    /// The socket address: the first that the host resolves to.
-    pub fn resolve(&self) -> Result<SocketAddr, ConfigError> {
-        let resolved = (self.host.as_str(), self.port).to_socket_addrs().and_then(|mut found| {
-            found.next().ok_or_else(|| std::io::Error::new(std::io::ErrorKind::NotFound, "the name has no address"))
+    /// The socket address, of what the host resolves to.
+    pub fn resolve(&self) -> Result<Resolved, ConfigError> {
+        let resolved = (self.host.as_str(), self.port).to_socket_addrs().and_then(|found| {
+            choose(found).ok_or_else(|| std::io::Error::new(std::io::ErrorKind::NotFound, "the name has no address"))
         });
         resolved.map_err(|error| {
             ConfigError::start(format!(
@@ -97,6 +97,28 @@ impl Address {
             ))
         })
     }
+}
+
+/// What a host resolves to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resolved {
+    /// The one to listen on.
+    pub address: SocketAddr,
+    /// What else the name stands for, where nothing listens.
+    pub others: Vec<SocketAddr>,
+}
+
+/// The first IPv4 address, for nodes are mostly given those; without any the first. `None`: there is no address.
+fn choose(found: impl Iterator<Item = SocketAddr>) -> Option<Resolved> {
+    let mut others: Vec<SocketAddr> = Vec::new();
+    for address in found {
+        // /etc/hosts may say a thing twice.
+        if !others.contains(&address) {
+            others.push(address);
+        }
+    }
+    let at = others.iter().position(SocketAddr::is_ipv4).unwrap_or(0);
+    (!others.is_empty()).then(|| Resolved { address: others.remove(at), others })
 }
 
 /// `host:port`, `[ipv6]:port`.
@@ -188,6 +210,24 @@ mod tests {
             assert!(address(wrong).is_err(), "{wrong:?}");
         }
         assert!(Address { host: "no such host".to_owned(), port: 1 }.resolve().is_err());
+    }
+
+    #[test]
+    fn of_a_name_with_several_addresses_an_ipv4_one_is_taken() {
+        let chosen = |texts: &[&str]| {
+            let parsed = |text: &&str| text.parse::<SocketAddr>().expect("an address");
+            let resolved = choose(texts.iter().map(parsed))?;
+            Some((resolved.address.to_string(), resolved.others.iter().map(ToString::to_string).collect::<Vec<_>>()))
+        };
+        let expected = |address: &str, others: &[&str]| {
+            Some((address.to_owned(), others.iter().map(|other| (*other).to_owned()).collect::<Vec<_>>()))
+        };
+        assert_eq!(chosen(&["[::1]:3313", "127.0.0.1:3313"]), expected("127.0.0.1:3313", &["[::1]:3313"]));
+        assert_eq!(chosen(&["127.0.0.1:3313", "[::1]:3313"]), expected("127.0.0.1:3313", &["[::1]:3313"]));
+        assert_eq!(chosen(&["[::1]:1", "10.0.0.1:1", "10.0.0.2:1"]), expected("10.0.0.1:1", &["[::1]:1", "10.0.0.2:1"]));
+        assert_eq!(chosen(&["[::1]:1", "[::2]:1"]), expected("[::1]:1", &["[::2]:1"]));
+        assert_eq!(chosen(&["127.0.0.1:1", "127.0.0.1:1"]), expected("127.0.0.1:1", &[]));
+        assert_eq!(chosen(&[]), None);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Not glommio's own bind: it sets SO_REUSEPORT, so that two servers would silently share a port, and panics on a bad host.
 
 use crate::config::ConfigError;
-use crate::config::values::Address;
+use crate::config::values::{Address, Resolved};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
@@ -30,7 +30,17 @@ const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(60);
 
 /// A listening socket, and the address it really has. Waits a moment for a port that is taken.
 pub fn listen(address: &Address) -> Result<(TcpListener, SocketAddr), ConfigError> {
-    let wanted = address.resolve()?;
+    let Resolved { address: wanted, others } = address.resolve()?;
+    if !others.is_empty() {
+        let others: Vec<String> = others.iter().map(ToString::to_string).collect();
+        tracing::warn!(
+            host = address.host,
+            listening = %wanted,
+            not_listening = others.join(" "),
+            "the host to listen on is a name with several addresses, and one is taken, IPv4 before IPv6: who comes to another is \
+             refused. Give an address instead of the name, or [::] for all addresses of both kinds"
+        );
+    }
     let begun = Instant::now();
     loop {
         match open(wanted) {
