@@ -1,6 +1,6 @@
 //! Sends one request to postanalytics and asks whether its sender is listed.
 //!
-//! `cargo run -p postanalytics-client --example send`, with a server on 127.0.0.1:3313.
+//! `cargo run -p postanalytics-client --example send`, with a server on 127.0.0.1:3313; another address follows behind `--`.
 
 #![allow(clippy::print_stdout, reason = "it is a program")]
 
@@ -9,7 +9,8 @@ use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let client = Client::builder().server("127.0.0.1:3313").node_name("example").build()?;
+    let server = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:3313".to_owned());
+    let client = Client::builder().server(server).node_name("example").build()?;
     let visitor: IpAddr = [192, 0, 2, 7].into();
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
     client.try_send(&Request {

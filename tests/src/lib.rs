@@ -13,7 +13,7 @@ pub mod simulation;
 pub mod wire;
 pub mod witness;
 
-pub use server::{Server, ServerOptions, binary, free_port, library_folder, skipped};
+pub use server::{Server, ServerOptions, binary, client_example, free_port, library_folder, skipped};
 pub use wire::RawConnection;
 pub use witness::Witness;
 

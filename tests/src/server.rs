@@ -57,6 +57,11 @@ pub fn library_folder() -> PathBuf {
     folder.clone()
 }
 
+/// The example of the client crate, built as whoever links that crate builds it.
+pub fn client_example() -> PathBuf {
+    built(&["-p", "postanalytics-client", "--example", "send"]).join("examples/send")
+}
+
 /// Says loudly that a test did not run, and why.
 pub fn skipped(test: &str, why: &str) {
     eprintln!("SKIPPED {test}: {why}");
