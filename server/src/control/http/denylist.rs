@@ -132,11 +132,8 @@ fn refusal(state: &State, show: Show) -> Option<Response<'static>> {
 }
 
 async fn list(state: &State, parameters: &Parameters<'_>) -> Result<Response<'static>, String> {
-    let subject = subject_of(parameters.text("source"), parameters.text("session"))?;
-    let application = parameters.application()?;
-    let limit = if parameters.text("limit").is_some() { parameters.limit()? } else { LIMIT_MAX };
+    let Wanted { subject, application, limit, after } = wanted_of(parameters)?;
     let Some(verdicts) = ask::verdicts(state, subject).await else { return Ok(no_answer(state)) };
-    let after = parameters.text("cursor").map(read_cursor).transpose()?;
     let fits = |verdict: &Verdict| {
         application.is_none_or(|application| verdict.application.is_none_or(|of| of == application))
             && after.is_none_or(|after| rank(verdict) > after)
@@ -148,6 +145,34 @@ async fn list(state: &State, parameters: &Parameters<'_>) -> Result<Response<'st
     let next = found.last().filter(|_| is_partial).map(|verdict| cursor(rank(verdict)));
     let views: Vec<VerdictView> = found.iter().map(VerdictView::of).collect();
     Ok(Response::json(200, &json!({ "denylist": views, "partial": is_partial, "next": next })))
+}
+
+/// Which verdicts a GET asks for.
+pub(super) struct Wanted {
+    subject: Option<Subject>,
+    application: Option<i32>,
+    pub(super) limit: usize,
+    after: Option<Rank>,
+}
+
+/// Reads what a GET takes.
+pub(super) fn wanted_of(parameters: &Parameters<'_>) -> Result<Wanted, String> {
+    Ok(Wanted {
+        subject: subject_of(parameters.text("source"), parameters.text("session"))?,
+        application: parameters.application()?,
+        limit: if parameters.text("limit").is_some() { parameters.limit()? } else { LIMIT_MAX },
+        after: parameters.text("cursor").map(read_cursor).transpose()?,
+    })
+}
+
+/// Reads whom a DELETE takes off; of no application: of all.
+pub(super) fn unwanted_of(parameters: &Parameters<'_>) -> Result<(Subject, Option<i32>), String> {
+    let subject = subject_of(parameters.text("source"), parameters.text("session"))?;
+    let subject = subject.ok_or_else(|| "whom? Give source or session in the query".to_owned())?;
+    if parameters.is_blank("application") {
+        return Err("application is empty: leave it out for all applications, or give its number".to_owned());
+    }
+    Ok((subject, parameters.application()?))
 }
 
 /// Whom a verdict on a source is on.
@@ -252,12 +277,7 @@ fn verdict_of(body: &[u8], now_us: u64) -> Result<(Verdict, u64), String> {
 }
 
 async fn remove(state: &State, parameters: &Parameters<'_>) -> Result<Response<'static>, String> {
-    let subject = subject_of(parameters.text("source"), parameters.text("session"))?;
-    let subject = subject.ok_or_else(|| "whom? Give source or session in the query".to_owned())?;
-    if parameters.is_blank("application") {
-        return Err("application is empty: leave it out for all applications, or give its number".to_owned());
-    }
-    let application = parameters.application()?;
+    let (subject, application) = unwanted_of(parameters)?;
     let Some(verdicts) = ask::verdicts(state, Some(subject)).await else { return Ok(no_answer(state)) };
     // Without an application, those for all and those for any single one.
     let fits = |verdict: &&Verdict| application.is_none() || verdict.application == application;

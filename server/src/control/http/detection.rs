@@ -16,16 +16,7 @@ use serde_json::{Value, json};
 
 /// Alerts, newest first.
 pub(super) async fn alerts(state: &State, parameters: &Parameters<'_>, show: Show) -> Result<Response<'static>, String> {
-    let filter = AlertFilter {
-        detector: detector_of(parameters.text("detector"))?,
-        source: parameters.source()?.map(|source| source.key()),
-        application: parameters.application()?,
-        host: parameters.text("host").map(|host| host.as_bytes().to_vec()),
-        since_us: parameters.time_us("since")?,
-        until_us: parameters.time_us("until")?,
-        limit: parameters.limit()?,
-    };
-    Ok(match ask::correlator(state, Ask::Alerts(filter)).await {
+    Ok(match ask::correlator(state, Ask::Alerts(alerts_wanted(parameters)?)).await {
         Some(Reply::Alerts(mut alerts)) => {
             let endpoints = alerts.iter_mut().filter_map(|view| view.alert.scope.endpoint.as_mut());
             endpoints.for_each(|endpoint| shown_path(endpoint, show));
@@ -37,16 +28,7 @@ pub(super) async fn alerts(state: &State, parameters: &Parameters<'_>, show: Sho
 
 /// Attacks, newest first.
 pub(super) async fn attacks(state: &State, parameters: &Parameters<'_>, show: Show) -> Result<Response<'static>, String> {
-    let filter = AttackFilter {
-        attack_type: attack_type_of(parameters.text("type"))?,
-        source: parameters.source()?.map(|source| source.key()),
-        application: parameters.application()?,
-        host: parameters.text("host").map(|host| host.as_bytes().to_vec()),
-        since_us: parameters.time_us("since")?,
-        until_us: parameters.time_us("until")?,
-        limit: parameters.limit()?,
-    };
-    Ok(match ask::correlator(state, Ask::Attacks(filter)).await {
+    Ok(match ask::correlator(state, Ask::Attacks(attacks_wanted(parameters)?)).await {
         Some(Reply::Attacks(mut attacks)) => {
             attacks.iter_mut().for_each(|attack| shown_path(&mut attack.template, show));
             Response::json(200, &json!({ "attacks": attacks }))
@@ -72,16 +54,9 @@ pub(super) async fn attack(state: &State, id: u64, show: Show) -> Response<'stat
 
 /// The most frequent of something.
 pub(super) async fn top(state: &State, parameters: &Parameters<'_>, show: Show) -> Result<Response<'static>, String> {
-    let of = match parameters.text("of").unwrap_or("sources") {
-        "sources" => TopOf::Sources,
-        "paths" => TopOf::Paths,
-        "user_agents" => TopOf::UserAgents,
-        "types" => TopOf::Types,
-        other => return Err(format!("of {other:?} must be sources, paths, user_agents or types")),
-    };
-    let filter = TopFilter { of, application: parameters.application()?, limit: parameters.limit()? };
+    let filter = top_wanted(parameters)?;
     let Some(mut top) = ask::top(state, filter).await else { return Ok(no_answer(state)) };
-    if of == TopOf::Paths {
+    if filter.of == TopOf::Paths {
         top.rows.iter_mut().for_each(|row| shown_path(&mut row.value, show));
     }
     Ok(Response::json(200, &with_detectors_run(state, &top)))
@@ -89,11 +64,53 @@ pub(super) async fn top(state: &State, parameters: &Parameters<'_>, show: Show) 
 
 /// Requests, hits and answers by minute.
 pub(super) async fn timeline(state: &State, parameters: &Parameters<'_>) -> Result<Response<'static>, String> {
-    let filter = TimelineFilter { application: parameters.application()?, since_us: parameters.time_us("since")? };
-    Ok(match ask::timeline(state, filter).await {
+    Ok(match ask::timeline(state, timeline_wanted(parameters)?).await {
         Some(timeline) => Response::json(200, &with_detectors_run(state, &timeline)),
         None => no_answer(state),
     })
+}
+
+/// Reads what `/alerts` takes.
+pub(super) fn alerts_wanted(parameters: &Parameters<'_>) -> Result<AlertFilter, String> {
+    Ok(AlertFilter {
+        detector: detector_of(parameters.text("detector"))?,
+        source: parameters.source()?.map(|source| source.key()),
+        application: parameters.application()?,
+        host: parameters.text("host").map(|host| host.as_bytes().to_vec()),
+        since_us: parameters.time_us("since")?,
+        until_us: parameters.time_us("until")?,
+        limit: parameters.limit()?,
+    })
+}
+
+/// Reads what `/attacks` takes.
+pub(super) fn attacks_wanted(parameters: &Parameters<'_>) -> Result<AttackFilter, String> {
+    Ok(AttackFilter {
+        attack_type: attack_type_of(parameters.text("type"))?,
+        source: parameters.source()?.map(|source| source.key()),
+        application: parameters.application()?,
+        host: parameters.text("host").map(|host| host.as_bytes().to_vec()),
+        since_us: parameters.time_us("since")?,
+        until_us: parameters.time_us("until")?,
+        limit: parameters.limit()?,
+    })
+}
+
+/// Reads what `/top` takes.
+pub(super) fn top_wanted(parameters: &Parameters<'_>) -> Result<TopFilter, String> {
+    let of = match parameters.text("of").unwrap_or("sources") {
+        "sources" => TopOf::Sources,
+        "paths" => TopOf::Paths,
+        "user_agents" => TopOf::UserAgents,
+        "types" => TopOf::Types,
+        other => return Err(format!("of {other:?} must be sources, paths, user_agents or types")),
+    };
+    Ok(TopFilter { of, application: parameters.application()?, limit: parameters.limit()? })
+}
+
+/// Reads what `/timeline` takes.
+pub(super) fn timeline_wanted(parameters: &Parameters<'_>) -> Result<TimelineFilter, String> {
+    Ok(TimelineFilter { application: parameters.application()?, since_us: parameters.time_us("since")? })
 }
 
 /// Names of alerts: a misspelt one would answer that nothing was found.

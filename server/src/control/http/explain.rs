@@ -22,7 +22,7 @@ use crate::correlator::messages::{AlertFilter, AlertView, Ask, Reply};
 use crate::escape::escape;
 use bumpalo::Bump;
 use postanalytics_protocol::schema::v1::{Method, SCHEMA, TAG_METHOD};
-use postanalytics_protocol::{RecordView, ValidBatch, shard_of};
+use postanalytics_protocol::{RecordView, Source, ValidBatch, shard_of};
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap};
@@ -75,11 +75,7 @@ struct Seen {
 
 /// The page.
 pub(super) async fn explain<'a>(state: &'a State, parameters: &Parameters<'_>, show: Show) -> Result<Response<'a>, String> {
-    let asked = match (parameters.text("source"), parameters.text("request_id")) {
-        (Some(source), None) => Ok(parse_source(source)?),
-        (None, Some(id)) => Err(parse_id(id).ok_or_else(|| "request_id is 32 hexadecimal digits".to_owned())?),
-        _ => return Err("give source or request_id".to_owned()),
-    };
+    let asked = asked(parameters)?;
     if state.shards().is_empty() {
         return Ok(not_ready());
     }
@@ -143,6 +139,15 @@ pub(super) async fn explain<'a>(state: &'a State, parameters: &Parameters<'_>, s
         "detectors": rows,
     });
     Ok(Response::json(200, &answer).with_slot(slot))
+}
+
+/// Reads whom `/explain` is about: a source, or the sender of the request with an id.
+pub(super) fn asked(parameters: &Parameters<'_>) -> Result<Result<Source, [u8; 16]>, String> {
+    match (parameters.text("source"), parameters.text("request_id")) {
+        (Some(source), None) => Ok(Ok(parse_source(source)?)),
+        (None, Some(id)) => Ok(Err(parse_id(id).ok_or_else(|| "request_id is 32 hexadecimal digits".to_owned())?)),
+        _ => Err("give source or request_id".to_owned()),
+    }
 }
 
 fn not_stored(state: &State, is_partial: bool) -> Response<'static> {

@@ -14,7 +14,7 @@ const OPENAPI: &str = include_str!("../../../../docs/openapi.json");
 
 /// A page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Page {
+pub(super) enum Page {
     Health,
     Ready,
     Metrics,
@@ -33,19 +33,19 @@ enum Page {
 
 /// Where a page is, and what may be asked of it.
 #[derive(Clone, Copy, Debug)]
-struct Route {
-    page: Page,
+pub(super) struct Route {
+    pub(super) page: Page,
     /// `{id}` stands for one segment.
     path: &'static str,
     /// Names in the query, by method; HEAD is answered as GET.
-    methods: &'static [(Method, &'static [&'static str])],
+    pub(super) methods: &'static [(Method, &'static [&'static str])],
 }
 
 const fn get(page: Page, path: &'static str) -> Route {
     Route { page, path, methods: &[(Method::Get, &[])] }
 }
 
-const ROUTES: [Route; 14] = [
+pub(super) const ROUTES: [Route; 14] = [
     get(Page::Health, "/health"),
     get(Page::Ready, "/ready"),
     get(Page::Metrics, "/metrics"),
@@ -84,7 +84,7 @@ const ROUTES: [Route; 14] = [
 
 impl Route {
     /// The segment that `{id}` stands for, empty if there is none; `None`: another page is meant.
-    fn fits<'a>(&self, path: &'a str) -> Option<&'a str> {
+    pub(super) fn fits<'a>(&self, path: &'a str) -> Option<&'a str> {
         match self.path.strip_suffix("{id}") {
             None => (self.path == path).then_some(""),
             Some(start) => path.strip_prefix(start).filter(|id| !id.is_empty() && !id.contains('/')),
@@ -171,7 +171,7 @@ async fn page<'a>(
     })
 }
 
-/// Reads `source`, `limit` and `since`.
+/// Reads what `/requests` takes, but for where it goes on.
 pub(super) fn wanted_of(parameters: &Parameters<'_>) -> Result<Wanted, String> {
     Ok(Wanted {
         source: parameters.source()?,
