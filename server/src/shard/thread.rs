@@ -5,7 +5,7 @@
 //! line of the log, of which there are few: that is made here, and written by another thread.
 
 use super::derived::DerivedSender;
-use super::messages::{FromShard, MESSAGES_MAX, ShardHandle, ToShard, Topology};
+use super::messages::{FromShard, MESSAGES_MAX, ShardHandle, ToShard, Topology, VerdictPage};
 use super::page::StatsPage;
 use super::{Command, Now, Shard, Usage};
 use crate::analytics::AnalyticsPlan;
@@ -175,6 +175,9 @@ pub struct Driver<K> {
     memory: ResidentMemory,
     /// There may be more messages than were heard.
     hears_on: bool,
+    /// Pages of verdicts that were asked for in this turn.
+    #[expect(clippy::vec_box, reason = "they come and go as boxes")]
+    verdict_pages: Vec<Box<VerdictPage>>,
 }
 
 impl<K: Kernel> Driver<K> {
@@ -211,6 +214,7 @@ impl<K: Kernel> Driver<K> {
             load: (0, 0),
             memory: ResidentMemory::new(),
             hears_on: false,
+            verdict_pages: Vec::with_capacity(MESSAGES_MAX),
             kernel,
             config,
         })
@@ -316,6 +320,12 @@ impl<K: Kernel> Driver<K> {
         }
         let usage = if self.shard.wants_usage() { self.usage(now) } else { Usage::default() };
         let acks = self.shard.end_turn(usage, now);
+        // Not before: what was set or taken back before it was asked for is applied at the end of a turn.
+        for mut page in self.verdict_pages.drain(..) {
+            self.shard.list_verdicts(&mut page);
+            // The control plane waits for no more of them than the queue has room for.
+            let _ = self.answers.send(FromShard::Verdicts(page));
+        }
         self.carry_out(now);
         self.kernel.publish_buffers();
         if self.links.has_starved() {
@@ -382,11 +392,7 @@ impl<K: Kernel> Driver<K> {
                         let _ = self.answers.send(FromShard::Query(refused));
                     }
                 }
-                Some(ToShard::Verdicts(mut page)) => {
-                    self.shard.list_verdicts(&mut page);
-                    // The control plane waits for no more of them than the queue has room for.
-                    let _ = self.answers.send(FromShard::Verdicts(page));
-                }
+                Some(ToShard::Verdicts(page)) => self.verdict_pages.push(page),
                 Some(ToShard::Summary(mut page)) => {
                     self.shard.fill_summary(&mut page);
                     let _ = self.answers.send(FromShard::Summary(page));
@@ -655,6 +661,27 @@ mod tests {
             driver.wake().expect("a turn");
             assert_eq!(answered(), expected);
         }
+    }
+
+    #[test]
+    fn who_asks_for_verdicts_sees_what_was_set_and_taken_back_before() {
+        let (mut driver, mut messages, mut answers) = driver(LoneKernel::default());
+        let mut listed_after = |action| {
+            let subject = Subject::Session(7);
+            let verdict = Verdict { subject, application: None, action, until_us: 0, detector: 0 };
+            messages.send(ToShard::SetVerdict { verdict, duration_us: 1_000_000 }).expect("room");
+            let page = VerdictPage { id: 1, from: 0, subject: Some(subject), verdicts: Vec::with_capacity(4), next: None };
+            messages.send(ToShard::Verdicts(Box::new(page))).expect("room");
+            // One wake-up for both.
+            driver.kernel.completions.push(Completion { user_data: WAKE_USER_DATA, result: 1, flags: 2 });
+            driver.wake().expect("a turn");
+            match answers.receive() {
+                Some(FromShard::Verdicts(page)) => page.verdicts.len(),
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(listed_after(Some(postanalytics_protocol::frames::Action::Denylist)), 1);
+        assert_eq!(listed_after(None), 0);
     }
 
     #[test]
