@@ -19,6 +19,13 @@ pub use witness::Witness;
 
 use std::time::{Duration, Instant};
 
+/// The lines of a file that somebody writes to; the last one may be on its way still, and is left out then. Empty if there is no file.
+pub fn whole_lines(path: &std::path::Path) -> String {
+    let mut text = std::fs::read_to_string(path).unwrap_or_default();
+    text.truncate(text.rfind('\n').map_or(0, |end| end + 1));
+    text
+}
+
 /// Asks `condition` every 20 ms until it holds; panics with `what` after `limit`.
 pub fn eventually(what: &str, limit: Duration, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();

@@ -7,7 +7,7 @@ use postanalytics_protocol::routing::address_bytes;
 use postanalytics_protocol::schema::v1::{FLAG_AUTH_FAILED, Method};
 use postanalytics_protocol::{BatchBuilder, Hit, RecordFields, shard_of};
 use postanalytics_tests::wire::hello;
-use postanalytics_tests::{RawConnection, ServerOptions, eventually};
+use postanalytics_tests::{RawConnection, ServerOptions, eventually, whole_lines};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -21,7 +21,7 @@ const SHARDS: u32 = 2;
 fn lines(path: &Path, event: &str, count: usize) -> Vec<Value> {
     let give_up = Instant::now() + Duration::from_secs(20);
     loop {
-        let text = std::fs::read_to_string(path).unwrap_or_default();
+        let text = whole_lines(path);
         let all: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
         let found: Vec<Value> = all.iter().filter(|line| line["event"] == event).cloned().collect();
         if found.len() >= count {

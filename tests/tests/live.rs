@@ -7,7 +7,7 @@ use postanalytics_client::{Client, Hit, Request};
 use postanalytics_protocol::routing::address_bytes;
 use postanalytics_protocol::schema::v1::{AttackType, FLAG_AUTH_SUCCEEDED, FLAG_BLOCKED, Method};
 use postanalytics_protocol::{BatchBuilder, RecordFields};
-use postanalytics_tests::{RawConnection, ServerOptions, eventually, skipped};
+use postanalytics_tests::{RawConnection, ServerOptions, eventually, skipped, whole_lines};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -72,8 +72,7 @@ fn send(client: &Client, record: &Value, shift_us: i64) {
 }
 
 fn alerts_raised(events: &Path) -> Vec<Value> {
-    let lines = json_lines(&std::fs::read_to_string(events).unwrap_or_default());
-    lines.into_iter().filter(|line| line["event"] == "alert_raised").collect()
+    json_lines(&whole_lines(events)).into_iter().filter(|line| line["event"] == "alert_raised").collect()
 }
 
 #[test]
