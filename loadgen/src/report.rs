@@ -148,6 +148,8 @@ pub fn decode_histogram(text: &str) -> anyhow::Result<Histogram<u64>> {
     // The length of the counts, for which memory is taken before they are read.
     let length = bytes.get(4..8).and_then(|length| length.try_into().ok()).map_or(u32::MAX, u32::from_be_bytes);
     ensure!(u64::from(length) <= bytes.len() as u64, "it says to be longer than it is");
+    // The least number there is, which the library negates; none of ours is so long.
+    ensure!(!bytes.windows(9).any(|window| window == [0xff; 9]), "it has a count that is none");
     Deserializer::new().deserialize(&mut bytes.as_slice()).map_err(|error| anyhow::anyhow!("it cannot be read: {error}"))
 }
 
