@@ -118,7 +118,7 @@ impl Default for ClientBuilder {
             batch_bytes: 64 * 1024,
             batch_records_max: 4096,
             batch_records_aim: 16,
-            linger: (Duration::from_micros(500), Duration::from_millis(200)),
+            linger: (Duration::from_micros(200), Duration::from_millis(200)),
             connect_timeout: Duration::from_secs(1),
             reconnect_slow: None,
             record_time_limit: Duration::from_secs(900),
@@ -192,9 +192,9 @@ impl ClientBuilder {
         self
     }
 
-    /// Range within which the time that an ordinary record waits for company adapts, 10 µs to 1 s. Default 500 µs to 200 ms:
-    /// a batch costs the server as much as the storing of some fifty records, so a lane with few of them does well to wait.
-    /// A record with a hit, a login attempt or a 4xx never waits.
+    /// Range within which the time that an ordinary record waits for company adapts, 10 µs to 1 s. Default 200 µs to 200 ms:
+    /// a batch costs the server as much as the storing of some fifty records, so a lane with few of them does well to wait;
+    /// one with 80,000 records a second and more waits the least. A record with a hit, a login attempt or a 4xx never waits.
     pub fn linger(mut self, min: Duration, max: Duration) -> Self {
         self.linger = (min, max);
         self

@@ -44,7 +44,7 @@
 //!
 //! `request → front → queue → core → server → batcher → lane → link → thread`: a request is copied into
 //! [rings](Client::try_send) of the site's thread, without a lock; the background thread takes it from there, routes it by its
-//! source to the lane of one shard of one server, and batches it with others for 500 µs to 200 ms, depending on the rate. A hit, a 4xx or an attempt to log in goes at once. Everything between queue and sockets is
+//! source to the lane of one shard of one server, and batches it with others for 200 µs to 200 ms, depending on the rate. A hit, a 4xx or an attempt to log in goes at once. Everything between queue and sockets is
 //! sans-IO and is tested from a seed.
 
 #![forbid(unsafe_code)]

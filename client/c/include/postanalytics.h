@@ -210,7 +210,7 @@ typedef struct pa_config {
   uint64_t batch_records_max;
   // Waiting adapts so that a batch has about so many records. 1 to 65,536. Default: 16.
   uint64_t batch_records_aim;
-  // Least time that an ordinary record waits for company, microseconds. 10 to 1,000,000. Default: 500, or the longest
+  // Least time that an ordinary record waits for company, microseconds. 10 to 1,000,000. Default: 200, or the longest
   // if that is shorter.
   uint64_t linger_us_min;
   // Longest such time. One with a hit, a login attempt or a 4xx never waits. Default: 200,000, or the least if that is

@@ -360,8 +360,8 @@ unsafe fn builder_of(config: &pa_config) -> Result<ClientBuilder, Failure> {
 /// How long records wait for company, at least and at most; what is 0 is left to us, and never contradicts the other.
 const fn linger_us(min: u64, max: u64) -> (u64, u64) {
     match (min, max) {
-        (0, 0) => (500, 200_000),
-        (0, max) => (if max < 500 { max } else { 500 }, max),
+        (0, 0) => (200, 200_000),
+        (0, max) => (if max < 200 { max } else { 200 }, max),
         (min, 0) => (min, if min > 200_000 { min } else { 200_000 }),
         both => both,
     }
@@ -537,8 +537,8 @@ mod tests {
 
     #[test]
     fn one_end_of_the_linger_may_be_given_alone() {
-        assert_eq!(linger_us(0, 0), (500, 200_000));
-        assert_eq!((linger_us(0, 100), linger_us(0, 9_000)), ((100, 100), (500, 9_000)));
+        assert_eq!(linger_us(0, 0), (200, 200_000));
+        assert_eq!((linger_us(0, 100), linger_us(0, 9_000)), ((100, 100), (200, 9_000)));
         assert_eq!((linger_us(100, 0), linger_us(900_000, 0)), ((100, 200_000), (900_000, 900_000)));
         assert_eq!(linger_us(10_000, 1_000), (10_000, 1_000), "refused by the builder");
     }
