@@ -3,7 +3,7 @@
 //! What criterion shows as time is **CPU time of the receiving thread**, so its elements a second are records per
 //! server-CPU-second. A sender on another CPU writes pre-built frames as fast as they are taken and reads the Acks; a batch of
 //! frames is over when the shard has stored the last of them. Both receivers run the same `Shard` (check, store, analyse, ack):
-//! - *ours*: the server's ring, links and buffers (multishot receive into 8 buffers of 256 KiB as by default, and into 128 of 64 KiB),
+//! - *ours*: the server's ring, links and buffers (multishot receive into 16 buffers of 128 KiB as by default, and into 128 of 64 KiB),
 //!   turned as its thread does;
 //! - *glommio*: `TcpStream::read` into one buffer, of 64 KiB and of 1 MiB, then the shard, then `write_all` of what it answers.
 //!
@@ -154,7 +154,7 @@ fn ours(buffers: u16, buffer_bytes: u32, address: SocketAddr, targets: Receiver<
         while shard.stats().frames_stored < target {
             turns += 1;
             ring.submit(&mut links).unwrap();
-            ring.enter(Duration::from_millis(100)).unwrap();
+            ring.enter(1, Duration::from_millis(100)).unwrap();
             let now = now();
             ring.completions(&mut completions).unwrap();
             for completion in completions.drain(..) {
@@ -246,7 +246,7 @@ fn receive(criterion: &mut Criterion) {
     };
     let ours_with = |buffers, bytes| move |address, targets, answers| ours(buffers, bytes, address, targets, answers);
     for round in ["first", "second"] {
-        bench(&format!("{round}: ours, 8 buffers of 256 KiB"), Receiving::start(cpus, ours_with(8, 256 << 10)));
+        bench(&format!("{round}: ours, 16 buffers of 128 KiB"), Receiving::start(cpus, ours_with(16, 128 << 10)));
         bench(&format!("{round}: ours, 128 buffers of 64 KiB"), Receiving::start(cpus, ours_with(128, 64 << 10)));
         bench(&format!("{round}: glommio, reads of 64 KiB"), Receiving::start(cpus, glommio(64 << 10)));
         bench(&format!("{round}: glommio, reads of 1 MiB"), Receiving::start(cpus, glommio(1 << 20)));

@@ -154,9 +154,9 @@ const INSECURE: Key = Key { flag: "insecure", names: &["POSTANALYTICS_INSECURE"]
 const CONNECTIONS_MAX: Key = Key { flag: "connections-max", names: &["POSTANALYTICS_CONNECTIONS_MAX"], default: "10000" };
 const CONNECTIONS_PER_ADDRESS_MAX: Key =
     Key { flag: "connections-per-address-max", names: &["POSTANALYTICS_CONNECTIONS_PER_ADDRESS_MAX"], default: "4096" };
-const RECEIVE_BUFFERS: Key = Key { flag: "receive-buffers", names: &["POSTANALYTICS_RECEIVE_BUFFERS"], default: "8" };
+const RECEIVE_BUFFERS: Key = Key { flag: "receive-buffers", names: &["POSTANALYTICS_RECEIVE_BUFFERS"], default: "16" };
 const RECEIVE_BUFFER_BYTES: Key =
-    Key { flag: "receive-buffer-bytes", names: &["POSTANALYTICS_RECEIVE_BUFFER_BYTES"], default: "262144" };
+    Key { flag: "receive-buffer-bytes", names: &["POSTANALYTICS_RECEIVE_BUFFER_BYTES"], default: "131072" };
 const FRAME_DEADLINE: Key = Key { flag: "frame-deadline", names: &["POSTANALYTICS_FRAME_DEADLINE"], default: "10s" };
 const DRAIN_DEADLINE: Key = Key { flag: "drain-deadline", names: &["POSTANALYTICS_DRAIN_DEADLINE"], default: "10s" };
 const SERVER_ID: Key = Key { flag: "server-id", names: &["POSTANALYTICS_SERVER_ID"], default: "" };
@@ -342,7 +342,7 @@ fn listen_address(flags: &ServeFlags, layers: &mut Layers<'_>, node: Option<&Nod
 fn receive_buffers(text: &str) -> Result<u16, String> {
     let count: u16 = values::count(text)?;
     // The kernel takes rings of 2^n entries, at most 32,768.
-    if count.is_power_of_two() { Ok(count) } else { Err("it must be a power of two, such as 8".to_owned()) }
+    if count.is_power_of_two() { Ok(count) } else { Err("it must be a power of two, such as 16".to_owned()) }
 }
 
 fn buffer_bytes(text: &str) -> Result<u32, String> {

@@ -38,9 +38,9 @@ pub trait Kernel {
     /// Queues the operations that `links` wants. They reach the kernel with the next [`Self::enter`].
     fn submit(&mut self, links: &mut Links) -> io::Result<()>;
 
-    /// Submits what is queued and waits for a completion, up to `timeout`. Also with a timeout of zero the kernel is
+    /// Submits what is queued and waits for so many completions, up to `timeout`. Also with a timeout of zero the kernel is
     /// entered: deferred completions appear only then.
-    fn enter(&mut self, timeout: Duration) -> io::Result<()>;
+    fn enter(&mut self, completions: usize, timeout: Duration) -> io::Result<()>;
 
     /// Moves all completions into `into`. Errors: the kernel named a buffer that it does not have, and nothing can be
     /// trusted any more.

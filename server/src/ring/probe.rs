@@ -156,7 +156,7 @@ fn turns(
     for _ in 0..20 {
         let failed = |error: io::Error| format!("{what}: {error}");
         ring.submit(links).map_err(failed)?;
-        ring.enter(Duration::from_millis(100)).map_err(failed)?;
+        ring.enter(1, Duration::from_millis(100)).map_err(failed)?;
         ring.completions(&mut completions).map_err(failed)?;
         for completion in completions.drain(..) {
             let event = links.complete(completion);

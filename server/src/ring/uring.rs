@@ -158,10 +158,10 @@ impl Kernel for Uring {
         Ok(())
     }
 
-    fn enter(&mut self, timeout: Duration) -> io::Result<()> {
+    fn enter(&mut self, completions: usize, timeout: Duration) -> io::Result<()> {
         let timespec = Timespec::from(timeout);
         let args = SubmitArgs::new().timespec(&timespec);
-        let entered = self.ring.submitter().submit_with_args(1, &args);
+        let entered = self.ring.submitter().submit_with_args(completions, &args);
         tolerate(entered, &mut self.retries)
     }
 

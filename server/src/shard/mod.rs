@@ -794,7 +794,9 @@ impl Shard {
 
     /// A batch of so many bytes is to be acknowledged.
     fn owe_ack(&mut self, link: u32, connection: &mut Connection, body_bytes: u32, now: Now) {
-        let may_wait = self.merging.is_on() && body_bytes < ACK_AT_ONCE_BYTES;
+        let is_large = body_bytes >= ACK_AT_ONCE_BYTES;
+        self.merging.large += u64::from(is_large);
+        let may_wait = self.merging.is_on() && !is_large;
         let is_first = connection.ack_since_us == 0;
         if is_first {
             connection.ack_since_us = now.monotonic_us.max(1);

@@ -5,6 +5,7 @@
 //! line of the log, of which there are few: that is made here, and written by another thread.
 
 use super::derived::DerivedSender;
+use super::merging::GATHER_US;
 use super::messages::{FromShard, MESSAGES_MAX, ShardHandle, ToShard, Topology, VerdictPage};
 use super::page::StatsPage;
 use super::{Command, Now, Shard, Usage};
@@ -175,6 +176,8 @@ pub struct Driver<K> {
     memory: ResidentMemory,
     /// There may be more messages than were heard.
     hears_on: bool,
+    /// The last turn had completions.
+    had_completions: bool,
     /// Pages of verdicts that were asked for in this turn.
     #[expect(clippy::vec_box, reason = "they come and go as boxes")]
     verdict_pages: Vec<Box<VerdictPage>>,
@@ -214,6 +217,7 @@ impl<K: Kernel> Driver<K> {
             load: (0, 0),
             memory: ResidentMemory::new(),
             hears_on: false,
+            had_completions: false,
             verdict_pages: Vec::with_capacity(MESSAGES_MAX),
             kernel,
             config,
@@ -245,7 +249,7 @@ impl<K: Kernel> Driver<K> {
                 break;
             }
             self.kernel.submit(&mut self.links)?;
-            self.kernel.enter(Duration::from_millis(10))?;
+            self.kernel.enter(1, Duration::from_millis(10))?;
             let now = self.clock.now(&self.kernel);
             self.turn(now)?;
         }
@@ -264,8 +268,8 @@ impl<K: Kernel> Driver<K> {
     /// First half of a turn: hands the operations to the kernel and waits for it.
     pub fn sleep(&mut self) -> anyhow::Result<()> {
         self.kernel.submit(&mut self.links)?;
-        let wait = self.wait(self.now);
-        Ok(self.kernel.enter(wait)?)
+        let (completions, timeout) = self.wait(self.now);
+        Ok(self.kernel.enter(completions, timeout)?)
     }
 
     /// Second half: reads the clock once and does all that there is to do. Returns whether the shard is drained, or its time
@@ -301,6 +305,7 @@ impl<K: Kernel> Driver<K> {
     fn turn(&mut self, now: Now) -> anyhow::Result<()> {
         let mut completions = std::mem::take(&mut self.completions);
         self.kernel.completions(&mut completions)?;
+        self.had_completions = !completions.is_empty();
         for completion in completions.drain(..) {
             self.complete(completion, now)?;
         }
@@ -460,19 +465,25 @@ impl<K: Kernel> Driver<K> {
         self.shard.merging.look(used_us, passed_us, now.monotonic_us);
     }
 
-    /// How long the next turn may wait.
-    fn wait(&mut self, now: Now) -> Duration {
+    /// How many completions the next turn waits for, and how long at most.
+    fn wait(&mut self, now: Now) -> (usize, Duration) {
         // Starved links are armed again a few at a time; some of them may have nothing to say, so no completion is sure
         // to come and lead to the next few.
         let verdicts_us = self.shard.verdicts_wait_us(now).unwrap_or(u64::MAX);
         if self.hears_on || self.shard.has_query() || verdicts_us == 0 || self.links.has_starved() {
-            return Duration::ZERO;
+            return (1, Duration::ZERO);
         }
         if self.shard.has_deadlines() || self.links.has_deadlines() {
             self.tick_at_us = self.tick_at_us.min(now.monotonic_us + TICK_BUSY_US);
         }
         let acks_us = self.shard.acks_wait_us(now).unwrap_or(u64::MAX);
-        Duration::from_micros(self.tick_at_us.saturating_sub(now.monotonic_us).min(verdicts_us).min(acks_us))
+        let wait_us = self.tick_at_us.saturating_sub(now.monotonic_us).min(verdicts_us).min(acks_us);
+        if self.shard.merging.is_on() && self.had_completions {
+            // A turn that takes as many messages as there are buffers for.
+            (usize::from(self.config.receive_buffers), Duration::from_micros(wait_us.min(GATHER_US)))
+        } else {
+            (1, Duration::from_micros(wait_us))
+        }
     }
 
     fn usage(&mut self, now: Now) -> Usage {
@@ -578,7 +589,7 @@ mod tests {
             Ok(())
         }
 
-        fn enter(&mut self, _: Duration) -> io::Result<()> {
+        fn enter(&mut self, _: usize, _: Duration) -> io::Result<()> {
             let Some(waits) = &mut self.waits else { return Ok(()) };
             *waits += 1;
             Err(io::Error::other(format!("wait {waits} failed")))
@@ -696,7 +707,7 @@ mod tests {
         let mut sequence = 0;
         // The share of the time since the last look counts; a look comes 100 ms after the last one.
         for (after_us, used_us, waits) in
-            [(100_000, 74_999, false), (100_000, 75_000, true), (99_999, 0, true), (1, 0, false), (1_000_000, 499_999, false)]
+            [(100_000, 74_999, false), (100_000, 75_000, true), (99_999, 0, true), (1, 0, false), (1_000_000, 599_999, false)]
         {
             now.monotonic_us += after_us;
             driver.kernel.thread_cpu_us += used_us;
@@ -704,7 +715,28 @@ mod tests {
             sequence += 1;
             driver.shard.received(0, &frame(sequence, &["/"]), now);
             assert_eq!(driver.shard.acks_wait_us(now), waits.then_some(ACK_WAIT_US), "{after_us} {used_us}");
-            assert_eq!(driver.wait(now) <= Duration::from_micros(ACK_WAIT_US), waits);
+            assert_eq!(driver.wait(now).1 <= Duration::from_micros(ACK_WAIT_US), waits);
+        }
+    }
+
+    #[test]
+    fn a_busy_shard_waits_for_as_many_messages_as_it_has_buffers_but_not_long() {
+        let (mut driver, _messages, _answers) = driver(LoneKernel::default());
+        let buffers = usize::from(driver.config.receive_buffers);
+        let mut now = driver.now;
+        driver.load = (now.monotonic_us, 0);
+        for (used_us, message, expected) in [
+            (100_000, true, (buffers, Duration::from_micros(GATHER_US))),
+            (100_000, false, (1, Duration::from_micros(TICK_IDLE_US))),
+            (0, true, (1, Duration::from_micros(TICK_IDLE_US))),
+        ] {
+            now.monotonic_us += LOAD_US;
+            driver.kernel.thread_cpu_us += used_us;
+            // Of a link that is no more: nothing but a completion.
+            driver.kernel.completions.extend(message.then_some(Completion { user_data: 1 << 56, result: 0, flags: 0 }));
+            driver.turn(now).expect("a turn");
+            driver.tick_at_us = now.monotonic_us + TICK_IDLE_US;
+            assert_eq!(driver.wait(now), expected, "{used_us} {message}");
         }
     }
 
@@ -721,7 +753,7 @@ mod tests {
         (driver.shard, driver.tick_at_us) = (world.shard, u64::MAX);
         for (after_us, wait_us) in [(0, 250_000), (249_999, 1), (250_000, 0)] {
             let now = Now { monotonic_us: start.monotonic_us + after_us, ..start };
-            assert_eq!(driver.wait(now), Duration::from_micros(wait_us));
+            assert_eq!(driver.wait(now), (1, Duration::from_micros(wait_us)));
         }
     }
 

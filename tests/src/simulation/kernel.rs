@@ -94,6 +94,8 @@ pub struct SimulatedKernel {
     /// When the shard last asked for its CPU time, and what it was.
     processor: Cell<(u64, u64)>,
     asleep_until_us: u64,
+    /// Or until so many completions are there.
+    awaited: usize,
     /// Whether to let time pass in [`Kernel::enter`]: nobody else does.
     pub alone: bool,
 }
@@ -132,6 +134,7 @@ impl SimulatedKernel {
             retries: 0,
             processor: Cell::default(),
             asleep_until_us: 0,
+            awaited: 1,
             alone: false,
         }
     }
@@ -145,12 +148,15 @@ impl SimulatedKernel {
     pub fn wakes(&mut self) -> bool {
         self.progress();
         let now_us = self.fate.now_us();
-        self.asleep_until_us <= now_us || self.posted.iter().any(|posted| posted.ready_us <= now_us)
+        let ready = self.posted.iter().filter(|posted| posted.ready_us <= now_us).count();
+        self.asleep_until_us <= now_us || ready >= self.awaited
     }
 
     /// When the shard wakes if nothing happens, µs.
     pub fn next_us(&self) -> u64 {
-        self.posted.iter().map(|posted| posted.ready_us).min().unwrap_or(u64::MAX).min(self.asleep_until_us)
+        let mut ready_us: Vec<u64> = self.posted.iter().map(|posted| posted.ready_us).collect();
+        ready_us.sort_unstable();
+        ready_us.get(self.awaited - 1).map_or(self.asleep_until_us, |ready_us| self.asleep_until_us.min(*ready_us))
     }
 
     /// Asserts that the shard holds no buffer: every turn gives back what it got.
@@ -397,9 +403,12 @@ impl Kernel for SimulatedKernel {
         Ok(())
     }
 
-    fn enter(&mut self, timeout: Duration) -> io::Result<()> {
+    fn enter(&mut self, completions: usize, timeout: Duration) -> io::Result<()> {
         let now_us = self.fate.now_us();
-        self.asleep_until_us = now_us;
+        (self.asleep_until_us, self.awaited) = (now_us, completions);
+        if completions > 1 {
+            self.fate.happened(Fault::Gathered);
+        }
         if self.fate.strikes(Fault::EnterBusy) {
             let errno = if self.fate.once_in(2) { Errno::BUSY } else { Errno::AGAIN };
             return tolerate(Err(errno.into()), &mut self.retries);

@@ -57,7 +57,7 @@ fn write_faults(faults: &[u64; KINDS], f: &mut fmt::Formatter<'_>) -> fmt::Resul
 }
 
 /// Many worlds together.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 #[expect(missing_docs, reason = "the names say it")]
 pub struct Summary {
     pub worlds: u64,
@@ -65,6 +65,12 @@ pub struct Summary {
     pub faults: [u64; KINDS],
     pub totals: Totals,
     pub failures: Vec<Failure>,
+}
+
+impl Default for Summary {
+    fn default() -> Self {
+        Self { worlds: 0, steps: 0, faults: [0; KINDS], totals: Totals::default(), failures: Vec::new() }
+    }
 }
 
 impl Summary {
