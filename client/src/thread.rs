@@ -41,7 +41,7 @@ pub(crate) fn run(queue: Arc<Queue>, core: Core, config: Config) {
         }
     }
     let _finish = Finish(Arc::clone(&queue));
-    // The default slack of 50 µs is a tenth of the shortest linger. Without it all works, a little later.
+    // The default slack of 50 µs is a quarter of the shortest linger. Without it all works, a little later.
     let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
     Driver::new(queue, core, config).run();
 }

@@ -39,7 +39,7 @@ pub struct pa_config {
     pub batch_records_max: u64,
     /// Waiting adapts so that a batch has about so many records. 1 to 65,536. Default: 16.
     pub batch_records_aim: u64,
-    /// Least time that an ordinary record waits for company, microseconds. 10 to 1,000,000. Default: 500, or the longest
+    /// Least time that an ordinary record waits for company, microseconds. 10 to 1,000,000. Default: 200, or the longest
     /// if that is shorter.
     pub linger_us_min: u64,
     /// Longest such time. One with a hit, a login attempt or a 4xx never waits. Default: 200,000, or the least if that is

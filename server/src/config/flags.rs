@@ -307,7 +307,7 @@ pub struct ServeFlags {
     /// Receive buffers per shard [env: POSTANALYTICS_RECEIVE_BUFFERS] [default: 16]
     #[arg(long, value_name = "N")]
     pub receive_buffers: Option<String>,
-    /// Bytes of each receive buffer [env: POSTANALYTICS_RECEIVE_BUFFER_BYTES] [default: 131072]
+    /// Bytes of each receive buffer [env: POSTANALYTICS_RECEIVE_BUFFER_BYTES] [default: 262144]
     #[arg(long, value_name = "BYTES")]
     pub receive_buffer_bytes: Option<String>,
     /// How long a frame may take from its first byte to its last, 1s to 60s [env: POSTANALYTICS_FRAME_DEADLINE] [default: 10s]

@@ -156,7 +156,7 @@ const CONNECTIONS_PER_ADDRESS_MAX: Key =
     Key { flag: "connections-per-address-max", names: &["POSTANALYTICS_CONNECTIONS_PER_ADDRESS_MAX"], default: "4096" };
 const RECEIVE_BUFFERS: Key = Key { flag: "receive-buffers", names: &["POSTANALYTICS_RECEIVE_BUFFERS"], default: "16" };
 const RECEIVE_BUFFER_BYTES: Key =
-    Key { flag: "receive-buffer-bytes", names: &["POSTANALYTICS_RECEIVE_BUFFER_BYTES"], default: "131072" };
+    Key { flag: "receive-buffer-bytes", names: &["POSTANALYTICS_RECEIVE_BUFFER_BYTES"], default: "262144" };
 const FRAME_DEADLINE: Key = Key { flag: "frame-deadline", names: &["POSTANALYTICS_FRAME_DEADLINE"], default: "10s" };
 const DRAIN_DEADLINE: Key = Key { flag: "drain-deadline", names: &["POSTANALYTICS_DRAIN_DEADLINE"], default: "10s" };
 const SERVER_ID: Key = Key { flag: "server-id", names: &["POSTANALYTICS_SERVER_ID"], default: "" };

@@ -188,6 +188,21 @@ mod tests {
     }
 
     #[test]
+    fn a_wait_for_more_than_comes_ends_with_what_there_is() {
+        let config = UringConfig { buffers: 2, buffer_bytes: 256, links_max: 4 };
+        let Ok(mut ring) = Uring::new(config) else { return eprintln!("SKIPPED: no io_uring here") };
+        let (wake, mut other) = std::os::unix::net::UnixStream::pair().expect("a socket pair");
+        ring.watch(&wake).expect("watched");
+        std::io::Write::write_all(&mut other, &[1]).expect("room");
+        let (begun, wait) = (std::time::Instant::now(), Duration::from_millis(20));
+        ring.enter(2, wait).expect("a wait that ends is no error");
+        assert!(begun.elapsed() >= wait, "it waits for the second one");
+        let mut completions = Vec::new();
+        ring.completions(&mut completions).expect("one");
+        assert_eq!(completions.len(), 1);
+    }
+
+    #[test]
     fn errors_state_cause_live_value_and_remedy() {
         let errno = |code: rustix::io::Errno| io::Error::from(code);
         let text = |error, kernel, disabled| explain_with(errno(error), kernel, disabled).to_string();

@@ -129,7 +129,7 @@ pub struct Shard {
     replies: Vec<u32>,
     /// One of them owes a Stats frame.
     stats_owed: bool,
-    /// Whether Acks wait.
+    /// Whether turns and Acks wait.
     pub merging: Merging,
     /// Links that owe an Ack that waits, or did when they came here.
     waiting: Vec<u32>,
@@ -471,8 +471,13 @@ impl Shard {
             return None;
         }
         // Verdicts go to everybody, with the Ack.
-        let go = self.draining || !self.merging.is_on() || self.verdicts_wait_us(now) == Some(0);
+        let go = self.draining || !self.merging.acks_wait() || self.verdicts_wait_us(now) == Some(0);
         Some(if go { 0 } else { (self.waiting_since_us + ACK_WAIT_US).saturating_sub(now.monotonic_us) })
+    }
+
+    /// Whether turns wait for several messages: not while there is more to say as soon as something was sent.
+    pub const fn gathers(&self) -> bool {
+        self.merging.turns_wait() && !self.draining && self.snapshots.is_empty()
     }
 
     /// Ends a turn: at most one Ack per connection, verdicts to all. Returns how many Acks are going out for what came in this turn.
@@ -517,7 +522,7 @@ impl Shard {
         acks > 0 || self.verdicts_written > 0 || !self.waited_since_us.is_empty()
     }
 
-    /// Notes how long the Acks of a turn took, from the bytes that they answer first to here, and with them the verdicts that the bytes of
+    /// Notes how long the Acks of a turn took, from the turn that read the bytes that they answer first to here, and with them the verdicts that the bytes of
     /// this turn decided. `acks` of them answer what came since `turn_us`, the others had waited.
     pub fn acked(&mut self, acks: u64, turn_us: u64, now_us: u64) {
         let took_us = now_us.saturating_sub(turn_us);
@@ -795,8 +800,8 @@ impl Shard {
     /// A batch of so many bytes is to be acknowledged.
     fn owe_ack(&mut self, link: u32, connection: &mut Connection, body_bytes: u32, now: Now) {
         let is_large = body_bytes >= ACK_AT_ONCE_BYTES;
-        self.merging.large += u64::from(is_large);
-        let may_wait = self.merging.is_on() && !is_large;
+        *(if is_large { &mut self.merging.large } else { &mut self.merging.small }) += 1;
+        let may_wait = self.merging.acks_wait() && !is_large;
         let is_first = connection.ack_since_us == 0;
         if is_first {
             connection.ack_since_us = now.monotonic_us.max(1);

@@ -5,7 +5,7 @@
 //! line of the log, of which there are few: that is made here, and written by another thread.
 
 use super::derived::DerivedSender;
-use super::merging::GATHER_US;
+use super::merging::{GATHER_MAX, GATHER_US};
 use super::messages::{FromShard, MESSAGES_MAX, ShardHandle, ToShard, Topology, VerdictPage};
 use super::page::StatsPage;
 use super::{Command, Now, Shard, Usage};
@@ -13,7 +13,7 @@ use crate::analytics::AnalyticsPlan;
 use crate::arena::Log;
 use crate::process::ResidentMemory;
 use crate::queue::{Receiver, Sender, queue};
-use crate::ring::links::Completion;
+use crate::ring::links::{Completion, Operation};
 use crate::ring::{Event, Kernel, LinkEnd, Links, Uring, UringConfig};
 use crate::seeded::{self, Bug};
 use anyhow::{Context, anyhow, bail};
@@ -178,6 +178,8 @@ pub struct Driver<K> {
     hears_on: bool,
     /// The last turn had completions.
     had_completions: bool,
+    /// Sends that the kernel was given after it. Each is a completion, most of them at once.
+    sends: usize,
     /// Pages of verdicts that were asked for in this turn.
     #[expect(clippy::vec_box, reason = "they come and go as boxes")]
     verdict_pages: Vec<Box<VerdictPage>>,
@@ -218,6 +220,7 @@ impl<K: Kernel> Driver<K> {
             memory: ResidentMemory::new(),
             hears_on: false,
             had_completions: false,
+            sends: 0,
             verdict_pages: Vec::with_capacity(MESSAGES_MAX),
             kernel,
             config,
@@ -267,6 +270,7 @@ impl<K: Kernel> Driver<K> {
 
     /// First half of a turn: hands the operations to the kernel and waits for it.
     pub fn sleep(&mut self) -> anyhow::Result<()> {
+        self.sends = self.links.operations().iter().filter(|operation| matches!(operation, Operation::Send(_))).count();
         self.kernel.submit(&mut self.links)?;
         let (completions, timeout) = self.wait(self.now);
         Ok(self.kernel.enter(completions, timeout)?)
@@ -457,7 +461,7 @@ impl<K: Kernel> Driver<K> {
         self.tick_at_us = now.monotonic_us + TICK_IDLE_US;
     }
 
-    /// Lets the shard decide whether Acks wait, by how busy it was.
+    /// Lets the shard decide whether Acks and turns wait, by how busy it was.
     fn look_at_load(&mut self, now: Now) {
         self.thread_cpu_us = self.kernel.clock_us(ClockId::ThreadCPUTime);
         let (since_us, used_us) = std::mem::replace(&mut self.load, (now.monotonic_us, self.thread_cpu_us));
@@ -478,9 +482,10 @@ impl<K: Kernel> Driver<K> {
         }
         let acks_us = self.shard.acks_wait_us(now).unwrap_or(u64::MAX);
         let wait_us = self.tick_at_us.saturating_sub(now.monotonic_us).min(verdicts_us).min(acks_us);
-        if self.shard.merging.is_on() && self.had_completions {
-            // A turn that takes as many messages as there are buffers for.
-            (usize::from(self.config.receive_buffers), Duration::from_micros(wait_us.min(GATHER_US)))
+        if self.shard.gathers() && self.had_completions {
+            // A message of each link at most, unless they have much to say and come without being waited for.
+            let messages = usize::from(self.config.receive_buffers).min(self.links.in_use()).min(GATHER_MAX);
+            (messages + self.sends, Duration::from_micros(wait_us.min(GATHER_US)))
         } else {
             (1, Duration::from_micros(wait_us))
         }
@@ -706,9 +711,14 @@ mod tests {
         (driver.shard, driver.load) = (world.shard, (now.monotonic_us, driver.kernel.thread_cpu_us));
         let mut sequence = 0;
         // The share of the time since the last look counts; a look comes 100 ms after the last one.
-        for (after_us, used_us, waits) in
-            [(100_000, 74_999, false), (100_000, 75_000, true), (99_999, 0, true), (1, 0, false), (1_000_000, 599_999, false)]
-        {
+        for (after_us, used_us, waits) in [
+            (100_000, 74_999, false),
+            (100_000, 75_000, true),
+            (100_000, 35_000, true),
+            (99_999, 0, true),
+            (1, 0, false),
+            (1_000_000, 749_999, false),
+        ] {
             now.monotonic_us += after_us;
             driver.kernel.thread_cpu_us += used_us;
             driver.turn(now).expect("a turn");
@@ -720,24 +730,49 @@ mod tests {
     }
 
     #[test]
-    fn a_busy_shard_waits_for_as_many_messages_as_it_has_buffers_but_not_long() {
+    fn a_busy_shard_waits_for_a_message_of_each_link_but_not_long() {
         let (mut driver, _messages, _answers) = driver(LoneKernel::default());
-        let buffers = usize::from(driver.config.receive_buffers);
+        driver.config.receive_buffers = 32;
         let mut now = driver.now;
         driver.load = (now.monotonic_us, 0);
-        for (used_us, message, expected) in [
-            (100_000, true, (buffers, Duration::from_micros(GATHER_US))),
-            (100_000, false, (1, Duration::from_micros(TICK_IDLE_US))),
-            (0, true, (1, Duration::from_micros(TICK_IDLE_US))),
+        let gathers = |completions: usize| (completions, Duration::from_micros(GATHER_US));
+        let waits = (1, Duration::from_micros(TICK_IDLE_US));
+        for (links, used_us, message, expected) in [
+            (3, 100_000, true, gathers(3)),
+            (3, 100_000, false, waits),
+            (20, 100_000, true, gathers(GATHER_MAX)),
+            (20, 0, true, waits),
         ] {
+            while driver.links.in_use() < links {
+                driver.links.open(UnixStream::pair().expect("a socket pair").0.into());
+            }
             now.monotonic_us += LOAD_US;
             driver.kernel.thread_cpu_us += used_us;
             // Of a link that is no more: nothing but a completion.
-            driver.kernel.completions.extend(message.then_some(Completion { user_data: 1 << 56, result: 0, flags: 0 }));
+            driver.kernel.completions.extend(message.then_some(Completion { user_data: 1 << 56 | 99, result: 0, flags: 0 }));
             driver.turn(now).expect("a turn");
             driver.tick_at_us = now.monotonic_us + TICK_IDLE_US;
-            assert_eq!(driver.wait(now), expected, "{used_us} {message}");
+            assert_eq!(driver.wait(now), expected, "{links} {used_us} {message}");
         }
+        // What is sent is there at once, and no message.
+        now.monotonic_us += LOAD_US;
+        driver.kernel.thread_cpu_us += LOAD_US;
+        driver.kernel.completions.push(Completion { user_data: 1 << 56 | 99, result: 0, flags: 0 });
+        driver.turn(now).expect("a turn");
+        driver.now = now;
+        driver.links.send(0, &mut vec![1]);
+        driver.sleep().expect("a turn");
+        assert_eq!(driver.wait(now).0, GATHER_MAX + 1);
+        driver.config.receive_buffers = 2;
+        assert_eq!(driver.wait(now).0, 3);
+        // Who waits to hear more is not kept waiting, nor who is told why it ends.
+        driver.tick_at_us = now.monotonic_us + GATHER_US / 2;
+        assert_eq!(driver.wait(now).1, Duration::from_micros(GATHER_US / 2));
+        driver.hears_on = true;
+        assert_eq!(driver.wait(now), (1, Duration::ZERO));
+        driver.hears_on = false;
+        driver.shard.drain(now);
+        assert_eq!(driver.wait(now).0, 1);
     }
 
     #[test]

@@ -58,7 +58,7 @@ faults! {
     Partition = "one of two servers cut off from a node",
     Failover = "records of a server went to the other",
     AckWaited = "turn of a busy shard in which an Ack waited",
-    Gathered = "busy shard waited for several completions",
+    Gathered = "busy shard slept on for more completions",
 }
 
 /// Number of kinds.

@@ -149,14 +149,18 @@ impl SimulatedKernel {
         self.progress();
         let now_us = self.fate.now_us();
         let ready = self.posted.iter().filter(|posted| posted.ready_us <= now_us).count();
-        self.asleep_until_us <= now_us || ready >= self.awaited
+        let wakes = self.asleep_until_us <= now_us || ready >= self.awaited;
+        if !wakes && ready > 0 {
+            self.fate.happened(Fault::Gathered);
+        }
+        wakes
     }
 
     /// When the shard wakes if nothing happens, µs.
     pub fn next_us(&self) -> u64 {
         let mut ready_us: Vec<u64> = self.posted.iter().map(|posted| posted.ready_us).collect();
         ready_us.sort_unstable();
-        ready_us.get(self.awaited - 1).map_or(self.asleep_until_us, |ready_us| self.asleep_until_us.min(*ready_us))
+        ready_us.get(self.awaited.saturating_sub(1)).map_or(self.asleep_until_us, |ready_us| self.asleep_until_us.min(*ready_us))
     }
 
     /// Asserts that the shard holds no buffer: every turn gives back what it got.
@@ -406,9 +410,6 @@ impl Kernel for SimulatedKernel {
     fn enter(&mut self, completions: usize, timeout: Duration) -> io::Result<()> {
         let now_us = self.fate.now_us();
         (self.asleep_until_us, self.awaited) = (now_us, completions);
-        if completions > 1 {
-            self.fate.happened(Fault::Gathered);
-        }
         if self.fate.strikes(Fault::EnterBusy) {
             let errno = if self.fate.once_in(2) { Errno::BUSY } else { Errno::AGAIN };
             return tolerate(Err(errno.into()), &mut self.retries);
