@@ -7,7 +7,8 @@
 //! A query is asked every 50 ms; latencies of the sender are loadgen's, from the intended send time. On two cores, loadgen,
 //! the control plane and this program share the one that the shard leaves. Senders are other machines in truth, so loadgen
 //! is started with `nice -n -15` (which takes root; without, their latencies contain each other's turns, and
-//! `generator_bound` says so). What it does not do: judge the figures.
+//! `generator_bound` says so). `server_ack_us` is what the shard took from its turn's begin to the Ack, by its own histogram, whose
+//! bounds are powers of two: no sender and no other program is in it. What it does not do: judge the figures.
 
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, reason = "the result goes to standard output")]
@@ -90,7 +91,7 @@ fn main() -> Result<()> {
 /// What a run of loadgen says of the ingest.
 fn ingest(run: &Value) -> Value {
     json!({
-        "client_us": run["latency_us"]["corrected"], "records_per_second": run["records_per_second"],
+        "client_us": run["latency_us"]["corrected"], "server_ack_us": run["server_ack_us"], "records_per_second": run["records_per_second"],
         "generator_bound": run["generator_bound"], "reconciled": run["reconciled"],
     })
 }
@@ -156,16 +157,37 @@ impl Bench {
         Ok((without, idle, both))
     }
 
-    /// One run of loadgen; its JSON.
+    /// One run of loadgen; its JSON, and what the server took for its Acks.
     fn load(&self, mode: &[&str], seconds: u64) -> Result<Value> {
         let json = self.folder.path().join("result.json");
         let mut command = Command::new("nice");
         command.args(["-n", "-15"]).arg(&self.loadgen);
         command.args(["--target", &self.ingest.to_string(), "--raw", "--congestion", "cubic", "--warmup", "1s"]);
         command.args(["--pin", "--cpus", &self.cpu.to_string(), "--duration", &format!("{seconds}s"), "--json"]);
+        let before = self.acks()?;
         let output = command.arg(&json).args(mode).stdin(Stdio::null()).output().context("cannot start loadgen")?;
         ensure!(output.status.success(), "loadgen: {}", String::from_utf8_lossy(&output.stderr));
-        read_json(&json)
+        let mut run = read_json(&json)?;
+        let buckets: Vec<(f64, u64)> =
+            self.acks()?.into_iter().zip(before).map(|((bound, after), (_, before))| (bound, after - before)).collect();
+        let acks = buckets.last().map_or(0, |(_, count)| *count);
+        let within = |part: f64| buckets.iter().find(|(_, count)| *count as f64 >= acks as f64 * part).map(|(us, _)| *us);
+        run["server_ack_us"] = json!({ "acks": acks, "p50": within(0.5), "p99": within(0.99), "p999": within(0.999) });
+        Ok(run)
+    }
+
+    /// Acks so far that took so many microseconds or less, by the bounds of the server's histogram.
+    fn acks(&self) -> Result<Vec<(f64, u64)>> {
+        let page = get(self.status, "/metrics")?;
+        let buckets = page.lines().filter_map(|line| line.strip_prefix("postanalytics_ack_latency_seconds_bucket{"));
+        buckets
+            .map(|line| {
+                let (labels, count) = line.rsplit_once(' ').context("a sample has a value")?;
+                let bound = labels.split("le=\"").nth(1).and_then(|rest| rest.split('"').next());
+                let seconds: f64 = bound.context("a bucket has a bound")?.replace("+Inf", "inf").parse()?;
+                Ok((seconds * 1e6, count.parse::<f64>()? as u64))
+            })
+            .collect()
     }
 
     /// Sends records of the source with many, evenly, until told to stop.
