@@ -8,7 +8,8 @@
 //! the control plane and this program share the one that the shard leaves. Senders are other machines in truth, so loadgen
 //! is started with `nice -n -15` (which takes root; without, their latencies contain each other's turns, and
 //! `generator_bound` says so). `server_ack_us` is what the shard took from its turn's begin to the Ack, by its own histogram, whose
-//! bounds are powers of two: no sender and no other program is in it. What it does not do: judge the figures.
+//! bounds are powers of two, warm-up included: the senders are not in it, nor is what waits in the sockets while a turn with a slice of
+//! a query goes on, which is as long as that turn. What it does not do: judge the figures.
 
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, reason = "the result goes to standard output")]
@@ -144,11 +145,7 @@ impl Bench {
         let idle = self.queries(&|| begun.elapsed() < Duration::from_secs(seconds))?;
         let over = AtomicBool::new(false);
         let both = std::thread::scope(|scope| {
-            let queries = scope.spawn(|| {
-                // Within the warm-up nothing is measured.
-                std::thread::sleep(Duration::from_millis(1500));
-                self.queries(&|| !over.load(Ordering::Relaxed))
-            });
+            let queries = scope.spawn(|| self.queries(&|| !over.load(Ordering::Relaxed)));
             let with = self.load(&["--rate", rate], seconds);
             over.store(true, Ordering::Relaxed);
             let queries = queries.join().unwrap_or_else(|_| bail!("the thread of the queries panicked"));
@@ -178,6 +175,8 @@ impl Bench {
 
     /// Acks so far that took so many microseconds or less, by the bounds of the server's histogram.
     fn acks(&self) -> Result<Vec<(f64, u64)>> {
+        // The server publishes them once a second.
+        std::thread::sleep(Duration::from_millis(1200));
         let page = get(self.status, "/metrics")?;
         let buckets = page.lines().filter_map(|line| line.strip_prefix("postanalytics_ack_latency_seconds_bucket{"));
         buckets

@@ -55,6 +55,8 @@ pub struct Connection {
     pub ack_waits: bool,
     /// Monotonic time of the last turn that brought a batch for it while it waited.
     pub ack_turn_us: u64,
+    /// Number of the look at what came in before which its last batch came.
+    pub seen_look: u32,
     /// A Stats frame with this token is owed.
     pub stats_due: Option<u64>,
     /// Where the verdict snapshot goes on; `None` when it is complete.
@@ -85,6 +87,7 @@ impl Connection {
             ack_since_us: 0,
             ack_waits: false,
             ack_turn_us: 0,
+            seen_look: 0,
             stats_due: None,
             snapshot_from: Some(0),
             snapshot_begins: true,

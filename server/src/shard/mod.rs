@@ -475,9 +475,9 @@ impl Shard {
         Some(if go { 0 } else { (self.waiting_since_us + ACK_WAIT_US).saturating_sub(now.monotonic_us) })
     }
 
-    /// Whether turns wait for several messages: not while there is more to say as soon as something was sent.
-    pub const fn gathers(&self) -> bool {
-        self.merging.turns_wait() && !self.draining && self.snapshots.is_empty()
+    /// For how many messages a turn waits, if it does: not while there is more to say as soon as something was sent.
+    pub fn gathered(&self) -> Option<u32> {
+        self.merging.gathered().filter(|_| !self.draining && self.snapshots.is_empty())
     }
 
     /// Ends a turn: at most one Ack per connection, verdicts to all. Returns how many Acks are going out for what came in this turn.
@@ -800,7 +800,12 @@ impl Shard {
     /// A batch of so many bytes is to be acknowledged.
     fn owe_ack(&mut self, link: u32, connection: &mut Connection, body_bytes: u32, now: Now) {
         let is_large = body_bytes >= ACK_AT_ONCE_BYTES;
-        *(if is_large { &mut self.merging.large } else { &mut self.merging.small }) += 1;
+        let intake = &mut self.merging.intake;
+        *(if is_large { &mut intake.large } else { &mut intake.small }) += 1;
+        intake.bytes += u64::from(body_bytes);
+        if std::mem::replace(&mut connection.seen_look, self.merging.looks) != self.merging.looks {
+            intake.connections += 1;
+        }
         let may_wait = self.merging.acks_wait() && !is_large;
         let is_first = connection.ack_since_us == 0;
         if is_first {

@@ -631,7 +631,9 @@ fn acks_of_small_batches_wait_for_others() {
         assert_eq!(world.shard.acks_wait_us(world.now), Some(ACK_WAIT_US - sequence * 100));
     }
     assert_eq!(acks_of(&world.turn(0)), [turns - 1], "one for all, after its time");
-    assert_eq!((world.shard.merging.small, world.shard.merging.large), (turns - 1, 0));
+    let intake = world.shard.merging.intake;
+    assert_eq!((intake.small, intake.large, intake.connections), (turns - 1, 0, 1));
+    assert!((40 * turns..400 * turns).contains(&intake.bytes), "{intake:?}");
     assert_eq!(world.shard.stats().records_stored, turns - 1);
     // The next one waits as long as the first, and no longer than the shard is busy.
     world.send(0, &frame(turns, &["/a"]));
@@ -707,7 +709,7 @@ fn a_large_duplicate_is_acknowledged_at_once() {
     world.shard.merging.look(1, 1, 0);
     world.send(0, &bytes);
     assert_eq!(acks_of(&world.turn(0)), [1]);
-    assert_eq!((world.shard.merging.small, world.shard.merging.large), (0, 1));
+    assert_eq!((world.shard.merging.intake.small, world.shard.merging.intake.large), (0, 1));
 }
 
 #[test]

@@ -5,7 +5,7 @@
 //! line of the log, of which there are few: that is made here, and written by another thread.
 
 use super::derived::DerivedSender;
-use super::merging::{GATHER_MAX, GATHER_US};
+use super::merging::GATHER_US;
 use super::messages::{FromShard, MESSAGES_MAX, ShardHandle, ToShard, Topology, VerdictPage};
 use super::page::StatsPage;
 use super::{Command, Now, Shard, Usage};
@@ -482,12 +482,13 @@ impl<K: Kernel> Driver<K> {
         }
         let acks_us = self.shard.acks_wait_us(now).unwrap_or(u64::MAX);
         let wait_us = self.tick_at_us.saturating_sub(now.monotonic_us).min(verdicts_us).min(acks_us);
-        if self.shard.gathers() && self.had_completions {
-            // A message of each link at most, unless they have much to say and come without being waited for.
-            let messages = usize::from(self.config.receive_buffers).min(self.links.in_use()).min(GATHER_MAX);
-            (messages + self.sends, Duration::from_micros(wait_us.min(GATHER_US)))
-        } else {
-            (1, Duration::from_micros(wait_us))
+        match self.shard.gathered().filter(|_| self.had_completions) {
+            // Who has much to say is there without being waited for.
+            Some(messages) => {
+                let messages = messages.min(self.config.receive_buffers.into()) as usize;
+                ((messages + self.sends).max(1), Duration::from_micros(wait_us.min(GATHER_US)))
+            }
+            None => (1, Duration::from_micros(wait_us)),
         }
     }
 
@@ -730,39 +731,40 @@ mod tests {
     }
 
     #[test]
-    fn a_busy_shard_waits_for_a_message_of_each_link_but_not_long() {
+    fn a_busy_shard_waits_for_a_message_of_each_sender_but_not_long() {
         let (mut driver, _messages, _answers) = driver(LoneKernel::default());
         driver.config.receive_buffers = 32;
         let mut now = driver.now;
         driver.load = (now.monotonic_us, 0);
         let gathers = |completions: usize| (completions, Duration::from_micros(GATHER_US));
         let waits = (1, Duration::from_micros(TICK_IDLE_US));
-        for (links, used_us, message, expected) in [
+        for (senders, used_us, message, expected) in [
             (3, 100_000, true, gathers(3)),
             (3, 100_000, false, waits),
-            (20, 100_000, true, gathers(GATHER_MAX)),
+            (20, 100_000, true, gathers(16)),
+            (0, 100_000, true, gathers(1)),
             (20, 0, true, waits),
         ] {
-            while driver.links.in_use() < links {
-                driver.links.open(UnixStream::pair().expect("a socket pair").0.into());
-            }
             now.monotonic_us += LOAD_US;
             driver.kernel.thread_cpu_us += used_us;
+            driver.shard.merging.intake.connections = senders;
             // Of a link that is no more: nothing but a completion.
             driver.kernel.completions.extend(message.then_some(Completion { user_data: 1 << 56 | 99, result: 0, flags: 0 }));
             driver.turn(now).expect("a turn");
             driver.tick_at_us = now.monotonic_us + TICK_IDLE_US;
-            assert_eq!(driver.wait(now), expected, "{links} {used_us} {message}");
+            assert_eq!(driver.wait(now), expected, "{senders} {used_us} {message}");
         }
         // What is sent is there at once, and no message.
         now.monotonic_us += LOAD_US;
         driver.kernel.thread_cpu_us += LOAD_US;
+        driver.shard.merging.intake.connections = 20;
         driver.kernel.completions.push(Completion { user_data: 1 << 56 | 99, result: 0, flags: 0 });
         driver.turn(now).expect("a turn");
         driver.now = now;
-        driver.links.send(0, &mut vec![1]);
+        let link = driver.links.open(UnixStream::pair().expect("a socket pair").0.into());
+        driver.links.send(link, &mut vec![1]);
         driver.sleep().expect("a turn");
-        assert_eq!(driver.wait(now).0, GATHER_MAX + 1);
+        assert_eq!(driver.wait(now).0, 16 + 1);
         driver.config.receive_buffers = 2;
         assert_eq!(driver.wait(now).0, 3);
         // Who waits to hear more is not kept waiting, nor who is told why it ends.

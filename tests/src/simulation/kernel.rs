@@ -160,7 +160,7 @@ impl SimulatedKernel {
     pub fn next_us(&self) -> u64 {
         let mut ready_us: Vec<u64> = self.posted.iter().map(|posted| posted.ready_us).collect();
         ready_us.sort_unstable();
-        ready_us.get(self.awaited.saturating_sub(1)).map_or(self.asleep_until_us, |ready_us| self.asleep_until_us.min(*ready_us))
+        ready_us.get(self.awaited - 1).map_or(self.asleep_until_us, |ready_us| self.asleep_until_us.min(*ready_us))
     }
 
     /// Asserts that the shard holds no buffer: every turn gives back what it got.

@@ -169,7 +169,7 @@ fn memory_is_held_against_what_is_available_here_and_in_the_group() {
     expect("plan", Judgement::NotFine, &["larger than the memory"], &arena("9"), &facts());
     // Of 4 GB, detectors need another 0.59.
     expect("memory", Judgement::Fine, &[], &arena("4"), &available(5));
-    expect("memory", Judgement::Warning, &["keys of 607 MiB", "at most 3.26"], &with_detectors("4"), &available(5));
+    expect("memory", Judgement::Warning, &["keys of 607 MiB", "at most 3.25"], &with_detectors("4"), &available(5));
     // Reserved huge pages are not part of MemAvailable, and the arena lies on them.
     expect("memory", Judgement::Fine, &[], &arena("4"), &Facts { huge_pages_free: 2048, ..available(1) });
 }
