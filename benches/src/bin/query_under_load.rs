@@ -6,8 +6,9 @@
 //!
 //! A query is asked every 50 ms; latencies of the sender are loadgen's, from the intended send time. On two cores, loadgen,
 //! the control plane and this program share the one that the shard leaves. Senders are other machines in truth, so loadgen
-//! is started with `nice -n -15` (which takes root; without, their latencies contain each other's turns, and
-//! `generator_bound` says so). `server_ack_us` is what the shard took from its turn's begin to the Ack, by its own histogram, whose
+//! is started with `nice -n -15` (which takes root; without, their latencies contain each other's turns, and `generator_bound`
+//! says so). With `--fifo` it has the core whenever it wants it: its latencies are then those of machines of their own, and the queries
+//! wait for what it leaves. `server_ack_us` is what the shard took from its turn's begin to the Ack, by its own histogram, whose
 //! bounds are powers of two, warm-up included: the senders are not in it, nor is what waits in the sockets while a turn with a slice of
 //! a query goes on, which is as long as that turn. What it does not do: judge the figures.
 
@@ -53,6 +54,9 @@ struct Arguments {
     /// CPU that loadgen is pinned to; the server's shard takes another
     #[arg(long, default_value_t = 0)]
     cpu: usize,
+    /// Let loadgen have its CPU before all others (chrt --fifo 1, as root): shows what queries cost senders, not how fast they are
+    #[arg(long)]
+    fifo: bool,
 }
 
 fn main() -> Result<()> {
@@ -104,6 +108,7 @@ struct Bench {
     ingest: SocketAddr,
     status: SocketAddr,
     cpu: usize,
+    fifo: bool,
     folder: tempfile::TempDir,
 }
 
@@ -127,7 +132,7 @@ impl Bench {
             .stdout(Stdio::null())
             .spawn()
             .with_context(|| format!("cannot start {}: build it with cargo build --release --bins", program.display()))?;
-        let bench = Self { server, loadgen, ingest, status, cpu: arguments.cpu, folder };
+        let bench = Self { server, loadgen, ingest, status, cpu: arguments.cpu, fifo: arguments.fifo, folder };
         let begun = Instant::now();
         while !get(status, "/ready").is_ok_and(|body| body.contains("true")) {
             ensure!(begun.elapsed() < Duration::from_secs(60), "the server was not ready within 60 s");
@@ -158,7 +163,13 @@ impl Bench {
     fn load(&self, mode: &[&str], seconds: u64) -> Result<Value> {
         let json = self.folder.path().join("result.json");
         let mut command = Command::new("nice");
-        command.args(["-n", "-15"]).arg(&self.loadgen);
+        command.args(["-n", "-15"]);
+        // Not at its maximum: then nobody else would ever have the core.
+        if self.fifo && mode.contains(&"--rate") {
+            command = Command::new("chrt");
+            command.args(["--fifo", "1"]);
+        }
+        command.arg(&self.loadgen);
         command.args(["--target", &self.ingest.to_string(), "--raw", "--congestion", "cubic", "--warmup", "1s"]);
         command.args(["--pin", "--cpus", &self.cpu.to_string(), "--duration", &format!("{seconds}s"), "--json"]);
         let before = self.acks()?;
