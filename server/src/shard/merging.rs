@@ -8,7 +8,7 @@
 pub const ACK_WAIT_US: u64 = 2_000;
 /// The Ack of a batch of so many bytes waits for none: it is cheap beside the batch, and the peer's window is worth more.
 pub const ACK_AT_ONCE_BYTES: u32 = 16 << 10;
-/// Most that a turn waits for more messages than one, µs, if something came in the last turn.
+/// Most that a turn waits for more messages than one, µs, if the last turn had any completion.
 pub const GATHER_US: u64 = 100;
 /// Most messages that it waits for; more gain no more.
 pub const GATHER_MAX: u32 = 16;
